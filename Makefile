@@ -1,0 +1,35 @@
+# Everything runs in .venv, which the first command makes. Another interpreter: make PYTHON=python3.12 test
+PYTHON ?= python3
+
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: $(INSTALLED)  ## train a ResNet-20 on real images and record its trajectory: two minutes on two cores
+	$(BIN)/python -m recipes.resnet.train fit --config recipes/resnet/demo.yaml
+	@printf '\nSee it in TensorBoard:\n\n    $(BIN)/tensorboard --logdir logs\n\n'
+
+test: $(INSTALLED)  ## lint, types and tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+bench: $(INSTALLED)  ## what recording costs, in multiples of something understood
+	@for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done
+
+clean:  ## remove the environment and the caches; logs stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("lightning_traj needs Python 3.11 or later, and \
+	$(PYTHON) is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,recipes,bench]'
+	@touch $@

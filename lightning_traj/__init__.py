@@ -1,0 +1,48 @@
+"""How directional is the path of an optimizer? Trajectories of neural networks, recorded while they train."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from lightning_traj import measures
+    from lightning_traj.callback import TrajectoryCallback
+    from lightning_traj.gram import RunningGram
+    from lightning_traj.schedule import EveryNEpochs, EveryNSteps
+    from lightning_traj.sketch import CountSketch
+    from lightning_traj.trajectory import Trajectory
+
+_HOMES = {
+    "CountSketch": "sketch",
+    "EveryNEpochs": "schedule",
+    "EveryNSteps": "schedule",
+    "RunningGram": "gram",
+    "Trajectory": "trajectory",
+    "TrajectoryCallback": "callback",
+}
+
+__all__ = [
+    "CountSketch",
+    "EveryNEpochs",
+    "EveryNSteps",
+    "RunningGram",
+    "Trajectory",
+    "TrajectoryCallback",
+    "measures",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: importing the package alone loads neither torch nor Lightning."""
+    if name == "measures":
+        return import_module("lightning_traj.measures")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,369 @@
+"""TrajectoryCallback: translates Lightning's hooks for the recorder, and little else."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from lightning_traj import report, tensorboard
+from lightning_traj.blocks import Patterns
+from lightning_traj.recorder import Recorder
+from lightning_traj.schedule import EveryNEpochs, Schedule
+from lightning_traj.trajectory import Trajectory
+
+
+class TrajectoryCallback(Callback):
+    """Records the trajectory of the parameters, and logs how directional it is.
+
+    Snapshots are θ_0, before the first optimizer step, and then by ``schedule``. At the end of each epoch (with a step
+    schedule also within it, no more often than ``Trainer(log_every_n_steps=…)``) the measures go to all loggers,
+    pictures to those that take them, and everything to ``<name>.safetensors`` beside the logs. Training is the same
+    to the last bit as without it; once it runs, whatever fails here warns, and training goes on.
+
+    Args:
+        schedule: When to take a snapshot: ``EveryNEpochs(n)`` or ``EveryNSteps(n)``.
+        snapshot: ``"sketch"`` keeps ``sketch_dim`` numbers a block, and answers with standard errors; ``"full"`` writes the
+            parameters themselves to files beside the logs, and answers exactly.
+        sketch_dim: Length of a block's sketch; blocks that are no longer are kept whole. Standard errors fall as its
+            inverse square root.
+        blocks: What is a block: ``"tensor"``, each parameter tensor.
+        include: Glob pattern or patterns over parameter names: what is recorded. None: every floating-point parameter.
+        exclude: The same for what is not recorded.
+        max_snapshots: Past this many, every second snapshot between the first and the latest is dropped, and from then on
+            every second one is kept. At least 4.
+        seed: Of the sketch; runs can be compared with each other where it and ``sketch_dim`` are the same.
+        dirpath: Folder of the files; default: beside the logs.
+        name: Prefix of the tags, stem of the file. Two callbacks in one Trainer need different names.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong (at once), or the model or the checkpoint does not go with it (before
+            training starts).
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_traj import TrajectoryCallback
+        >>> trainer = Trainer(callbacks=[TrajectoryCallback()], logger=False)
+
+    Monitors: ``traj/mds``, ``traj/param_norm``, ``traj/displacement`` and ``traj/path_length`` are always defined. Others are
+    missing or undefined at first: monitor them with ``EarlyStopping(check_finite=False, strict=False)``.
+    """
+
+    def __init__(
+        self,
+        *,
+        schedule: Schedule = EveryNEpochs(1),
+        snapshot: Literal["sketch", "full"] = "sketch",
+        sketch_dim: int = 2048,
+        blocks: Literal["tensor"] = "tensor",
+        include: Patterns | None = None,
+        exclude: Patterns | None = None,
+        max_snapshots: int = 256,
+        seed: int = 0,
+        dirpath: str | os.PathLike[str] | None = None,
+        name: str = "traj",
+    ) -> None:
+        _check_arguments(schedule, snapshot, sketch_dim, blocks, include, exclude, max_snapshots, seed, dirpath, name)
+        self.schedule = schedule
+        self.name = name
+        self.dirpath = None if dirpath is None else Path(dirpath)
+        self._recorder = Recorder(
+            snapshot=snapshot,
+            sketch_dim=sketch_dim,
+            include=include,
+            exclude=exclude,
+            max_snapshots=max_snapshots,
+            seed=seed,
+        )
+        self._trajectory: Trajectory | None = None
+        self._restored: Mapping[str, Any] | None = None
+        self._steps = 0
+        self._logged = 0  # scheduled snapshots at the last log
+        self._logged_at = 0  # and the batches
+        self._summary: dict[str, float] = {}
+        self._file: Path | None = None
+        self._monitored = False
+        self._hooks: list[Any] = []
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._warned: set[str] = set()
+
+    @property
+    def state_key(self) -> str:
+        """Key of this callback's state in checkpoints: by name, so that several live side by side."""
+        return self._generate_state_key(name=self.name)
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The Trajectory so far.
+
+        Raises:
+            RuntimeError: nothing has been recorded yet.
+        """
+        if len(self._recorder):
+            self._collect()
+        if self._trajectory is None:
+            raise RuntimeError(f"TrajectoryCallback(name={self.name!r}) has recorded nothing yet: it begins with fit.")
+        return self._trajectory
+
+    # Before training
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        # Not by type: Trainers of lightning and pytorch_lightning hold callbacks of either.
+        names = [callback.name for callback in trainer.callbacks if isinstance(callback, TrajectoryCallback)]
+        if names.count(self.name) > 1:
+            raise ValueError(f"name={self.name!r} is that of two TrajectoryCallbacks in one Trainer: give each its own.")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Only here is everything restored, under every strategy, and nothing trained yet.
+        recorder, parameters = self._recorder, dict(pl_module.named_parameters())
+        restored, self._restored = self._restored, None
+        folder = self._folder(trainer)
+        recorder.snapshots.folder = folder / f"{self.name}-snapshots"
+        if restored is not None:
+            self._load(restored)
+        elif trainer.global_step == 0 or not len(recorder):
+            if trainer.global_step:
+                rank_zero_warn(f"{self.name}: the checkpoint holds no trajectory; it begins here, at step 0 of its own.")
+            self._begin()
+        recorder.check(parameters)
+        self._check_trainer(trainer, parameters)
+        cost = recorder.prepare(parameters)
+        stem = "trajectory" if self.name == "traj" else self.name
+        self._file = None if trainer.fast_dev_run else folder / f"{stem}.safetensors"
+        if restored is None and not len(recorder):
+            self._set_aside()
+        self._warned = set()
+        self._monitored = self._is_monitored(trainer)
+        self._logged_at = trainer.fit_loop.epoch_loop._batches_that_stepped
+        for optimizer in trainer.optimizers:
+            # It alone counts the steps really taken: with accumulation, manual optimisation, and skipped ones.
+            self._hooks.append(optimizer.register_step_post_hook(partial(self._on_optimizer_step, trainer, pl_module)))
+        rank_zero_info(f"{self.name}: {cost}")
+        if not any(_is_lazy(parameter) for parameter in parameters.values()):
+            self._record_initial(trainer, pl_module)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if not len(self._recorder) and not self._steps:  # lazy parameters have their values only now
+            self._record_initial(trainer, pl_module)
+
+    # During training
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        new = self._recorder.scheduled - self._logged
+        batches = trainer.fit_loop.epoch_loop._batches_that_stepped
+        # As often as Lightning logs, at most; and ever more rarely, so that all logs together stay cheap.
+        if trainer.log_every_n_steps and batches - self._logged_at >= trainer.log_every_n_steps:
+            if new and 16 * new >= self._recorder.scheduled:
+                self._guarded("logging", self._log, trainer, batches)
+        if self._monitored:  # checks within an epoch need a value, from the first on
+            self._log_monitors(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.schedule.due_after_epoch(trainer.current_epoch + 1):
+            self._record(trainer, pl_module)
+        if self._recorder.scheduled > self._logged:
+            # The step at which Lightning draws what is logged at the end of an epoch.
+            step = max(0, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
+            self._guarded("logging", self._log, trainer, step)
+        self._log_monitors(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._remove_hooks()
+        if len(self._recorder):
+            self._guarded("logging hyperparameters", self._log_hyperparameters, trainer)
+            self._guarded("saving", self._save, trainer, sketches=True)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and self._trajectory is not None and not trainer.fast_dev_run:
+            self._guarded("the summary", report.print_summary, self._trajectory, self.name, self._file, trainer.loggers)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._remove_hooks()
+        if len(self._recorder):
+            self._guarded("saving", self._save, trainer, sketches=True)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._remove_hooks()
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        if not len(self._recorder):
+            return {}
+        return {**self._recorder.state_dict(), "schedule": repr(self.schedule), "optimizer_steps": self._steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = state_dict or None  # taken up when training starts, where the folder is known
+
+    # Inside
+
+    def _begin(self) -> None:
+        self._recorder.clear()
+        self._trajectory = None
+        self._summary = {}
+        self._steps = self._logged = 0
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        if (theirs := state["schedule"]) != repr(self.schedule):
+            raise ValueError(
+                f"schedule={self.schedule!r} differs from schedule={theirs}, with which the trajectory in the checkpoint was "
+                f"recorded: pass schedule={theirs} to go on with it, or another name= to begin a new one."
+            )
+        self._begin()
+        self._recorder.load_state_dict(state)
+        self._steps = state["optimizer_steps"]
+        self._logged = self._recorder.scheduled
+
+    def _check_trainer(self, trainer: Trainer, parameters: Mapping[str, Any]) -> None:
+        if any(hasattr(parameter, "placements") for parameter in parameters.values()):
+            raise ValueError("the model's parameters are sharded (DTensor), which is not supported: use DDP or one device.")
+        if self._recorder.snapshot == "full" and trainer.world_size > 1:
+            raise ValueError(f'snapshot="full" works on one device, not on {trainer.world_size}: use snapshot="sketch".')
+
+    def _record_initial(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not len(self._recorder):
+            self._record(trainer, pl_module)
+        self._guarded("measuring", self._collect)
+
+    def _record(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        parameters = dict(pl_module.named_parameters())
+        self._guarded("recording", self._recorder.record, parameters, self._steps, _completed_epochs(trainer))
+
+    def _on_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._steps += 1
+        if self.schedule.due_after_step(self._steps):
+            self._record(trainer, pl_module)
+
+    def _collect(self) -> None:
+        trajectory, dropped = self._recorder.collect()
+        if dropped:
+            self._warn("recording", f"{len(dropped)} snapshots with non-finite entries were left out, at steps {dropped}")
+        if len(trajectory):
+            self._trajectory = trajectory
+            self._summary = trajectory.summary()
+
+    def _log(self, trainer: Trainer, step: int) -> None:
+        self._logged = self._recorder.scheduled
+        self._logged_at = trainer.fit_loop.epoch_loop._batches_that_stepped
+        self._collect()
+        trajectory = self._trajectory
+        if trajectory is None or not trainer.is_global_zero:
+            return
+        self._guarded("saving", self._save, trainer)
+        folder = None if self._file is None else self._file.parent
+        tensorboard.log_trajectory(trainer.loggers, trajectory, self._summary, step, prefix=self.name, folder=folder)
+
+    def _log_monitors(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.barebones:
+            values = {f"{self.name}/{key}": value for key, value in self._summary.items() if value == value}
+            pl_module.log_dict(values, logger=False)
+
+    def _log_hyperparameters(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            tensorboard.log_hyperparameters(trainer.loggers, self._summary, prefix=self.name)
+
+    def _save(self, trainer: Trainer, sketches: bool = False) -> None:
+        if sketches:
+            self._collect()
+        if self._file is None or self._trajectory is None or not trainer.is_global_zero:
+            return
+        rows = self._recorder.rows() if sketches else None
+        (self._trajectory if rows is None else self._trajectory.with_sketches(rows)).save(self._file)
+
+    def _set_aside(self) -> None:
+        """A file of an earlier run in the same folder (a run without a logger, say) is kept under another name."""
+        if self._file is not None and self._file.exists():
+            count = 1
+            while (other := self._file.with_name(f"{self._file.stem}-v{count}.safetensors")).exists():
+                count += 1
+            self._guarded("keeping an earlier file", self._file.rename, other)
+
+    def _folder(self, trainer: Trainer) -> Path:
+        if trainer.fast_dev_run:  # leaves nothing behind
+            self._temporary = tempfile.TemporaryDirectory(prefix="lightning_traj-")
+            return Path(self._temporary.name)
+        beside_logs = tensorboard.log_folder(trainer.loggers) or Path(trainer.default_root_dir)
+        return self.dirpath or Path(trainer.strategy.broadcast(beside_logs))
+
+    def _is_monitored(self, trainer: Trainer) -> bool:
+        watchers = [*trainer.callbacks, *trainer.lr_scheduler_configs]
+        return any(str(getattr(watcher, "monitor", "")).startswith(f"{self.name}/") for watcher in watchers)
+
+    def _remove_hooks(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def _guarded(self, what: str, do: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """An observer never breaks the run that it observes: what fails warns once, and training goes on."""
+        try:
+            do(*args, **kwargs)
+        except Exception as error:
+            self._warn(what, f"{what} failed with {type(error).__name__}: {error}")
+
+    def _warn(self, what: str, message: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            with suppress(Warning):  # also where warnings are errors
+                rank_zero_warn(f"{self.name}: {message}. Training goes on; this is said once.")
+
+
+def _completed_epochs(trainer: Trainer) -> float:
+    """Completed epochs, with the fraction of the running one; 0 as the fraction where its length is unknown."""
+    loop = trainer.fit_loop.epoch_loop
+    batches = trainer.num_training_batches
+    if loop.batch_progress.current.ready == 0 or batches == float("inf") or not batches:
+        return float(trainer.current_epoch)
+    return trainer.current_epoch + loop.batch_progress.current.ready / batches
+
+
+def _is_lazy(parameter: Any) -> bool:
+    from torch.nn.parameter import is_lazy
+
+    return bool(is_lazy(parameter))
+
+
+def _check_arguments(
+    schedule: object,
+    snapshot: object,
+    sketch_dim: object,
+    blocks: object,
+    include: object,
+    exclude: object,
+    max_snapshots: object,
+    seed: object,
+    dirpath: object,
+    name: object,
+) -> None:
+    """Raise for a wrong argument, naming it, its value and the remedy."""
+    if not isinstance(schedule, Schedule) or isinstance(schedule, type):
+        raise TypeError(f"schedule={schedule!r} is no schedule: pass EveryNEpochs(n) or EveryNSteps(n).")
+    for argument, value, choices in (("snapshot", snapshot, ("sketch", "full")), ("blocks", blocks, ("tensor",))):
+        if value not in choices:
+            raise ValueError(f"{argument}={value!r}: pass {' or '.join(map(repr, choices))}.")
+    for argument, value, least in (("sketch_dim", sketch_dim, 1), ("max_snapshots", max_snapshots, 4), ("seed", seed, None)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{argument}={value!r} is no integer: pass an int.")
+        if least is not None and value < least:
+            raise ValueError(f"{argument}={value}: pass at least {least}.")
+    for argument, patterns in (("include", include), ("exclude", exclude)):
+        listed = [patterns] if isinstance(patterns, str) or patterns is None else patterns
+        if not isinstance(listed, (list, tuple)) or not all(p is None or isinstance(p, str) for p in listed):
+            raise TypeError(f"{argument}={patterns!r}: pass a glob pattern such as \"*.weight\", a list of them, or None.")
+    if dirpath is not None and not isinstance(dirpath, (str, os.PathLike)):
+        raise TypeError(f"dirpath={dirpath!r} is no path: pass a str or a Path, or None for the folder of the logs.")
+    if not isinstance(name, str):
+        raise TypeError(f'name={name!r} is no string: pass one such as "traj".')
+    if not name or name.strip("._-") == "" or not all(c.isalnum() or c in "._-" for c in name):
+        raise ValueError(f"name={name!r}: pass letters, digits, '.', '_' and '-'; it is part of tags and of file names.")

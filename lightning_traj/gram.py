@@ -1,0 +1,239 @@
+"""The running Gram matrix: rows of snapshots in, inner products out, all of it on the device of the rows.
+
+Kept is the Gram matrix of θ_0 and the displacements d_t = θ_t − θ_0, one a block,
+
+    H = Gram(θ_0, d_1, …, d_T)     [blocks, n, n]
+
+because late updates are 1e-3 to 1e-6 of θ, which inner products of θ alone lose. Everything else is a linear
+change of basis of H (``snapshot_gram``, ``displacement_gram``) that adds and never cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+Matrix = TypeVar("Matrix", Tensor, np.ndarray)
+
+LOCAL_VECTORS = ("snapshot", "displacement", "update", "previous_update")  # the vectors of a local Gram matrix
+CHUNK = 524_288  # entries: two float64 scratch rows of it stay in a CPU's cache, and the launches are few
+
+
+def snapshot_gram(anchored: Matrix) -> Matrix:
+    """G_ij = ⟨θ_i, θ_j⟩ from H, since θ_i = θ_0 + d_i: sums of at most four entries, shape [..., n, n]."""
+    cross = anchored[..., :1, :] * 1.0
+    cross[..., 0] = 0.0
+    return displacement_gram(anchored) + cross + cross.swapaxes(-1, -2) + anchored[..., :1, :1]
+
+
+def displacement_gram(anchored: Matrix) -> Matrix:
+    """The Gram matrix about θ_0, ⟨d_i, d_j⟩, from H: row and column 0 are zero, shape [..., n, n]."""
+    relative = anchored * 1.0
+    relative[..., 0, :] = 0.0
+    relative[..., :, 0] = 0.0
+    return relative
+
+
+class RunningGram(Metric):
+    """Gram matrix of a growing sequence of snapshots, block by block.
+
+    A snapshot is given as one 1-D tensor a block, the whole of it (``exact=True``) or its sketch. ``update`` never
+    waits for the device. A snapshot with a non-finite entry leaves zeros, and False among ``finite``; drop it
+    with ``keep``. Blocks that appear late count as constant before their first value.
+
+    Args:
+        exact: False keeps a copy of the displacements in float32, whose Gram matrix is accumulated in float64, all new
+            rows at once when it is asked for. True keeps the given tensors themselves (they may be memory-mapped
+            files), and takes differences and inner products in float64 as they come.
+        storage: Device that keeps the rows and the Gram matrix; default: the device of the rows.
+        kwargs: For ``torchmetrics.Metric``.
+
+    Example:
+        >>> import torch
+        >>> gram = RunningGram(exact=True)
+        >>> gram.update([torch.tensor([3.0, 4.0])])
+        >>> gram.update([torch.tensor([3.0, 5.0])])
+        >>> gram.compute()
+        tensor([[[25., 29.],
+                 [29., 34.]]], dtype=torch.float64)
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    base: list[Tensor]
+    rows: list[Tensor]
+    latest: list[Tensor]
+    before: list[Tensor]
+    local: list[Tensor]
+    finite: list[Tensor]
+    anchored: Tensor
+
+    def __init__(self, *, exact: bool = False, storage: torch.device | str | None = None, **kwargs: Any) -> None:
+        # Summing over ranks is the recorder's: a metric that synchronised itself would count replicas twice.
+        super().__init__(**{"sync_on_compute": False, **kwargs})
+        self.exact = exact
+        self.storage = None if storage is None else torch.device(storage)
+        self.snapshots: list[Sequence[Tensor]] = []  # exact: the given tensors [n][blocks]
+        for state in ("base", "rows", "latest", "before", "local", "finite"):
+            self.add_state(state, default=[], dist_reduce_fx=None, persistent=not exact or state in ("local", "finite"))
+        self.add_state("anchored", default=torch.zeros(0, 0, 0, dtype=torch.float64), persistent=True)
+
+    def __len__(self) -> int:
+        return len(self.local)
+
+    def update(self, row: Sequence[Tensor]) -> None:
+        """Take in the next snapshot.
+
+        Args:
+            row: 1-D tensors, one a block, always in the same order; blocks that are new come last.
+
+        Raises:
+            ValueError: a block is missing or has another length than before.
+        """
+        lengths = [piece.numel() for piece in self.base]
+        if [piece.numel() for piece in row[: len(lengths)]] != lengths or not row:
+            raise ValueError(
+                f"row has blocks of lengths {[piece.numel() for piece in row]}, where snapshots so far have {lengths}: "
+                "pass one 1-D tensor for each block, in the order of the first snapshot, new blocks last."
+            )
+        first = not self.local
+        self._add_blocks(row[len(lengths) :])
+        local = torch.stack(
+            [_local_gram(*pieces) for pieces in zip(row, self.base, self.latest, self.before, strict=True)]
+        )
+        # Non-finite entries anywhere make a diagonal entry non-finite: no second pass over the snapshot.
+        finite = torch.isfinite(local).all()
+        self.local.append(torch.where(finite, local, 0.0))
+        self.finite.append(finite)
+        if self.exact:
+            self.snapshots.append(row)
+            if not first:
+                self._extend_exactly(row)
+            self.before, self.latest = self.latest, list(row)
+            return
+        if not first:
+            displacement = torch.cat([new - base for new, base in zip(row, self.base, strict=True)])
+            self.rows.append(self._stored(torch.where(finite, displacement, 0.0).float()))
+        self.before = [torch.where(finite, now, past) for now, past in zip(self.latest, self.before, strict=True)]
+        self.latest = [torch.where(finite, new, now) for new, now in zip(row, self.latest, strict=True)]
+
+    def compute(self) -> Tensor:
+        """The Gram matrix of the snapshots, float64 [blocks, n, n] (squeezed by torchmetrics if it has one entry)."""
+        return snapshot_gram(self.compute_anchored())
+
+    def compute_anchored(self) -> Tensor:
+        """H = Gram(θ_0, d_1, …, d_T), float64 [blocks, n, n], after filling in the rows that are new."""
+        done, n = self.anchored.shape[-1], len(self)
+        if done < n:
+            grown = self._grow(len(self.base), n)
+            for b, base in enumerate(self.base):
+                displacements = self._displacements(b)  # [n - 1, k]
+                new = displacements[done - 1 :]  # [new, k]
+                products = new @ displacements.T  # [new, n - 1]
+                square = products[:, done - 1 :]
+                products[:, done - 1 :] = (square + square.T) / 2
+                grown[b, done:, 1:] = products
+                grown[b, 1:, done:] = products.T
+                grown[b, done:, 0] = grown[b, 0, done:] = new @ base.to(new.device)
+            self.anchored = grown
+        return self.anchored
+
+    def keep(self, indices: Sequence[int]) -> None:
+        """Keep these snapshots of 0 … n−1, in order and with 0 among them, and forget the others."""
+        if len(indices) == len(self):
+            return
+        done = [i for i in indices if i < self.anchored.shape[-1]]
+        at = torch.tensor(done, device=self.anchored.device)
+        self.anchored = self.anchored[:, at][:, :, at]
+        for state, shift in (("rows", 1), ("snapshots", 0), ("local", 0), ("finite", 0)):
+            kept = getattr(self, state)
+            setattr(self, state, [kept[i - shift] for i in indices if i >= shift] if kept else [])
+        self._computed = None
+
+    def _add_blocks(self, pieces: Iterable[Tensor]) -> None:
+        pieces = list(pieces)
+        if not pieces:
+            return
+        for state in (self.base, self.latest, self.before):
+            state.extend(pieces)
+        self.anchored = self._grow(len(self.base), max(1, self.anchored.shape[-1]))
+        for b, piece in enumerate(pieces, start=len(self.base) - len(pieces)):
+            self.anchored[b, 0, 0] = sum(chunk @ chunk for (chunk,) in _chunks(piece))
+
+    def _grow(self, blocks: int, n: int) -> Tensor:
+        device = self.storage or self.base[0].device
+        grown = torch.zeros(blocks, n, n, dtype=torch.float64, device=device)
+        old = self.anchored
+        grown[: old.shape[0], : old.shape[1], : old.shape[2]] = old
+        return grown
+
+    def _stored(self, row: Tensor) -> Tensor:
+        """The row where it is kept. To a host it goes without waiting: it is read only after a log has waited."""
+        if self.storage is None or self.storage == row.device:
+            return row
+        kept = torch.empty(row.shape, dtype=row.dtype, device=self.storage, pin_memory=row.is_cuda)
+        return kept.copy_(row, non_blocking=True)
+
+    def _displacements(self, block: int) -> Tensor:
+        """Displacements of one block, float64 [n − 1, k]; zero where the block came later."""
+        start = sum(piece.numel() for piece in self.base[:block])
+        size = self.base[block].numel()
+        pieces = [row[start : start + size] for row in self.rows]
+        late = sum(piece.numel() < size for piece in pieces)
+        stacked = torch.stack(pieces[late:]).double()
+        return torch.nn.functional.pad(stacked, (0, 0, late, 0)) if late else stacked
+
+    def _extend_exactly(self, row: Sequence[Tensor]) -> None:
+        """One new row of H from the stored snapshots: ⟨d_i, d⟩ = ⟨θ_i, d⟩ − ⟨θ_0, d⟩, with d taken in float64."""
+        n = len(self.snapshots)
+        self.anchored = self._grow(len(row), n)
+        for b, new in enumerate(row):
+            stored = [snapshot[b] for snapshot in self.snapshots[1:-1] if b < len(snapshot)]
+            products = torch.zeros(n, dtype=torch.float64, device=self.anchored.device)  # ⟨θ_0, d⟩, ⟨d_i, d⟩ …, ⟨d, d⟩
+            scratch = torch.empty(min(CHUNK, new.numel()), dtype=torch.float64, device=new.device)
+            start = 0
+            for theta, base in _chunks(new, self.base[b]):
+                displacement = theta - base
+                size = displacement.numel()
+                entries = [displacement @ displacement]
+                anchor = base @ displacement
+                for snapshot in stored:
+                    # Convert into a scratch row that stays in the cache: float64 products at the price of reading float32.
+                    theta_i = scratch[:size].copy_(snapshot[start : start + size])
+                    entries.append(theta_i @ displacement - anchor)
+                products[n - 1] += entries[0]
+                products[0] += anchor
+                if stored:
+                    products[n - 1 - len(stored) : n - 1] += torch.stack(entries[1:])
+                start += size
+            self.anchored[b, n - 1, :] = self.anchored[b, :, n - 1] = products
+
+    def reset(self) -> None:
+        """Forget all snapshots."""
+        super().reset()
+        self.snapshots = []
+
+    def _apply(self, fn: Any, exclude_state: Sequence[str] = ()) -> Any:
+        stay = ("rows", "anchored") if self.storage else ()
+        return super()._apply(fn, (*exclude_state, *stay))
+
+
+def _local_gram(theta: Tensor, base: Tensor, latest: Tensor, before: Tensor) -> Tensor:
+    """Gram matrix of θ_t, d_t, u_t and u_{t−1} in one block (``LOCAL_VECTORS``), float64 [4, 4]."""
+    total: Any = 0
+    for now, origin, past, earlier in _chunks(theta, base, latest, before):
+        vectors = torch.stack([now, now - origin, now - past, past - earlier])
+        total = total + vectors @ vectors.T
+    return total
+
+
+def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same stretches of several 1-D tensors, in float64."""
+    for start in range(0, tensors[0].numel(), CHUNK):
+        yield tuple(tensor[start : start + CHUNK].double() for tensor in tensors)

@@ -1,0 +1,231 @@
+"""What of a trajectory goes to which logger, and how it looks there.
+
+Scalars go to every logger, pictures to those that take them. TensorBoard is told besides how to group the charts, and
+which values belong beside the hyperparameters. Loggers are told apart by what they can do, not by type: those of
+``lightning.pytorch`` and of ``pytorch_lightning`` are different classes, and there are others.
+
+One logger that fails keeps nothing from the others: the first error is raised when all have had theirs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from math import isfinite
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_traj.table import MEASURES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lightning_traj.trajectory import Trajectory
+
+
+def log_trajectory(
+    loggers: Sequence[Any],
+    trajectory: Trajectory,
+    summary: Mapping[str, float],
+    step: int,
+    *,
+    prefix: str = "traj",
+    folder: str | PathLike[str] | None = None,
+) -> None:
+    """Log the newest values (``traj/mds``), their standard errors (``traj_stderr/mds``), and the pictures.
+
+    Args:
+        loggers: Those of the Trainer; none is fine.
+        trajectory: What the standard errors and the pictures are of.
+        summary: Its values by measure, as ``trajectory.summary()`` gives; undefined ones are left out.
+        step: On the x axis.
+        prefix: First part of the tags.
+        folder: Where pictures go as PNG files (``traj_map.png``, …) if no logger takes them; None: nowhere.
+
+    Raises:
+        Exception: the first that a logger or a picture raised, after all others have been served.
+    """
+    from lightning_traj import plot  # matplotlib is slow to import
+
+    errors = trajectory.standard_errors()
+    scalars = {f"{prefix}/{name}": value for name, value in summary.items()}
+    scalars |= {f"{prefix}_stderr/{name}": error for name, error in errors.items()}
+    figures: dict[str, Callable[[], Figure]] = {
+        f"{prefix}/map": lambda: plot.trajectory_map(trajectory, errors=errors),
+        f"{prefix}/relative_map": lambda: plot.relative_map(trajectory, errors=errors),
+        f"{prefix}/path": lambda: plot.path(trajectory),
+    }
+    _attempt(
+        [
+            lambda: log_scalars(loggers, scalars, step),
+            lambda: log_figures(loggers, figures, step, folder),
+        ]
+    )
+
+
+def log_scalars(loggers: Sequence[Any], values: Mapping[str, float], step: int) -> None:
+    """Log the finite values to every logger."""
+    finite = {tag: float(value) for tag, value in values.items() if isfinite(value)}
+    if finite:
+        _attempt(partial(logger.log_metrics, dict(finite), step=step) for logger in loggers)
+
+
+def log_figures(
+    loggers: Sequence[Any],
+    figures: Mapping[str, Callable[[], Figure]],
+    step: int,
+    folder: str | PathLike[str] | None = None,
+) -> None:
+    """Log figures, by tag, to every logger that takes pictures; as PNG files in ``folder`` where none does.
+
+    A figure is drawn once, and not at all if nobody wants it.
+    """
+    from lightning_traj import plot
+
+    takers = [take for take in map(_picture_taker, loggers) if take is not None]
+
+    def show(tag: str, draw: Callable[[], Figure]) -> None:
+        if takers:
+            pixels = plot.to_rgb(draw())
+            _attempt(partial(take, tag, pixels, step) for take in takers)
+        elif folder is not None:
+            plot.save_png(draw(), Path(folder) / f"{tag.replace('/', '_')}.png")
+
+    _attempt(partial(show, tag, draw) for tag, draw in figures.items())
+
+
+def add_layout(loggers: Sequence[Any], prefixes: Sequence[str] = ("traj",)) -> None:
+    """Group the charts in TensorBoard's Custom Scalars tab by the groups of ``MEASURES``, one chart a unit and range.
+
+    TensorBoard shows the last layout of a run: one call, with the prefixes of all callbacks, and before the user's own
+    code runs, so that a layout of theirs wins.
+    """
+
+    def add(logger: Any) -> None:
+        writer = _summary_writer(logger)
+        if writer is not None:
+            writer.add_custom_scalars(_layout(prefixes, partial(_tag, logger)))
+
+    _attempt(partial(add, logger) for logger in loggers)
+
+
+def hyperparameters(*owners: Any) -> dict[str, Any]:
+    """What Lightning logs as the hyperparameters of a module and a data module (any of which may be None)."""
+    merged: dict[str, Any] = {}
+    for owner in owners:
+        if getattr(owner, "_log_hyperparams", False):  # set by save_hyperparameters(), unless with logger=False
+            merged |= owner.hparams_initial
+    merged.pop("_class_path", None)  # LightningCLI's own
+    return merged
+
+
+def log_hyperparameters(
+    loggers: Sequence[Any],
+    hyperparameters: Mapping[str, Any],
+    prefixes: Sequence[str] = ("traj",),
+    *,
+    finished: bool = False,
+) -> None:
+    """Make the measures columns of TensorBoard's HPARAMS tab, beside the hyperparameters that the user logged.
+
+    The tab shows the last value of each column's curve, so only the columns have to be told. TensorBoard believes the
+    first list of columns that it finds in a run, and ignores all others. Hence two moments:
+
+    - Lightning writes a list of its own when training starts, with the placeholder ``hp_metric`` alone. Ours has to be there
+      before: call in ``on_fit_start``. It has ``hp_metric`` too.
+    - With ``TensorBoardLogger(default_hp_metric=False)`` Lightning writes none, so that the user's module can, with metrics of
+      its own. Ours comes last, and is used where there is no other: call again in ``on_train_end`` with ``finished=True``.
+
+    Args:
+        loggers: Those of the Trainer. Only Lightning's TensorBoardLoggers are concerned.
+        hyperparameters: As ``hyperparameters`` gives them; nothing is done where there are none.
+        prefixes: Of all callbacks in the Trainer: the first list counts, so one call has to name them all.
+        finished: Whether training has ended.
+    """
+
+    def add(logger: Any) -> None:
+        placeholder = getattr(logger, "_default_hp_metric", None)
+        if _summary_writer(logger) is None or placeholder is None or placeholder is finished:
+            return
+        columns = [_tag(logger, f"{prefix}/{name}") for prefix in prefixes for name in _COLUMNS]
+        if placeholder:
+            columns.insert(0, "hp_metric")
+        # Lightning logs each metric's value too, at step 0 of its curve. Of an empty dict of curves it logs nothing.
+        logger.log_hyperparams(dict(hyperparameters), {column: {} for column in columns})
+
+    if hyperparameters:
+        _attempt(partial(add, logger) for logger in loggers)
+
+
+def log_folder(loggers: Sequence[Any]) -> Path | None:
+    """Where the first logger that has a folder keeps this run's files; None where none has one."""
+    for logger in loggers:
+        folder = getattr(logger, "log_dir", None)
+        if not folder and (parent := getattr(logger, "save_dir", None)):
+            version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+            folder = Path(parent, str(logger.name), version)  # where ModelCheckpoint puts its files
+        if folder:
+            return Path(folder)
+    return None
+
+
+# Inside -----------------------------------------------------------------------------------------------------
+
+# Oscillation is undefined but for snapshots at consecutive steps: its columns would stay empty.
+_COLUMNS = [name for name, measure in MEASURES.items() if measure.group != "Oscillation"]
+
+
+def _attempt(tasks: Iterable[Callable[[], object]]) -> None:
+    """Do all tasks, then raise the first error."""
+    first: Exception | None = None
+    for task in tasks:
+        try:
+            task()
+        except Exception as error:
+            first = first or error
+    if first is not None:
+        raise first
+
+
+def _summary_writer(logger: Any) -> Any | None:
+    """The logger's writer of TensorBoard events, of torch or of tensorboardX; None where it has none.
+
+    By the name of its class: what merely has ``add_image`` may accept anything (Lightning's DummyLogger), or mean
+    something else by it.
+    """
+    experiment = getattr(logger, "experiment", None)
+    named = any(base.__name__ == "SummaryWriter" for base in type(experiment).__mro__)
+    return experiment if named else None
+
+
+def _picture_taker(logger: Any) -> Callable[[str, Any, int], object] | None:
+    """How this logger takes a picture, uint8 [height, width, 3]; None if it doesn't."""
+    # Asked of the class, since Lightning's DummyLogger has every attribute.
+    if callable(getattr(type(logger), "log_image", None)):
+        return lambda tag, pixels, step: logger.log_image(key=tag, images=[pixels], step=step)
+    writer = _summary_writer(logger)
+    if writer is None:
+        return None
+    # Not add_figure: it imports pyplot, which picks a backend for the user.
+    return lambda tag, pixels, step: writer.add_image(tag, pixels, global_step=step, dataformats="HWC")
+
+
+def _tag(logger: Any, tag: str) -> str:
+    """The tag under which a logger with ``prefix=`` logs what it is given as ``tag``."""
+    prefix = getattr(logger, "_prefix", "")
+    return f"{prefix}{logger.LOGGER_JOIN_CHAR}{tag}" if prefix else tag
+
+
+def _layout(prefixes: Sequence[str], tag: Callable[[str], str]) -> dict[str, dict[str, list[Any]]]:
+    """TensorBoard's layout: {category: {chart: [kind, regular expressions of its tags]}}."""
+    layout: dict[str, dict[str, list[Any]]] = {}
+    for prefix in prefixes:
+        charts: dict[tuple[str, str, str], list[str]] = {}
+        for name, measure in MEASURES.items():
+            charts.setdefault((measure.group, measure.unit, measure.range), []).append(name)
+        for (group, _, _), names in charts.items():
+            tags = [f"^{re.escape(tag(f'{prefix}/{name}'))}$" for name in names]
+            layout.setdefault(f"{prefix}: {group}", {})[", ".join(names)] = ["Multiline", tags]
+    return layout

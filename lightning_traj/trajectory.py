@@ -1,0 +1,264 @@
+"""The record of a run: steps, blocks and their Gram matrices, and everything that can be asked of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_traj import measures
+from lightning_traj.blocks import Block, Select, block_groups, select_blocks
+from lightning_traj.files import replace_atomically
+from lightning_traj.gram import displacement_gram, snapshot_gram
+from lightning_traj.table import MEASURES, Counted, standard_errors
+from lightning_traj.uncertainty import Gradient
+
+Array = NDArray[np.float64]
+FORMAT = "lightning_traj.trajectory"
+FORMAT_VERSION = 1
+
+__all__ = ["MEASURES", "Gradient", "Trajectory"]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Snapshots θ_0 … θ_T of a run, as inner products by block. n = T + 1 of them are kept.
+
+    Attributes:
+        blocks: The blocks, B of them, in the order of the arrays.
+        steps: Optimizer steps really taken, int64 [n]; θ_0 is 0.
+        epochs: Completed epochs, fractional within one, float64 [n].
+        anchored: Gram(θ_0, d_1, …, d_T) of each block with d_t = θ_t − θ_0, float64 [B, n, n].
+        local: Gram(θ_t, d_t, u_t, u_{t−1}) of each snapshot and block, float64 [n, B, 4, 4]; u are the updates between
+            scheduled snapshots, whether or not their neighbours were kept.
+        paths: Path length up to each snapshot, over all that were scheduled, of everything, each layer, role and
+            block (``block_groups``), float64 [n, groups].
+        settings: How it was recorded: ``snapshot``, ``sketch_dim``, ``seed``, …; plain values.
+        sketches: The snapshots' rows, θ_0 first and then displacements, float32 [n, k], where they were kept.
+    """
+
+    blocks: tuple[Block, ...]
+    steps: NDArray[np.int64]
+    epochs: Array
+    anchored: Array
+    local: Array
+    paths: Array
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    sketches: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        b, n, groups = len(self.blocks), len(self.steps), len(block_groups(self.blocks))
+        shapes = {
+            "epochs": (n,),
+            "anchored": (b, n, n),
+            "local": (n, b, 4, 4),
+            "paths": (n, groups),
+        }
+        for name, shape in shapes.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"{name} has shape {getattr(self, name).shape}, where {shape} was expected.")
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __repr__(self) -> str:
+        return f"Trajectory({len(self)} snapshots, {self.counted()}, {self.settings.get('snapshot')})"
+
+    # What is counted
+
+    def select(self, select: Select = None) -> list[int]:
+        """Indices of the blocks that are counted.
+
+        Args:
+            select: ``"role:q"``, ``"layer:h.3"``, a glob over block names, or a predicate over blocks; a bare word is tried
+                as an exact role, an exact layer, a glob. None: every block that has changed since θ_0 (all of them as
+                long as none has).
+
+        Raises:
+            ValueError: nothing is selected; the message lists what there is.
+        """
+        if select is not None:
+            return select_blocks(self.blocks, select)
+        changed = np.flatnonzero(self._moved())
+        return list(map(int, changed)) or list(range(len(self.blocks)))
+
+    def counted(self, select: Select = None) -> str:
+        """What a selection counts, in words: ``"62 of 65 blocks, 271,098 of 272,474 parameters"``."""
+        chosen = self.select(select)
+        numel = sum(self.blocks[i].numel for i in chosen)
+        total = sum(block.numel for block in self.blocks)
+        if len(chosen) == len(self.blocks):
+            return f"all {len(chosen)} blocks, {numel:,} parameters"
+        return f"{len(chosen)} of {len(self.blocks)} blocks, {numel:,} of {total:,} parameters"
+
+    # Matrices and maps
+
+    def gram(self, select: Select = None) -> Array:
+        """Gram matrix of the snapshots, G_ij = ⟨θ_i, θ_j⟩, float64 [n, n]."""
+        return snapshot_gram(self._anchored(select))
+
+    def displacement_gram(self, select: Select = None) -> Array:
+        """Gram matrix about θ_0, ⟨θ_i − θ_0, θ_j − θ_0⟩, float64 [n, n]; row and column 0 are zero."""
+        return displacement_gram(self._anchored(select))
+
+    def map(self, select: Select = None) -> Array:
+        """Trajectory map: cosines between all pairs of snapshots, [n, n], in [−1, 1], NaN where undefined."""
+        return measures.trajectory_map(self.gram(select))
+
+    def relative_map(self, select: Select = None) -> Array:
+        """Relative trajectory map: cosines between displacements from θ_0, [T, T]."""
+        return measures.relative_trajectory_map(self.displacement_gram(select))
+
+    def pca(self, select: Select = None) -> tuple[Array, Array]:
+        """Principal components of the path: coordinates [n, d] and explained-variance ratios [d]."""
+        return measures.pca(self.displacement_gram(select))
+
+    # Scalars
+
+    def summary(self, select: Select = None) -> dict[str, float]:
+        """Every scalar at the newest snapshot, named as the tags without prefix; NaN where undefined yet."""
+        return _evaluate(self._at(select))
+
+    def standard_errors(self, select: Select = None) -> dict[str, float]:
+        """Standard errors of sketched values, of the measures that have one; empty for full snapshots.
+
+        Source: measures.md's SE² = Σ_b 2 tr((F G_b)²)/k; a block that is kept whole adds nothing.
+        """
+        if self.settings.get("snapshot") != "sketch":
+            return {}
+        dim = self.settings["sketch_dim"]
+        chosen = self.select(select)
+        sketched = [i for i in chosen if self.blocks[i].numel > dim]
+        return standard_errors(self._at(select), self.anchored[sketched], self.local[-1][sketched], dim)
+
+    def series(self, select: Select = None) -> dict[str, Array]:
+        """Every scalar at every kept snapshot, as it stood then, float64 [n]; the blocks counted are those of today."""
+        states = [_evaluate(self._at(select, t + 1)) for t in range(len(self))]
+        return {name: np.array([state[name] for state in states]) for name in MEASURES}
+
+    # Files
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to a safetensors file (tensors and a JSON header, no pickle), replacing it in one step."""
+        from safetensors.numpy import save_file
+
+        header = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "blocks": [asdict(block) for block in self.blocks],
+            "settings": dict(self.settings),
+        }
+        tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _TENSORS}
+        if self.sketches is not None:
+            tensors["sketches"] = np.ascontiguousarray(self.sketches)
+        with replace_atomically(path) as temporary:
+            save_file(tensors, temporary, metadata={"lightning_traj": json.dumps(header)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Trajectory:
+        """Read what ``save`` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged, or is no trajectory; it is left as it is.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"path={str(path)!r}: no such file; pass a trajectory.safetensors.")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                header = json.loads((file.metadata() or {}).get("lightning_traj", "{}"))
+                if header.get("format") != FORMAT:
+                    raise ValueError("it is a safetensors file, but holds no trajectory")
+                if header["version"] > FORMAT_VERSION:
+                    raise ValueError(
+                        f"its format is {header['version']}, and this release reads up to {FORMAT_VERSION}: "
+                        "upgrade lightning-traj"
+                    )
+                tensors = {name: file.get_tensor(name) for name in (*_TENSORS, "sketches") if name in file.keys()}
+            blocks = tuple(Block(**block) for block in header["blocks"])
+            return cls(blocks=blocks, settings=header["settings"], **tensors)
+        except (SafetensorError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"path={str(path)!r} cannot be read as a trajectory: {error}. Pass a file that "
+                "TrajectoryCallback or Trajectory.save has written; this one was left untouched."
+            ) from error
+
+    def to_csv(self, path: str | os.PathLike[str], select: Select = None) -> None:
+        """Write ``series`` as CSV: a row a snapshot, a column a measure, after step and epoch; empty where undefined."""
+        columns: dict[str, Sequence[Any]] = {"step": self.steps.tolist(), "epoch": self.epochs.tolist()}
+        for name, values in self.series(select).items():
+            columns[name] = ["" if np.isnan(value) else repr(float(value)) for value in values]
+        with replace_atomically(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
+
+    def to_numpy(self, path: str | os.PathLike[str], select: Select = None) -> None:
+        """Write an .npz of ``steps``, ``epochs``, ``gram``, ``map``, ``relative_map`` and the series, by tag name."""
+        arrays = {
+            "steps": self.steps,
+            "epochs": self.epochs,
+            "gram": self.gram(select),
+            "map": self.map(select),
+            "relative_map": self.relative_map(select),
+            **self.series(select),
+        }
+        with replace_atomically(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    def with_sketches(self, sketches: NDArray[np.float32]) -> Trajectory:
+        """The same trajectory with the snapshots' rows, float32 [n, k], to be compared with other runs' rows."""
+        return replace(self, sketches=sketches)
+
+    # Inside
+
+    def _moved(self) -> NDArray[np.bool_]:
+        """Whether each block has changed since θ_0, [B]: in a kept snapshot, or between them."""
+        displaced = np.einsum("bii->bi", self.anchored)[:, 1:].any(axis=1)
+        walked = self.paths[-1, -len(self.blocks) :] > 0  # the groups of single blocks come last
+        return displaced | walked
+
+    def _anchored(self, select: Select) -> Array:
+        chosen = self.select(select)
+        return self.anchored.sum(axis=0) if len(chosen) == len(self.blocks) else self.anchored[chosen].sum(axis=0)
+
+    def _at(self, select: Select, n: int | None = None) -> Counted:
+        """What the first n snapshots amount to, for a selection."""
+        n = len(self) if n is None else n
+        chosen = self.select(select)
+        anchored = self._anchored(select)[:n, :n]
+        relative = displacement_gram(anchored)
+        path = self._path(chosen)
+        return Counted(
+            steps=self.steps[:n],
+            gram=snapshot_gram(anchored),
+            relative=relative,
+            local=self.local[n - 1, chosen].sum(axis=0),
+            path=measures.path_length(relative) if path is None else float(path[n - 1]),
+        )
+
+    def _path(self, chosen: Sequence[int]) -> Array | None:
+        """Accumulated path length, where the selection is a group that was accumulated: blocks at rest don't matter."""
+        moved = self._moved()
+        wanted = {i for i in chosen if moved[i]}
+        for column, members in enumerate(block_groups(self.blocks).values()):
+            if {i for i in members if moved[i]} == wanted:
+                return self.paths[:, column]
+        return None
+
+
+_TENSORS = ("steps", "epochs", "anchored", "local", "paths")
+
+
+def _evaluate(counted: Counted) -> dict[str, float]:
+    return {name: float(measure.value(counted)) for name, measure in MEASURES.items()}

@@ -1,0 +1,202 @@
+"""The recipes train, count what they say they count, and explain what they were given."""
+
+from __future__ import annotations
+
+import runpy
+import socket
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from recipes.resnet.data import ImageData, cifar10, mnist, random_crop, random_flip, stratified_order
+from recipes.resnet.model import ImageClassifier, ResNet
+
+DEMO = Path(__file__).resolve().parent.parent / "recipes" / "resnet" / "demo.yaml"
+
+
+def write_cifar10(folder: Path, *, images: int = 40, files: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Files in CIFAR-10's binary layout; returns the training images [N, 3, 32, 32] and labels [N]."""
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (files * images, 3, 32, 32), dtype=np.uint8)
+    labels = (np.arange(files * images) % 10).astype(np.uint8)
+    records = np.concatenate([labels[:, None], pixels.reshape(len(pixels), -1)], axis=1)
+    for i, part in enumerate(np.split(records, files)):
+        part.tofile(folder / f"data_batch_{i + 1}.bin")
+    records[:20].tofile(folder / "test_batch.bin")
+    return pixels, labels
+
+
+def test_resnet20_has_the_documented_parameters() -> None:
+    network = ResNet()
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert sum(p.numel() for p in network.parameters()) == 272_282
+    assert sum(p.numel() for norm in norms for p in norm.parameters()) == 1_376
+
+
+@pytest.mark.parametrize(("depth", "convolutions"), [(8, 9), (20, 21), (32, 33)])
+def test_depth_counts_the_layers_on_the_longest_path(depth: int, convolutions: int) -> None:
+    network = ResNet(depth, width=4, classes=7)
+    # two of the convolutions are on shortcuts, and the last layer is linear
+    assert sum(isinstance(module, nn.Conv2d) for module in network.modules()) == convolutions
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("depth", [2, 18, 21])
+def test_other_depths_are_refused(depth: int) -> None:
+    with pytest.raises(ValueError, match=rf"depth={depth}.*6n \+ 2"):
+        ResNet(depth)
+
+
+def test_mnist_comes_from_the_package_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    train, val = mnist(val_images=1000)
+    again, _ = mnist(val_images=1000)
+    for dataset, size in ((train, 4000), (val, 1000)):
+        images, labels = dataset.tensors
+        assert images.shape == (size, 3, 32, 32)
+        assert images.dtype == torch.uint8
+        assert labels.bincount().tolist() == [size // 10] * 10
+    assert torch.equal(train.tensors[0], again.tensors[0])
+    assert not {row.numpy().tobytes() for row in train.tensors[0]} & {
+        row.numpy().tobytes() for row in val.tensors[0]
+    }
+
+
+def test_every_stretch_of_the_stratified_order_has_the_classes_in_proportion() -> None:
+    labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
+    order = stratified_order(labels)
+    assert sorted(order.tolist()) == list(range(100))
+    assert torch.equal(order, stratified_order(labels))
+    assert not torch.equal(order, stratified_order(labels, seed=1))
+    for start in range(0, 100, 20):
+        counts = labels[order[start : start + 20]].bincount(minlength=3)
+        assert (counts - torch.tensor([12, 6, 2])).abs().max() <= 1
+
+
+def test_cifar10_files_are_read_as_they_were_written(tmp_path: Path) -> None:
+    pixels, labels = write_cifar10(tmp_path)
+    train, val = cifar10(tmp_path)
+    assert np.array_equal(train.tensors[0].numpy(), pixels)
+    assert np.array_equal(train.tensors[1].numpy(), labels)
+    assert np.array_equal(val.tensors[0].numpy(), pixels[:20])
+
+
+def test_real_cifar10_files(real_data: Path) -> None:
+    folder = real_data / "cifar-10-batches-bin"
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder} with CIFAR-10's binary files")
+    train, _ = cifar10(folder)
+    images, labels = train.tensors
+    assert labels.bincount(minlength=10).min() > len(labels) / 20
+    neighbours = (images[:, :, :, 1:].int() - images[:, :, :, :-1].int()).abs().float().mean()
+    assert (
+        neighbours < 20
+    )  # in photographs neighbours are alike; pixels in another order would differ by 60 or so
+
+
+def test_missing_and_foreign_cifar10_files_are_explained(tmp_path: Path) -> None:
+    expected = "cifar-10-batches-bin.*CIFAR-10 binary version"
+    with pytest.raises(FileNotFoundError, match=f"nowhere: there is no such folder.*{expected}"):
+        ImageData(data_path=tmp_path / "nowhere").setup("fit")
+    (tmp_path / "data_batch_1").write_bytes(b"the Python version")
+    with pytest.raises(FileNotFoundError, match=rf"no data_batch_\*\.bin.*{expected}"):
+        cifar10(tmp_path)
+    write_cifar10(tmp_path)
+    (tmp_path / "test_batch.bin").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"no test_batch\.bin.*{expected}"):
+        cifar10(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", bytes(3072), bytes(3074) * 2, bytes([10]) + bytes(3072)],
+    ids=["empty", "cut off", "CIFAR-100", "label 10"],
+)
+def test_damaged_cifar10_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    write_cifar10(tmp_path)
+    (tmp_path / "data_batch_2.bin").write_bytes(content)
+    with pytest.raises(ValueError, match=r"data_batch_2\.bin: not a CIFAR-10 binary file"):
+        cifar10(tmp_path)
+
+
+@pytest.mark.parametrize("settings", [{"train_images": 81}, {"train_images": 0}, {"batch_size": 81}])
+def test_more_images_than_there_are_is_refused(tmp_path: Path, settings: dict[str, int]) -> None:
+    write_cifar10(tmp_path)
+    with pytest.raises(ValueError, match="there are 80 images to train on"):
+        ImageData(data_path=tmp_path, **{"batch_size": 8, **settings}).setup("fit")
+
+
+def test_random_crops_are_windows_of_the_padded_images() -> None:
+    images = torch.arange(1, 1 + 4 * 3 * 6 * 5).reshape(4, 3, 6, 5)
+    padded = nn.functional.pad(images, (2, 2, 2, 2))
+    for image, cut in zip(padded, random_crop(images, padding=2), strict=True):
+        windows = [image[:, i : i + 6, j : j + 5] for i in range(5) for j in range(5)]
+        assert sum(torch.equal(cut, window) for window in windows) == 1
+    assert not torch.equal(random_crop(images, padding=2), random_crop(images, padding=2))
+
+
+def test_random_flips_mirror_about_half() -> None:
+    images = torch.arange(200 * 3 * 2 * 2).reshape(200, 3, 2, 2)
+    flipped = random_flip(images)
+    mirrored = (flipped == images.flip(-1)).all(dim=(1, 2, 3))
+    assert ((flipped == images).all(dim=(1, 2, 3)) ^ mirrored).all()
+    assert 60 < mirrored.sum() < 140
+
+
+def test_training_images_are_normalised_by_channel(tmp_path: Path) -> None:
+    write_cifar10(tmp_path)
+    data = ImageData(data_path=tmp_path, batch_size=80)
+    data.setup("fit")
+    batch: list[Tensor] = next(iter(data.train_dataloader()))
+    images, _ = data.on_after_batch_transfer(batch, 0)
+    deviation, mean = torch.std_mean(images, dim=(0, 2, 3))
+    torch.testing.assert_close(mean, torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(deviation, torch.ones(3), atol=1e-4, rtol=0)
+
+
+def test_the_demo_trains_and_leaves_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {
+        "trainer.logger.init_args.save_dir": tmp_path,
+        "trainer.accelerator": "cpu",
+        "trainer.max_epochs": 2,
+        "trainer.limit_val_batches": 1,
+        "trainer.log_every_n_steps": 1,
+        "model.depth": 8,
+        "model.width": 4,
+        "data.batch_size": 32,
+        "data.train_images": 64,
+    }
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    monkeypatch.setattr(sys, "argv", ["train.py", "fit", f"--config={DEMO}", *flags])
+    runpy.run_module("recipes.resnet.train", run_name="__main__")
+    (run,) = tmp_path.glob("*/version_0")
+    assert (run / "trajectory.safetensors").is_file()
+    assert list(run.glob("events.out.tfevents.*"))
+    for picture in ("map", "overview"):
+        assert (run / f"traj-{picture}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("schedule", ["steps", "cosine"])
+def test_the_learning_rate_falls(tmp_path: Path, schedule: str) -> None:
+    import lightning as L
+
+    write_cifar10(tmp_path)
+    model = ImageClassifier(depth=8, width=2, schedule=schedule, milestones=(1,))  # type: ignore[arg-type]
+    trainer = L.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, ImageData(data_path=tmp_path, batch_size=40))
+    rate = trainer.optimizers[0].param_groups[0]["lr"]
+    assert rate == pytest.approx(0.01 if schedule == "steps" else 0.0)
