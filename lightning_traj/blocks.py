@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 Patterns = str | Sequence[str]
 Select = str | Callable[["Block"], bool] | None
@@ -41,14 +41,10 @@ def block_entries(parameter: Tensor) -> Tensor | None:
 
     Integer, empty and not yet initialised (lazy) parameters have none; a complex tensor is seen as pairs of reals.
     """
-    from torch.nn.parameter import UninitializedTensorMixin
-
-    if isinstance(parameter, UninitializedTensorMixin) or parameter.numel() == 0:
+    if is_lazy(parameter) or parameter.numel() == 0:
         return None
     parameter = parameter.detach()
     if parameter.is_complex():
-        import torch
-
         return torch.view_as_real(parameter.resolve_conj())
     return parameter if parameter.is_floating_point() else None
 

@@ -12,8 +12,10 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch.nn.parameter import is_lazy
 
 from lightning_traj import report, tensorboard
+from lightning_traj.arguments import check_arguments
 from lightning_traj.blocks import Patterns
 from lightning_traj.recorder import Recorder
 from lightning_traj.schedule import EveryNEpochs, Schedule
@@ -70,7 +72,7 @@ class TrajectoryCallback(Callback):
         dirpath: str | os.PathLike[str] | None = None,
         name: str = "traj",
     ) -> None:
-        _check_arguments(schedule, snapshot, sketch_dim, blocks, include, exclude, max_snapshots, seed, dirpath, name)
+        check_arguments(schedule, snapshot, sketch_dim, blocks, include, exclude, max_snapshots, seed, dirpath, name)
         self.schedule = schedule
         self.name = name
         self.dirpath = None if dirpath is None else Path(dirpath)
@@ -89,6 +91,7 @@ class TrajectoryCallback(Callback):
         self._logged_at = 0  # and the batches
         self._summary: dict[str, float] = {}
         self._file: Path | None = None
+        self._module = 0  # id of the one whose trajectory it is
         self._monitored = False
         self._hooks: list[Any] = []
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -117,10 +120,14 @@ class TrajectoryCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        # Not by type: Trainers of lightning and pytorch_lightning hold callbacks of either.
-        names = [callback.name for callback in trainer.callbacks if isinstance(callback, TrajectoryCallback)]
-        if names.count(self.name) > 1:
+        self._restored = self._file = None
+        if _names(trainer).count(self.name) > 1:
             raise ValueError(f"name={self.name!r} is that of two TrajectoryCallbacks in one Trainer: give each its own.")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Before Lightning logs hyperparameters and the user's code logs anything: TensorBoard heeds the first list of
+        # columns and the last layout.
+        self._guarded("laying out TensorBoard", self._lay_out, trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Only here is everything restored, under every strategy, and nothing trained yet.
@@ -130,10 +137,11 @@ class TrajectoryCallback(Callback):
         recorder.snapshots.folder = folder / f"{self.name}-snapshots"
         if restored is not None:
             self._load(restored)
-        elif trainer.global_step == 0 or not len(recorder):
-            if trainer.global_step:
+        elif not self._goes_on(trainer, pl_module):
+            if trainer.ckpt_path:
                 rank_zero_warn(f"{self.name}: the checkpoint holds no trajectory; it begins here, at step 0 of its own.")
             self._begin()
+        self._module = id(pl_module)
         recorder.check(parameters)
         self._check_trainer(trainer, parameters)
         cost = recorder.prepare(parameters)
@@ -148,7 +156,7 @@ class TrajectoryCallback(Callback):
             # It alone counts the steps really taken: with accumulation, manual optimisation, and skipped ones.
             self._hooks.append(optimizer.register_step_post_hook(partial(self._on_optimizer_step, trainer, pl_module)))
         rank_zero_info(f"{self.name}: {cost}")
-        if not any(_is_lazy(parameter) for parameter in parameters.values()):
+        if not any(is_lazy(parameter) for parameter in parameters.values()):
             self._record_initial(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
@@ -179,22 +187,25 @@ class TrajectoryCallback(Callback):
         self._log_monitors(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._remove_hooks()
         if len(self._recorder):
-            self._guarded("logging hyperparameters", self._log_hyperparameters, trainer)
+            self._guarded("logging hyperparameters", self._log_hyperparameters, trainer, pl_module, finished=True)
             self._guarded("saving", self._save, trainer, sketches=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._restored is not None:  # there was nothing left to train
+            restored, self._restored = self._restored, None
+            self._guarded("restoring", self._load, restored)
+            self._guarded("measuring", self._collect)
         if trainer.is_global_zero and self._trajectory is not None and not trainer.fast_dev_run:
             self._guarded("the summary", report.print_summary, self._trajectory, self.name, self._file, trainer.loggers)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._remove_hooks()
         if len(self._recorder):
             self._guarded("saving", self._save, trainer, sketches=True)
+        self._clean_up()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._remove_hooks()
+        self._clean_up()
 
     # State
 
@@ -207,6 +218,10 @@ class TrajectoryCallback(Callback):
         self._restored = state_dict or None  # taken up when training starts, where the folder is known
 
     # Inside
+
+    def _goes_on(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Whether a fit without restored state goes on with what an earlier fit of the same Trainer has recorded."""
+        return bool(len(self._recorder) and trainer.global_step and not trainer.ckpt_path) and self._module == id(pl_module)
 
     def _begin(self) -> None:
         self._recorder.clear()
@@ -254,9 +269,9 @@ class TrajectoryCallback(Callback):
             self._summary = trajectory.summary()
 
     def _log(self, trainer: Trainer, step: int) -> None:
-        self._logged = self._recorder.scheduled
         self._logged_at = trainer.fit_loop.epoch_loop._batches_that_stepped
         self._collect()
+        self._logged = self._recorder.scheduled
         trajectory = self._trajectory
         if trajectory is None or not trainer.is_global_zero:
             return
@@ -269,9 +284,16 @@ class TrajectoryCallback(Callback):
             values = {f"{self.name}/{key}": value for key, value in self._summary.items() if value == value}
             pl_module.log_dict(values, logger=False)
 
-    def _log_hyperparameters(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero:
-            tensorboard.log_hyperparameters(trainer.loggers, self._summary, prefix=self.name)
+    def _lay_out(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and self.name == _names(trainer)[0]:
+            tensorboard.add_layout(trainer.loggers, _names(trainer))
+        self._log_hyperparameters(trainer, pl_module)
+
+    def _log_hyperparameters(self, trainer: Trainer, pl_module: LightningModule, finished: bool = False) -> None:
+        # One list of columns counts in a run: the first callback's, which names them all.
+        if trainer.is_global_zero and self.name == _names(trainer)[0]:
+            hyperparameters = tensorboard.hyperparameters(pl_module, getattr(trainer, "datamodule", None))
+            tensorboard.log_hyperparameters(trainer.loggers, hyperparameters, _names(trainer), finished=finished)
 
     def _save(self, trainer: Trainer, sketches: bool = False) -> None:
         if sketches:
@@ -300,10 +322,13 @@ class TrajectoryCallback(Callback):
         watchers = [*trainer.callbacks, *trainer.lr_scheduler_configs]
         return any(str(getattr(watcher, "monitor", "")).startswith(f"{self.name}/") for watcher in watchers)
 
-    def _remove_hooks(self) -> None:
+    def _clean_up(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        if self._temporary is not None:
+            self._temporary.cleanup()
+            self._temporary = None
 
     def _guarded(self, what: str, do: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """An observer never breaks the run that it observes: what fails warns once, and training goes on."""
@@ -319,51 +344,16 @@ class TrajectoryCallback(Callback):
                 rank_zero_warn(f"{self.name}: {message}. Training goes on; this is said once.")
 
 
+def _names(trainer: Any) -> list[str]:
+    """The names of all TrajectoryCallbacks in a Trainer."""
+    return [callback.name for callback in trainer.callbacks if isinstance(callback, TrajectoryCallback)]
+
+
 def _completed_epochs(trainer: Trainer) -> float:
-    """Completed epochs, with the fraction of the running one; 0 as the fraction where its length is unknown."""
-    loop = trainer.fit_loop.epoch_loop
-    batches = trainer.num_training_batches
-    if loop.batch_progress.current.ready == 0 or batches == float("inf") or not batches:
-        return float(trainer.current_epoch)
-    return trainer.current_epoch + loop.batch_progress.current.ready / batches
-
-
-def _is_lazy(parameter: Any) -> bool:
-    from torch.nn.parameter import is_lazy
-
-    return bool(is_lazy(parameter))
-
-
-def _check_arguments(
-    schedule: object,
-    snapshot: object,
-    sketch_dim: object,
-    blocks: object,
-    include: object,
-    exclude: object,
-    max_snapshots: object,
-    seed: object,
-    dirpath: object,
-    name: object,
-) -> None:
-    """Raise for a wrong argument, naming it, its value and the remedy."""
-    if not isinstance(schedule, Schedule) or isinstance(schedule, type):
-        raise TypeError(f"schedule={schedule!r} is no schedule: pass EveryNEpochs(n) or EveryNSteps(n).")
-    for argument, value, choices in (("snapshot", snapshot, ("sketch", "full")), ("blocks", blocks, ("tensor",))):
-        if value not in choices:
-            raise ValueError(f"{argument}={value!r}: pass {' or '.join(map(repr, choices))}.")
-    for argument, value, least in (("sketch_dim", sketch_dim, 1), ("max_snapshots", max_snapshots, 4), ("seed", seed, None)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{argument}={value!r} is no integer: pass an int.")
-        if least is not None and value < least:
-            raise ValueError(f"{argument}={value}: pass at least {least}.")
-    for argument, patterns in (("include", include), ("exclude", exclude)):
-        listed = [patterns] if isinstance(patterns, str) or patterns is None else patterns
-        if not isinstance(listed, (list, tuple)) or not all(p is None or isinstance(p, str) for p in listed):
-            raise TypeError(f"{argument}={patterns!r}: pass a glob pattern such as \"*.weight\", a list of them, or None.")
-    if dirpath is not None and not isinstance(dirpath, (str, os.PathLike)):
-        raise TypeError(f"dirpath={dirpath!r} is no path: pass a str or a Path, or None for the folder of the logs.")
-    if not isinstance(name, str):
-        raise TypeError(f'name={name!r} is no string: pass one such as "traj".')
-    if not name or name.strip("._-") == "" or not all(c.isalnum() or c in "._-" for c in name):
-        raise ValueError(f"name={name!r}: pass letters, digits, '.', '_' and '-'; it is part of tags and of file names.")
+    """Completed epochs, with the fraction of the running one: 0 before its last batch where its length is unknown."""
+    epochs, progress = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress
+    if epochs.started == epochs.completed:  # between epochs, the batches are those of the last one
+        return float(epochs.completed)
+    if trainer.num_training_batches == float("inf"):
+        return float(epochs.completed + progress.is_last_batch)
+    return epochs.completed + progress.current.ready / trainer.num_training_batches

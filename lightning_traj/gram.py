@@ -123,6 +123,12 @@ class RunningGram(Metric):
         self.before = [torch.where(finite, now, past) for now, past in zip(self.latest, self.before, strict=True)]
         self.latest = [torch.where(finite, new, now) for new, now in zip(row, self.latest, strict=True)]
 
+    def forward(self, row: Sequence[Tensor]) -> Tensor:
+        """Take in the next snapshot and return the Gram matrix so far: a snapshot alone has nothing to be compared with."""
+        self.update(row)
+        gram: Tensor = self.compute()
+        return gram
+
     def compute(self) -> Tensor:
         """The Gram matrix of the snapshots, float64 [blocks, n, n] (squeezed by torchmetrics if it has one entry)."""
         return snapshot_gram(self.compute_anchored())
@@ -140,7 +146,7 @@ class RunningGram(Metric):
                 products[:, done - 1 :] = (square + square.T) / 2
                 grown[b, done:, 1:] = products
                 grown[b, 1:, done:] = products.T
-                grown[b, done:, 0] = grown[b, 0, done:] = new @ base.to(new.device)
+                grown[b, done:, 0] = grown[b, 0, done:] = new @ base.to(new)
             self.anchored = grown
         return self.anchored
 

@@ -53,11 +53,13 @@ class Recorder:
         self.include, self.exclude = include, exclude
         self.max_snapshots = max_snapshots
         self.snapshots = SnapshotFiles(folder or Path.cwd())
+        self.device = torch.device("cpu")
+        self.storage: torch.device | None = None  # where rows are kept, if not on the device
         self.clear()
 
     def clear(self) -> None:
         """Forget everything recorded: the next snapshot is a new θ_0."""
-        self.gram = RunningGram(exact=self.snapshot == "full")
+        self.gram = RunningGram(exact=self.snapshot == "full", storage=self.storage)
         self.blocks: list[Block] = []
         self.steps: list[int] = []
         self.epochs: list[float] = []
@@ -70,7 +72,6 @@ class Recorder:
         self.stride = 1
         self.latest_key: tuple[int, float] | None = None
         self._frozen: dict[str, tuple[weakref.ref[Tensor], int]] = {}
-        self.device = torch.device("cpu")
         self._membership = torch.zeros(0, 0, dtype=torch.float64)
         self._groups: list[str] = []
         self._host: tuple[list[int], Trajectory] | None = None  # what was collected last, and its order
@@ -97,7 +98,7 @@ class Recorder:
         names = [clean_name(name) for name in parameters]
         check_patterns("include", self.include, names)
         check_patterns("exclude", self.exclude, names)
-        if not any(is_wanted(name, self.include, self.exclude) for name in names):
+        if names and not any(is_wanted(name, self.include, self.exclude) for name in names):
             raise ValueError(
                 f"include={self.include!r}, exclude={self.exclude!r} leave none of {len(names)} parameters: "
                 "record at least one."
@@ -138,7 +139,7 @@ class Recorder:
         if self.snapshot == "full" or device.type == "mps":  # files are read on the host; MPS has no float64
             device = torch.device("cpu")
         if device.type != "cpu" and n * per_snapshot + grams > ROW_BUDGET:
-            self.gram.storage = torch.device("cpu")
+            self.storage = self.gram.storage = torch.device("cpu")
             where += f" (on the host: above {_bytes(ROW_BUDGET)})"
         self.device = device
         self.gram.to(device)
@@ -213,7 +214,7 @@ class Recorder:
         """
         n, b, groups = len(self), len(self.blocks), len(block_groups(self.blocks))
         known, previous = self._host if self._host and len(self._host[1].blocks) == b else ([], None)
-        first = sum(order in set(known) for order in self.order)
+        first = len(set(known).intersection(self.order))  # what is new comes last
         device_part = torch.cat(
             [
                 torch.stack(self.gram.finite[first:]).double(),
@@ -231,7 +232,7 @@ class Recorder:
             device_part = device_part.cpu()
             new_rows = self.gram.compute_anchored()[:, first:, :].flatten()
         finite, local, path = (
-            part.numpy() for part in device_part.split([n - first, (n - first) * b * 16, (n - first) * groups])
+            part.numpy() for part in torch.split(device_part, [n - first, (n - first) * b * 16, (n - first) * groups])
         )
         anchored = np.zeros((b, n, n))
         anchored[:, first:, :] = new_rows.numpy().reshape(b, n - first, n)
@@ -267,9 +268,8 @@ class Recorder:
         """The kept sketches, θ_0 first and then displacements, float32 [n, k] on the host; None for full snapshots."""
         if self.snapshot != "sketch" or not self.gram.base:
             return None
-        base = torch.cat(self.gram.base).float()
-        rows = [_pad(row, base.numel()).to(base.device) for row in self.gram.rows]
-        return torch.stack([base, *rows]).cpu().numpy()
+        base = torch.cat(self.gram.base).float().cpu()
+        return torch.stack([base, *(_pad(row.cpu(), base.numel()) for row in self.gram.rows)]).numpy()
 
     # State
 

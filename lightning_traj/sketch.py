@@ -145,7 +145,7 @@ class CountSketch:
     def _add_indexed(self, buffer: Tensor, flat: Tensor, index: Tensor, name: str, numel: int) -> None:
         """Stage one for entries anywhere in the block (a shard along an inner dimension, for instance)."""
         m = self.row_length
-        for entries, positions in zip(flat.split(m), index.split(m), strict=True):
+        for entries, positions in zip(torch.split(flat, m), torch.split(index, m), strict=True):
             values = entries.to(torch.float64)
             if numel > m:
                 shifts, signs = (torch.tensor(x, device=flat.device) for x in self._rows(name, numel))

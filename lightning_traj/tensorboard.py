@@ -1,10 +1,10 @@
 """What of a trajectory goes to which logger, and how it looks there.
 
-Scalars go to every logger, pictures to those that take them. TensorBoard is told besides how to group the charts, and
-which values belong beside the hyperparameters. Loggers are told apart by what they can do, not by type: those of
-``lightning.pytorch`` and of ``pytorch_lightning`` are different classes, and there are others.
+Scalars go to every logger, pictures to those that take them. TensorBoard is told besides how to group the charts,
+and which values belong beside the hyperparameters. Loggers are told apart by what they can do, not by type: those
+of ``lightning.pytorch`` and of ``pytorch_lightning`` are different classes, and there are others.
 
-One logger that fails keeps nothing from the others: the first error is raised when all have had theirs.
+A logger that fails keeps nothing from the others: the first error is raised when all have had theirs.
 """
 
 from __future__ import annotations
@@ -97,10 +97,10 @@ def log_figures(
 
 
 def add_layout(loggers: Sequence[Any], prefixes: Sequence[str] = ("traj",)) -> None:
-    """Group the charts in TensorBoard's Custom Scalars tab by the groups of ``MEASURES``, one chart a unit and range.
+    """Group TensorBoard's custom scalars as ``MEASURES`` does; those of one unit and range share a chart.
 
-    TensorBoard shows the last layout of a run: one call, with the prefixes of all callbacks, and before the user's own
-    code runs, so that a layout of theirs wins.
+    TensorBoard shows the last layout of a run. So: one call, with the prefixes of all callbacks in the Trainer, in
+    ``on_fit_start``: a layout that the user's module adds in ``on_train_start`` or later wins.
     """
 
     def add(logger: Any) -> None:
@@ -115,7 +115,7 @@ def hyperparameters(*owners: Any) -> dict[str, Any]:
     """What Lightning logs as the hyperparameters of a module and a data module (any of which may be None)."""
     merged: dict[str, Any] = {}
     for owner in owners:
-        if getattr(owner, "_log_hyperparams", False):  # set by save_hyperparameters(), unless with logger=False
+        if getattr(owner, "_log_hyperparams", False):  # save_hyperparameters() sets it
             merged |= owner.hparams_initial
     merged.pop("_class_path", None)  # LightningCLI's own
     return merged
@@ -130,18 +130,21 @@ def log_hyperparameters(
 ) -> None:
     """Make the measures columns of TensorBoard's HPARAMS tab, beside the hyperparameters that the user logged.
 
-    The tab shows the last value of each column's curve, so only the columns have to be told. TensorBoard believes the
-    first list of columns that it finds in a run, and ignores all others. Hence two moments:
+    The tab shows the last value of each column's curve: only the columns have to be announced. TensorBoard goes
+    by the first list of columns in a run, and ignores all later ones. Hence two moments:
 
-    - Lightning writes a list of its own when training starts, with the placeholder ``hp_metric`` alone. Ours has to be there
-      before: call in ``on_fit_start``. It has ``hp_metric`` too.
-    - With ``TensorBoardLogger(default_hp_metric=False)`` Lightning writes none, so that the user's module can, with metrics of
-      its own. Ours comes last, and is used where there is no other: call again in ``on_train_end`` with ``finished=True``.
+    - Lightning writes a list when training starts, of nothing but its placeholder ``hp_metric``. Ours, which has
+      that too, must come before: call in ``on_fit_start``.
+    - With ``TensorBoardLogger(default_hp_metric=False)`` it writes none, which leaves the user's module free to
+      announce metrics of its own. Ours must come after: call in ``on_train_end``, with ``finished=True``. Where the
+      user has announced metrics, the columns are those and no others.
+
+    Of several runs in one folder, TensorBoard takes the columns of one, whichever comes first.
 
     Args:
-        loggers: Those of the Trainer. Only Lightning's TensorBoardLoggers are concerned.
-        hyperparameters: As ``hyperparameters`` gives them; nothing is done where there are none.
-        prefixes: Of all callbacks in the Trainer: the first list counts, so one call has to name them all.
+        loggers: Those of the Trainer. It concerns the TensorBoardLoggers of Lightning among them.
+        hyperparameters: As the function of that name gives them; where there are none, nothing is done.
+        prefixes: Those of all callbacks in the Trainer, since only the first call counts.
         finished: Whether training has ended.
     """
 
@@ -152,7 +155,7 @@ def log_hyperparameters(
         columns = [_tag(logger, f"{prefix}/{name}") for prefix in prefixes for name in _COLUMNS]
         if placeholder:
             columns.insert(0, "hp_metric")
-        # Lightning logs each metric's value too, at step 0 of its curve. Of an empty dict of curves it logs nothing.
+        # Lightning also logs the values that it is given, at step 0 of their curves; of an empty dict, nothing.
         logger.log_hyperparams(dict(hyperparameters), {column: {} for column in columns})
 
     if hyperparameters:
@@ -192,8 +195,7 @@ def _attempt(tasks: Iterable[Callable[[], object]]) -> None:
 def _summary_writer(logger: Any) -> Any | None:
     """The logger's writer of TensorBoard events, of torch or of tensorboardX; None where it has none.
 
-    By the name of its class: what merely has ``add_image`` may accept anything (Lightning's DummyLogger), or mean
-    something else by it.
+    By the name of its class: Lightning's DummyLogger has any attribute that it is asked for.
     """
     experiment = getattr(logger, "experiment", None)
     named = any(base.__name__ == "SummaryWriter" for base in type(experiment).__mro__)

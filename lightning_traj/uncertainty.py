@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 
 from lightning_traj.measures import Array, parameter_norm, trajectory_map
 
-_CHUNK = 2**19  # entries of blocks worked on at a time: few calls, and little memory beside the blocks
+_CHUNK = 2**16  # entries of blocks worked on at a time, with what is made of them: about what a cache holds
 
 
 @dataclass(frozen=True)
@@ -127,12 +127,13 @@ def spectrum_gradients(gram: ArrayLike) -> SpectrumGradients:
     factors[defined] = vectors
     total = values.sum()
     shares = values / total
-    # Where there is nothing but rounding, no block has anything either: that log can be left out.
+    # The sum of the eigenvalues cannot change, so a constant in their weights does nothing. And where there is
+    # nothing but rounding, no block has anything either: that log can be left out.
     logs = np.log(np.where(shares > np.finfo(np.float64).eps, shares, 1.0))
     entropy = -np.sum(shares * logs)
     ratio = 1 / np.sum(shares**2)
     return SpectrumGradients(
-        _through_cosines(gram, factors, -np.exp(entropy) / total * (logs + entropy)),
+        _through_cosines(gram, factors, -np.exp(entropy) / total * logs),
         _through_cosines(gram, factors, -2 * ratio**2 / total * shares),
         _through_cosines(gram, factors[:, -1:], np.array([1 / total])),
     )

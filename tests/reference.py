@@ -1,4 +1,4 @@
-"""The second derivation of every measure: from snapshots stacked as rows, by definition, without Gram matrices.
+"""The second derivation of every measure: from stacked snapshots, by definition, without Gram matrices.
 
 `thetas` [n, p] are the snapshots θ_0 ... θ_T in float64. Slow and plain on purpose: loops over pairs of
 vectors, angles from the vectors themselves, spectra and principal components from singular values.
@@ -89,9 +89,7 @@ def saturation(thetas: Array, steps: list[int], threshold: float = 0.9) -> float
     if not displacements or not displacements[-1].any():
         return math.nan
     for t in range(1, len(thetas)):
-        if all(
-            cosine(displacement, displacements[-1]) >= threshold for displacement in displacements[t - 1 :]
-        ):
+        if all(cosine(displacement, displacements[-1]) >= threshold for displacement in displacements[t - 1 :]):
             return (steps[t] - steps[0]) / (steps[-1] - steps[0])
     raise AssertionError("the last direction agrees with itself")
 

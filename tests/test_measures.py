@@ -118,9 +118,7 @@ def steps(n):
 
 def public_functions():
     functions = inspect.getmembers(measures, inspect.isfunction)
-    return {
-        name for name, function in functions if function.__module__ == measures.__name__ and name[0] != "_"
-    }
+    return {name for name, function in functions if function.__module__ == measures.__name__ and name[0] != "_"}
 
 
 def check_all(gram, thetas, rtol=1e-9, atol=1e-9):
@@ -136,9 +134,7 @@ def check_all(gram, thetas, rtol=1e-9, atol=1e-9):
     for kind, make_map in KINDS.items():
         for name, (measure, definition) in OF_A_MAP.items():
             expected = definition(reference.vectors_of(thetas, kind))
-            np.testing.assert_allclose(
-                measure(make_map(gram)), expected, rtol, atol, err_msg=f"{name}, {kind}"
-            )
+            np.testing.assert_allclose(measure(make_map(gram)), expected, rtol, atol, err_msg=f"{name}, {kind}")
     check_pca(gram, thetas)
 
 
@@ -290,9 +286,7 @@ def test_random_walk_in_many_dimensions_has_the_first_ratio_of_the_formula():
 def test_standing_still_is_exactly_still_in_spite_of_rounding():
     theta = np.random.default_rng(0).standard_normal(10_007)
     gram = np.full((30, 30), theta @ theta)
-    gram *= (
-        1 + np.random.default_rng(1).integers(-4, 5, gram.shape) * np.finfo(float).eps
-    )  # as from any kernel
+    gram *= 1 + np.random.default_rng(1).integers(-4, 5, gram.shape) * np.finfo(float).eps  # as from any kernel
     gram = (gram + gram.T) / 2
     assert not measures.update_length(gram).any()
     assert not measures.displacement(gram).any()
@@ -365,6 +359,20 @@ def test_small_angles_are_as_accurate_as_the_gram_matrix_resolves():
     gram = displacements @ displacements.T
     assert measures.apex_angle(gram) == pytest.approx([math.degrees(1e-6)], rel=1e-3)
     assert measures.cone_angle(gram) == pytest.approx(math.degrees(1e-6), rel=1e-3)
+
+
+def test_angles_between_vectors_of_very_different_lengths():
+    gram = np.array([[1.0, 1e-12], [1e-12, 2e-24]])  # of (1, 0) and 1e-12 (1, 1)
+    assert measures.origin_angle(gram) == pytest.approx([45])
+    assert measures.turn(gram[::-1, ::-1]) == pytest.approx([0, 45])
+
+
+def test_cosines_of_parallel_vectors_do_not_pass_one():
+    thetas = np.random.default_rng(0).uniform(-9, 9, (40, 1)) * random_walk(1)
+    gram = thetas @ thetas.T
+    norms = np.sqrt(gram.diagonal())
+    assert np.abs(gram / np.outer(norms, norms)).max() > 1
+    assert np.abs(measures.trajectory_map(gram)).max() == 1
 
 
 # Undefined values

@@ -1,0 +1,289 @@
+"""The sketch's contract: linear, repeatable, the same for any dtype, layout and sharding, and its statistics over seeds."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_traj.sketch import MIN_GROUP, MIN_ROW_LENGTH, CountSketch
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+DIM = 512
+LONG = 3 * MIN_ROW_LENGTH + 1234  # four rows of stage one, the last one short
+
+# Entries of a block: kept whole, exactly dim of them, one more; stage two alone; exactly one row, one more; several rows.
+NUMELS = [1, 100, DIM, DIM + 1, 40_001, MIN_ROW_LENGTH, MIN_ROW_LENGTH + 1, LONG]
+
+
+@pytest.fixture(scope="module")
+def sketch():
+    return CountSketch(DIM, seed=5)
+
+
+def gaussian(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def same(a, b):
+    """Equal up to the rounding of float64 sums."""
+    torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11 * float(b.norm()))
+
+
+# Contract
+
+
+@pytest.mark.parametrize("numel", NUMELS)
+def test_it_is_linear(sketch, numel):
+    a, b = gaussian(numel), gaussian(numel, seed=1)
+    same(sketch(2 * a - 3 * b, "w"), 2 * sketch(a, "w") - 3 * sketch(b, "w"))
+    assert not sketch(torch.zeros(numel), "w").any()
+
+
+@pytest.mark.parametrize("numel", NUMELS)
+def test_it_is_repeatable_bit_for_bit(sketch, numel):
+    a = gaussian(numel)
+    first = sketch(a, "w")
+    CountSketch(64, seed=1)(a, "v")  # what is done in between doesn't matter
+    sketch(gaussian(LONG), "w")
+    assert torch.equal(first, sketch(a, "w"))
+    assert torch.equal(first, CountSketch(DIM, seed=5)(a, "w"))
+    assert first.dtype == torch.float64
+    assert first.shape == (min(DIM, numel),)
+
+
+def test_seeds_and_the_names_of_long_blocks_make_other_sketches():
+    a, short = gaussian(LONG), gaussian(4000)
+    sketch = CountSketch(DIM)
+    assert torch.equal(sketch(a, "w"), CountSketch(DIM, seed=0)(a, "w"))
+    assert not torch.equal(sketch(a, "w"), sketch(a, "v"))
+    assert not torch.equal(sketch(a, "w"), CountSketch(DIM, seed=1)(a, "w"))
+    assert not torch.equal(sketch(short, "w"), CountSketch(DIM, seed=1)(short, "w"))
+
+
+@pytest.mark.parametrize("numel", [1, 100, DIM])
+def test_short_blocks_are_kept_whole(sketch, numel):
+    a = gaussian(numel, dtype=torch.float32)
+    assert torch.equal(sketch(a, "w"), a.double())
+
+
+# The hash is part of the file format: sketches of today have to be comparable with those of any later release and
+# of any platform. These are integers, exact in float64; a change of them is a new format.
+GOLDEN = {
+    (4, 0, 70_000): [-2726.0, -6117.0, -4326.0, 1686.0],
+    (4, 123, 70_000): [-6147.0, 3152.0, -1561.0, -157.0],
+    (4, 0, 1000): [291.0, 250.0, 194.0, 426.0],
+    (3, 0, 200_000): [-19232.0, -532.0, 2104.0],
+    (5000, 2**40, 200_000): [-167.0, -186.0, 38.0, 188.0],
+}
+
+
+@pytest.mark.parametrize(("dim", "seed", "numel"), GOLDEN)
+def test_the_hash_never_changes(dim, seed, numel):
+    ramp = torch.arange(numel) % 101 - 50
+    assert CountSketch(dim, seed)(ramp, "encoder.größe")[:4].tolist() == GOLDEN[dim, seed, numel]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("numel", NUMELS)
+def test_every_dtype_is_sketched_in_float64(sketch, dtype, numel):
+    a = gaussian(numel, dtype=dtype)
+    assert torch.equal(sketch(a, "w"), sketch(a.double(), "w"))
+
+
+LAYOUTS = {
+    "transposed": lambda: gaussian(700, 300).T,
+    "long rows transposed": lambda: gaussian(70_000, 3).T,
+    "strided": lambda: gaussian(2 * LONG)[::2],
+    "columns": lambda: gaussian(300, 900)[:, 100:800],
+    "channels last": lambda: gaussian(64, 40, 9, 9).to(memory_format=torch.channels_last),
+    "small channels last": lambda: gaussian(8, 4, 3, 3).to(memory_format=torch.channels_last),
+    "expanded": lambda: gaussian(600, 1).expand(600, 400),
+    "permuted 3-D": lambda: gaussian(50, 70, 60).permute(2, 0, 1),
+    "permuted, few and large slices": lambda: gaussian(100_000, 2, 2).permute(1, 2, 0),
+    "requires grad": lambda: gaussian(500, 300).requires_grad_(),
+    "in float32": lambda: gaussian(700, 300, dtype=torch.float32).T,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_taken_in_c_order(sketch, layout):
+    a = LAYOUTS[layout]()
+    result = sketch(a, "w")
+    same(result, sketch(a.detach().contiguous().flatten(), "w"))
+    assert not result.requires_grad
+
+
+def test_scalars_and_empty_tensors(sketch):
+    assert sketch(torch.tensor(3.5), "w").tolist() == [3.5]
+    assert sketch(torch.zeros(0, 4), "w").shape == (0,)
+    integers = torch.arange(1000) - 500
+    same(sketch(integers, "w"), sketch(integers.double(), "w"))
+
+
+@pytest.mark.parametrize("dim", [1, 3, 100, 1000, 2048, 5000, 70_000])
+def test_dimensions_need_not_be_powers_of_two(dim):
+    sketch = CountSketch(dim)
+    assert sketch.row_length % dim == 0
+    assert sketch.row_length >= max(MIN_ROW_LENGTH, MIN_GROUP * dim)
+    for numel in (dim, dim + 1, 3 * dim + 7, sketch.row_length + 5):
+        a, b = gaussian(numel), gaussian(numel, seed=1)
+        result = sketch(a, "w")
+        assert result.shape == (dim,)
+        same(sketch(a + b, "w"), result + sketch(b, "w"))
+    # Long enough for the norm to be about right: within five standard errors, √(2/k) each.
+    if dim >= 100:
+        assert float(result @ result / (a @ a)) == pytest.approx(1, abs=5 * math.sqrt(2 / dim))
+
+
+# Shards
+
+
+@pytest.mark.parametrize("numel", NUMELS)
+@pytest.mark.parametrize("shards", [1, 2, 3, 7])
+def test_uneven_and_empty_shards_add_up_to_the_whole(sketch, numel, shards):
+    a = gaussian(numel, dtype=torch.float32)
+    cuts = sorted({0, numel} | set(np.random.default_rng(shards).integers(0, numel + 1, shards - 1).tolist()))
+    cuts += [numel]  # and one that holds nothing
+    total = sum(sketch(a[i:j], "w", i, numel) for i, j in zip(cuts, cuts[1:], strict=False))
+    same(total, sketch(a, "w"))
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (150, 80), (300, 700), (50, 60, 70)])
+def test_shards_along_any_dimension_by_index_add_up_to_the_whole(sketch, shape):
+    a = gaussian(*shape, dtype=torch.float32)
+    positions = torch.arange(a.numel()).view(shape)
+    for dim, size in enumerate(shape):
+        cuts = [0, size // 3, size // 3, size - 1, size]  # uneven, and one of them empty
+        total = sum(
+            sketch(a.narrow(dim, i, j - i), "w", numel=a.numel(), index=positions.narrow(dim, i, j - i))
+            for i, j in zip(cuts, cuts[1:], strict=False)
+        )
+        same(total, sketch(a, "w"))
+
+
+def test_entries_by_index_may_come_in_any_order_and_twice(sketch):
+    a = gaussian(LONG)
+    order = torch.randperm(LONG, generator=torch.Generator().manual_seed(0))
+    same(sketch(a[order], "w", index=order), sketch(a, "w"))
+    twice = sketch(torch.cat([a, a]), "w", numel=LONG, index=torch.arange(LONG).repeat(2))
+    same(twice, 2 * sketch(a, "w"))
+
+
+# Statistics over seeds
+
+SEEDS = 300
+STAT_DIMS = (256, 4096)  # groups of stage two of 256 entries, and of 16, the smallest there are
+SHAPES = {"below the row length": (200, 150), "above the row length": (600, 400)}
+
+
+def of_low_rank(shape, rng):
+    rows, columns = shape
+    return rng.standard_normal((rows, 2)) @ rng.standard_normal((2, columns))
+
+
+def sparse(shape, rng):
+    a = np.zeros(math.prod(shape))
+    a[rng.choice(a.size, 1000, replace=False)] = rng.standard_normal(1000)
+    return a
+
+
+# Each a pair of vectors, neither orthogonal nor parallel; with how many stated standard errors the sketch may have.
+# design.md has 1.7 for constant inputs, 1 for all others.
+INPUTS = {
+    "Gaussian": (lambda shape, rng: rng.standard_normal(shape), 1.0),
+    "constant": (lambda shape, rng: np.full(shape, rng.uniform(1, 2)), 1.7),
+    "low rank": (of_low_rank, 1.0),
+    "periodic": (lambda shape, rng: np.sin(np.arange(math.prod(shape)) * 2 * np.pi / 64 + rng.uniform(0, 2)), 1.0),
+    "period of a power of two": (lambda shape, rng: (np.arange(math.prod(shape)) % 4096 < 5) + rng.uniform(0, 1), 1.7),
+    "sparse": (sparse, 1.0),
+    "heavy-tailed": (lambda shape, rng: rng.standard_t(2.2, shape), 1.0),
+}
+
+
+def pair(make, shape):
+    rng = np.random.default_rng(3)
+    a, other = (torch.from_numpy(make(shape, rng)).double().flatten() for _ in range(2))
+    return a, 0.6 * a + 0.8 * other * (a.norm() / other.norm())
+
+
+@pytest.fixture(scope="module", params=STAT_DIMS)
+def estimates(request):
+    """Estimates of |a|², ⟨a, b⟩ of every input over seeds, [SEEDS, 2], with the exact values and stated standard errors."""
+    cases = {(name, size): pair(make, SHAPES[size]) for name, (make, _) in INPUTS.items() for size in SHAPES}
+    found = {case: np.empty((SEEDS, 2)) for case in cases}
+    for seed in range(SEEDS):
+        sketch = CountSketch(request.param, seed)
+        for case, (a, b) in cases.items():
+            sa, sb = sketch(a, "layer.weight"), sketch(b, "layer.weight")
+            found[case][seed] = float(sa @ sa), float(sa @ sb)
+    exact = {case: np.array([float(a @ a), float(a @ b)]) for case, (a, b) in cases.items()}
+    stated = {
+        case: np.sqrt((float(a @ a) * np.array([float(a @ a), float(b @ b)]) + exact[case] ** 2) / request.param)
+        for case, (a, b) in cases.items()
+    }
+    return found, exact, stated
+
+
+@pytest.mark.parametrize("size", SHAPES)
+@pytest.mark.parametrize("name", INPUTS)
+def test_inner_products_are_unbiased_with_the_stated_variance(name, size, estimates):
+    found, exact, stated = (part[name, size] for part in estimates)
+    factor = INPUTS[name][1]
+    # Of a mean over seeds 4.5 of its standard errors are allowed, of a standard deviation, whose relative error is
+    # 1/√(2 SEEDS) for estimates that are nearly normal, 4.
+    bias = (found.mean(axis=0) - exact) / (stated / math.sqrt(SEEDS))
+    ratio = found.std(axis=0) / stated
+    assert (np.abs(bias) < 4.5 * factor).all(), bias
+    assert (ratio < factor * (1 + 4 / math.sqrt(2 * SEEDS))).all(), ratio
+    # An error far below what is stated would make the intervals meaningless, too.
+    assert (ratio > 0.75).all(), ratio
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"dim": 0}, ValueError, "dim=0: a sketch needs at least one entry"),
+        ({"dim": -3}, ValueError, "dim=-3"),
+        ({"dim": 2.0}, TypeError, r"dim=2\.0 is no integer: pass an int"),
+        ({"dim": True}, TypeError, "dim=True"),
+        ({"dim": "64"}, TypeError, "dim='64'"),
+        ({"dim": 64, "seed": None}, TypeError, "seed=None is no integer"),
+        ({"dim": 64, "seed": 0.5}, TypeError, r"seed=0\.5"),
+    ],
+)
+def test_bad_settings_are_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        CountSketch(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "arguments", "error", "message"),
+    [
+        (torch.ones(4, dtype=torch.complex64), {}, TypeError, "block 'w' is complex: sketch torch.view_as_real"),
+        (torch.ones(4), {"start": 1}, ValueError, "start=1 with 4 entries does not fit block 'w' of 4: pass numel="),
+        (torch.ones(4), {"start": -1, "numel": 9}, ValueError, "start=-1"),
+        (torch.ones(4), {"start": 6, "numel": 9}, ValueError, "start=6 with 4 entries does not fit block 'w' of 9"),
+        (torch.ones(4), {"index": torch.arange(3)}, ValueError, "index has 3 entries for 4 of block 'w'"),
+    ],
+)
+def test_bad_blocks_are_named(sketch, tensor, arguments, error, message):
+    with pytest.raises(error, match=message):
+        sketch(tensor, "w", **arguments)
+
+
+# Devices
+
+
+@pytest.mark.parametrize("numel", NUMELS)
+def test_meta_tensors_have_sketches_of_the_right_shape(sketch, numel):
+    a = torch.empty(numel, device="meta", dtype=torch.bfloat16)
+    for result in (sketch(a, "w"), sketch(a, "w", index=torch.empty(numel, dtype=torch.int64, device="meta"))):
+        assert result.shape == (min(DIM, numel),)
+        assert result.device.type == "meta"
