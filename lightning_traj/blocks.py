@@ -69,7 +69,9 @@ def check_patterns(argument: str, patterns: Patterns | None, names: Iterable[str
     names = list(names)
     for pattern in () if patterns is None else _as_list(patterns):
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"{argument}={patterns!r}: {pattern!r} matches none of the parameters; {_listing('name', names)}")
+            raise ValueError(
+                f"{argument}={patterns!r}: {pattern!r} matches none of the parameters; {_listing('name', names)}"
+            )
 
 
 def block_groups(blocks: Sequence[Block]) -> dict[str, list[int]]:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.nn.parameter import is_lazy
 
 from lightning_traj import report, tensorboard
@@ -20,6 +20,9 @@ from lightning_traj.blocks import Patterns
 from lightning_traj.recorder import Recorder
 from lightning_traj.schedule import EveryNEpochs, Schedule
 from lightning_traj.trajectory import Trajectory
+
+# Of lightning.pytorch or of pytorch_lightning; both set most attributes where type checkers don't see them.
+Trainer: TypeAlias = Any
 
 
 class TrajectoryCallback(Callback):
@@ -32,30 +35,30 @@ class TrajectoryCallback(Callback):
 
     Args:
         schedule: When to take a snapshot: ``EveryNEpochs(n)`` or ``EveryNSteps(n)``.
-        snapshot: ``"sketch"`` keeps ``sketch_dim`` numbers a block, and answers with standard errors; ``"full"`` writes the
-            parameters themselves to files beside the logs, and answers exactly.
+        snapshot: ``"sketch"`` keeps ``sketch_dim`` numbers a block, and answers with standard errors; ``"full"`` writes
+            the parameters themselves to files beside the logs, and answers exactly.
         sketch_dim: Length of a block's sketch; blocks that are no longer are kept whole. Standard errors fall as its
             inverse square root.
         blocks: What is a block: ``"tensor"``, each parameter tensor.
         include: Glob pattern or patterns over parameter names: what is recorded. None: every floating-point parameter.
         exclude: The same for what is not recorded.
-        max_snapshots: Past this many, every second snapshot between the first and the latest is dropped, and from then on
-            every second one is kept. At least 4.
+        max_snapshots: Past this many, every second snapshot between the first and the latest is dropped, and from then
+            on every second one is kept. At least 4.
         seed: Of the sketch; runs can be compared with each other where it and ``sketch_dim`` are the same.
         dirpath: Folder of the files; default: beside the logs.
         name: Prefix of the tags, stem of the file. Two callbacks in one Trainer need different names.
 
     Raises:
-        TypeError, ValueError: an argument is wrong (at once), or the model or the checkpoint does not go with it (before
-            training starts).
+        TypeError, ValueError: an argument is wrong (at once), or the model or the checkpoint does not go with it
+            (before training starts).
 
     Example:
         >>> from lightning.pytorch import Trainer
         >>> from lightning_traj import TrajectoryCallback
         >>> trainer = Trainer(callbacks=[TrajectoryCallback()], logger=False)
 
-    Monitors: ``traj/mds``, ``traj/param_norm``, ``traj/displacement`` and ``traj/path_length`` are always defined. Others are
-    missing or undefined at first: monitor them with ``EarlyStopping(check_finite=False, strict=False)``.
+    Monitors: ``traj/mds``, ``traj/param_norm``, ``traj/displacement`` and ``traj/path_length`` are always defined.
+    Others are missing or undefined at first: monitor them with ``EarlyStopping(check_finite=False, strict=False)``.
     """
 
     def __init__(
@@ -122,7 +125,9 @@ class TrajectoryCallback(Callback):
             return
         self._restored = self._file = None
         if _names(trainer).count(self.name) > 1:
-            raise ValueError(f"name={self.name!r} is that of two TrajectoryCallbacks in one Trainer: give each its own.")
+            raise ValueError(
+                f"name={self.name!r} is that of two TrajectoryCallbacks in one Trainer: give each its own."
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Before Lightning logs hyperparameters and the user's code logs anything: TensorBoard heeds the first list of
@@ -139,7 +144,9 @@ class TrajectoryCallback(Callback):
             self._load(restored)
         elif not self._goes_on(trainer, pl_module):
             if trainer.ckpt_path:
-                rank_zero_warn(f"{self.name}: the checkpoint holds no trajectory; it begins here, at step 0 of its own.")
+                rank_zero_warn(
+                    f"{self.name}: the checkpoint holds no trajectory; it begins here, at step 0 of its own."
+                )
             self._begin()
         self._module = id(pl_module)
         recorder.check(parameters)
@@ -147,7 +154,7 @@ class TrajectoryCallback(Callback):
         cost = recorder.prepare(parameters)
         stem = "trajectory" if self.name == "traj" else self.name
         self._file = None if trainer.fast_dev_run else folder / f"{stem}.safetensors"
-        if restored is None and not len(recorder):
+        if restored is None and not len(recorder) and trainer.is_global_zero:
             self._set_aside()
         self._warned = set()
         self._monitored = self._is_monitored(trainer)
@@ -156,8 +163,10 @@ class TrajectoryCallback(Callback):
             # It alone counts the steps really taken: with accumulation, manual optimisation, and skipped ones.
             self._hooks.append(optimizer.register_step_post_hook(partial(self._on_optimizer_step, trainer, pl_module)))
         rank_zero_info(f"{self.name}: {cost}")
+        if restored is not None and self._lacks_epoch(trainer):
+            self._record(trainer, pl_module, starting=True)
         if not any(is_lazy(parameter) for parameter in parameters.values()):
-            self._record_initial(trainer, pl_module)
+            self._record_initial(trainer, pl_module, starting=True)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         if not len(self._recorder) and not self._steps:  # lazy parameters have their values only now
@@ -171,15 +180,14 @@ class TrajectoryCallback(Callback):
         new = self._recorder.scheduled - self._logged
         batches = trainer.fit_loop.epoch_loop._batches_that_stepped
         # As often as Lightning logs, at most; and ever more rarely, so that all logs together stay cheap.
-        if trainer.log_every_n_steps and batches - self._logged_at >= trainer.log_every_n_steps:
-            if new and 16 * new >= self._recorder.scheduled:
-                self._guarded("logging", self._log, trainer, batches)
+        due = trainer.log_every_n_steps and batches - self._logged_at >= trainer.log_every_n_steps
+        if due and new and 16 * new >= self._recorder.scheduled:
+            self._guarded("logging", self._log, trainer, batches)
         if self._monitored:  # checks within an epoch need a value, from the first on
             self._log_monitors(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.schedule.due_after_epoch(trainer.current_epoch + 1):
-            self._record(trainer, pl_module)
+        self._record_due(self.schedule.due_after_epoch, trainer.current_epoch + 1, trainer, pl_module)
         if self._recorder.scheduled > self._logged:
             # The step at which Lightning draws what is logged at the end of an epoch.
             step = max(0, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
@@ -221,7 +229,14 @@ class TrajectoryCallback(Callback):
 
     def _goes_on(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Whether a fit without restored state goes on with what an earlier fit of the same Trainer has recorded."""
-        return bool(len(self._recorder) and trainer.global_step and not trainer.ckpt_path) and self._module == id(pl_module)
+        same = self._module == id(pl_module) and not trainer.ckpt_path
+        return bool(same and len(self._recorder) and trainer.global_step)
+
+    def _lacks_epoch(self, trainer: Trainer) -> bool:
+        """Whether the checkpoint was saved at the last batch of an epoch whose end Lightning does not call again."""
+        recorded = self._recorder.latest_key or (0, 0.0)
+        ended = _completed_epochs(trainer, starting=True) == trainer.current_epoch
+        return ended and recorded[0] < self._steps and self.schedule.due_after_epoch(trainer.current_epoch)
 
     def _begin(self) -> None:
         self._recorder.clear()
@@ -232,8 +247,9 @@ class TrajectoryCallback(Callback):
     def _load(self, state: Mapping[str, Any]) -> None:
         if (theirs := state["schedule"]) != repr(self.schedule):
             raise ValueError(
-                f"schedule={self.schedule!r} differs from schedule={theirs}, with which the trajectory in the checkpoint was "
-                f"recorded: pass schedule={theirs} to go on with it, or another name= to begin a new one."
+                f"schedule={self.schedule!r} differs from schedule={theirs}, with which the trajectory in the "
+                f"checkpoint was recorded: pass schedule={theirs} to go on with it, or another name= to begin a new "
+                "one."
             )
         self._begin()
         self._recorder.load_state_dict(state)
@@ -242,28 +258,40 @@ class TrajectoryCallback(Callback):
 
     def _check_trainer(self, trainer: Trainer, parameters: Mapping[str, Any]) -> None:
         if any(hasattr(parameter, "placements") for parameter in parameters.values()):
-            raise ValueError("the model's parameters are sharded (DTensor), which is not supported: use DDP or one device.")
+            raise ValueError(
+                "the model's parameters are sharded (DTensor), which is not supported: use DDP or one device."
+            )
         if self._recorder.snapshot == "full" and trainer.world_size > 1:
-            raise ValueError(f'snapshot="full" works on one device, not on {trainer.world_size}: use snapshot="sketch".')
+            raise ValueError(
+                f'snapshot="full" works on one device, not on {trainer.world_size}: use snapshot="sketch".'
+            )
 
-    def _record_initial(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _record_initial(self, trainer: Trainer, pl_module: LightningModule, starting: bool = False) -> None:
         if not len(self._recorder):
-            self._record(trainer, pl_module)
+            self._record(trainer, pl_module, starting)
         self._guarded("measuring", self._collect)
 
-    def _record(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        parameters = dict(pl_module.named_parameters())
-        self._guarded("recording", self._recorder.record, parameters, self._steps, _completed_epochs(trainer))
+    def _record(self, trainer: Trainer, pl_module: LightningModule, starting: bool = False) -> None:
+        parameters, epoch = dict(pl_module.named_parameters()), _completed_epochs(trainer, starting)
+        self._guarded("recording", self._recorder.record, parameters, self._steps, epoch)
 
     def _on_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._steps += 1
-        if self.schedule.due_after_step(self._steps):
-            self._record(trainer, pl_module)
+        self._record_due(self.schedule.due_after_step, self._steps, trainer, pl_module)
+
+    def _record_due(self, due: Callable[[int], bool], count: int, trainer: Trainer, pl_module: LightningModule) -> None:
+        def record() -> None:  # schedules can be the user's own: they may fail too
+            if due(count):
+                self._record(trainer, pl_module)
+
+        self._guarded("recording", record)
 
     def _collect(self) -> None:
         trajectory, dropped = self._recorder.collect()
         if dropped:
-            self._warn("recording", f"{len(dropped)} snapshots with non-finite entries were left out, at steps {dropped}")
+            self._warn(
+                "recording", f"{len(dropped)} snapshots with non-finite entries were left out, at steps {dropped}"
+            )
         if len(trajectory):
             self._trajectory = trajectory
             self._summary = trajectory.summary()
@@ -282,7 +310,7 @@ class TrajectoryCallback(Callback):
     def _log_monitors(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.barebones:
             values = {f"{self.name}/{key}": value for key, value in self._summary.items() if value == value}
-            pl_module.log_dict(values, logger=False)
+            self._guarded("logging monitors", pl_module.log_dict, values, logger=False)
 
     def _lay_out(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self.name == _names(trainer)[0]:
@@ -291,7 +319,8 @@ class TrajectoryCallback(Callback):
 
     def _log_hyperparameters(self, trainer: Trainer, pl_module: LightningModule, finished: bool = False) -> None:
         # One list of columns counts in a run: the first callback's, which names them all.
-        if trainer.is_global_zero and self.name == _names(trainer)[0]:
+        wanted = getattr(trainer, "enable_autolog_hparams", True)
+        if wanted and trainer.is_global_zero and self.name == _names(trainer)[0]:
             hyperparameters = tensorboard.hyperparameters(pl_module, getattr(trainer, "datamodule", None))
             tensorboard.log_hyperparameters(trainer.loggers, hyperparameters, _names(trainer), finished=finished)
 
@@ -349,11 +378,11 @@ def _names(trainer: Any) -> list[str]:
     return [callback.name for callback in trainer.callbacks if isinstance(callback, TrajectoryCallback)]
 
 
-def _completed_epochs(trainer: Trainer) -> float:
+def _completed_epochs(trainer: Trainer, starting: bool = False) -> float:
     """Completed epochs, with the fraction of the running one: 0 before its last batch where its length is unknown."""
     epochs, progress = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress
-    if epochs.started == epochs.completed:  # between epochs, the batches are those of the last one
+    if starting and epochs.started == epochs.completed:  # the batches are still those of the last epoch
         return float(epochs.completed)
     if trainer.num_training_batches == float("inf"):
         return float(epochs.completed + progress.is_last_batch)
-    return epochs.completed + progress.current.ready / trainer.num_training_batches
+    return float(epochs.completed + progress.current.ready / trainer.num_training_batches)

@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-Matrix = TypeVar("Matrix", Tensor, np.ndarray)
+Matrix = TypeVar("Matrix", Tensor, NDArray[np.float64])
 
-LOCAL_VECTORS = ("snapshot", "displacement", "update", "previous_update")  # the vectors of a local Gram matrix
+THETA, DISPLACEMENT, UPDATE, PREVIOUS_UPDATE = range(4)  # the vectors of a local Gram matrix: θ_t, d_t, u_t, u_{t−1}
 CHUNK = 524_288  # entries: two float64 scratch rows of it stay in a CPU's cache, and the launches are few
 
 
@@ -124,7 +125,7 @@ class RunningGram(Metric):
         self.latest = [torch.where(finite, new, now) for new, now in zip(row, self.latest, strict=True)]
 
     def forward(self, row: Sequence[Tensor]) -> Tensor:
-        """Take in the next snapshot and return the Gram matrix so far: a snapshot alone has nothing to be compared with."""
+        """Take in the next snapshot and return the Gram matrix so far: a snapshot alone has no other to go with."""
         self.update(row)
         gram: Tensor = self.compute()
         return gram
@@ -231,8 +232,8 @@ class RunningGram(Metric):
 
 
 def _local_gram(theta: Tensor, base: Tensor, latest: Tensor, before: Tensor) -> Tensor:
-    """Gram matrix of θ_t, d_t, u_t and u_{t−1} in one block (``LOCAL_VECTORS``), float64 [4, 4]."""
-    total: Any = 0
+    """Gram matrix of θ_t, d_t, u_t and u_{t−1} in one block, float64 [4, 4]."""
+    total = torch.zeros(4, 4, dtype=torch.float64, device=theta.device)
     for now, origin, past, earlier in _chunks(theta, base, latest, before):
         vectors = torch.stack([now, now - origin, now - past, past - earlier])
         total = total + vectors @ vectors.T

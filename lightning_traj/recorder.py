@@ -12,8 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_traj.blocks import Block, Patterns, block_entries, block_groups, check_patterns, clean_name, is_wanted, make_block
-from lightning_traj.gram import RunningGram
+from lightning_traj.blocks import (
+    Block,
+    Patterns,
+    block_entries,
+    block_groups,
+    check_patterns,
+    clean_name,
+    is_wanted,
+    make_block,
+)
+from lightning_traj.gram import UPDATE, RunningGram
 from lightning_traj.sketch import CountSketch
 from lightning_traj.snapshots import SnapshotFiles
 from lightning_traj.trajectory import Trajectory
@@ -68,6 +77,7 @@ class Recorder:
         self.recent_files: list[str] = []
         self.base_files: list[str] = []
         self.paths: list[Tensor] = []
+        self.path: Tensor | None = None  # up to the latest scheduled snapshot, whether or not it is kept
         self.scheduled = 0
         self.stride = 1
         self.latest_key: tuple[int, float] | None = None
@@ -124,7 +134,9 @@ class Recorder:
 
     def prepare(self, parameters: Mapping[str, Tensor]) -> str:
         """Choose where rows are kept, and say in one line what recording will cost."""
-        blocks = {name: (entries.numel(), entries.element_size()) for name, entries in self._entries(parameters).items()}
+        blocks = {
+            name: (entries.numel(), entries.element_size()) for name, entries in self._entries(parameters).items()
+        }
         count, numel = len(blocks), sum(size for size, _ in blocks.values())
         n = self.max_snapshots
         grams = count * n * (8 * n + 128)
@@ -144,6 +156,7 @@ class Recorder:
         self.device = device
         self.gram.to(device)
         self.paths = [path.to(device) for path in self.paths]
+        self.path = None if self.path is None else self.path.to(device)
         self._group()
         return f"recording {count} blocks, {numel:,} parameters as {self.snapshot} snapshots: {_bytes(per_snapshot)} {where}"
 
@@ -189,9 +202,10 @@ class Recorder:
         if len(self) > 1 and self.order[-1] % self.stride:
             self._keep(range(len(self) - 1))
         self.gram.update(row)
-        updates = self.gram.local[-1][:, 2, 2].clamp_min(0)  # ‖u_t‖² of each block
+        updates = self.gram.local[-1][:, UPDATE, UPDATE].clamp_min(0)  # ‖u_t‖² of each block
         walked = torch.cat([self._membership @ updates, updates]).sqrt()
-        self.paths.append(self.paths[-1] + walked if self.paths else walked)
+        self.path = walked if self.path is None else self.path + walked
+        self.paths.append(self.path)
         self.steps.append(step)
         self.epochs.append(epoch)
         self.order.append(self.scheduled)
@@ -286,6 +300,7 @@ class Recorder:
             "base_files": list(self.base_files),
             "folder": str(self.snapshots.folder.absolute()),
             "paths": list(self.paths),
+            "path": self.path,
             "scheduled": self.scheduled,
             "stride": self.stride,
             "latest_key": self.latest_key,
@@ -308,10 +323,10 @@ class Recorder:
                 )
         self.clear()
         self.blocks = [Block(*block) for block in state["blocks"]]
-        self._groups = list(block_groups(self.blocks))
+        self._group()
         for attribute in ("steps", "epochs", "order", "files", "recent_files", "base_files", "paths"):
             setattr(self, attribute, list(state[attribute]))
-        self.scheduled, self.stride = state["scheduled"], state["stride"]
+        self.path, self.scheduled, self.stride = state["path"], state["scheduled"], state["stride"]
         self.latest_key = None if state["latest_key"] is None else tuple(state["latest_key"])
         for name, values in state["gram"].items():
             setattr(self.gram, name, list(values))
@@ -327,7 +342,9 @@ class Recorder:
         # A snapshot that is older than a block has its first value.
         recent = [[mapped[file].get(block, base[block]) for block in blocks] for file in self.recent_files]
         self.gram.base = list(base.values())
-        self.gram.snapshots = [[mapped[file][block] for block in blocks if block in mapped[file]] for file in self.files]
+        self.gram.snapshots = [
+            [mapped[file][block] for block in blocks if block in mapped[file]] for file in self.files
+        ]
         self.gram.before, self.gram.latest = (list(row) for row in (recent[:1] + recent[-1:]))
 
     # Inside
@@ -351,7 +368,7 @@ class Recorder:
             if tensor is None or block.name not in entries:  # taken out of the model: it moves no more
                 row.append(self.gram.latest[b])
                 continue
-            if not tensor.requires_grad:
+            if not (tensor.requires_grad or tensor.is_inference()):  # inference tensors have no version
                 # Trusted for frozen tensors alone: fused optimizers and .data change values without the counter.
                 frozen[block.name] = (weakref.ref(tensor), tensor._version)
                 seen = self._frozen.get(block.name)
@@ -380,9 +397,11 @@ class Recorder:
         for row, members in enumerate(sums):
             membership[row, members] = 1.0
         self._membership = membership.to(self.device)
-        if self.paths and before != self._groups:  # blocks were added: what is new has not moved so far
-            at = [self._groups.index(group) for group in before]
-            self.paths = [path.new_zeros(len(groups)).index_copy(0, torch.tensor(at, device=path.device), path) for path in self.paths]
+        if self.path is not None and before != self._groups:  # blocks were added: what is new has not moved so far
+            at = torch.tensor([self._groups.index(group) for group in before], device=self.path.device)
+            *self.paths, self.path = (
+                path.new_zeros(len(groups)).index_copy(0, at, path) for path in (*self.paths, self.path)
+            )
 
     def _keep(self, indices: Iterable[int]) -> None:
         indices = list(indices)

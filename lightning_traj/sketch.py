@@ -137,9 +137,7 @@ class CountSketch:
             # A copy into a small scratch row is a cheaper conversion than mixed-type arithmetic, which makes one too.
             entries = scratch[:count].copy_(flat[position - first : position - first + count])
             shift = shifts[row] + column
-            buffer[shift : shift + count].addcmul_(
-                row_signs[column : column + count], entries, value=signs[row]
-            )
+            buffer[shift : shift + count].addcmul_(row_signs[column : column + count], entries, value=signs[row])
             position += count
 
     def _add_indexed(self, buffer: Tensor, flat: Tensor, index: Tensor, name: str, numel: int) -> None:

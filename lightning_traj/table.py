@@ -15,12 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_traj import measures, uncertainty
-from lightning_traj.gram import displacement_gram, snapshot_gram
+from lightning_traj.gram import (
+    DISPLACEMENT,
+    PREVIOUS_UPDATE,
+    THETA,
+    UPDATE,
+    displacement_gram,
+    snapshot_gram,
+)
 from lightning_traj.uncertainty import Gradient
 
 Array = NDArray[np.float64]
 
-THETA, DISPLACEMENT, UPDATE, PREVIOUS = range(4)  # the vectors of a local Gram matrix, as gram.LOCAL_VECTORS has them
 WINDOW = 8  # optimizer steps that the oscillation measures look back on, at most
 
 
@@ -115,7 +121,11 @@ def _local_angle(vector: int, difference: int) -> Error:
 
 
 def _update_angle(counted: Counted) -> float:
-    uu, uv, vv = counted.local[UPDATE, UPDATE], counted.local[UPDATE, PREVIOUS], counted.local[PREVIOUS, PREVIOUS]
+    uu, uv, vv = (
+        counted.local[UPDATE, UPDATE],
+        counted.local[UPDATE, PREVIOUS_UPDATE],
+        counted.local[PREVIOUS_UPDATE, PREVIOUS_UPDATE],
+    )
     return float(measures.angle_from_difference(uu, uu - uv, uu - 2 * uv + vv))
 
 
@@ -183,7 +193,7 @@ MEASURES: dict[str, Measure] = {
         "[0, 180]",
         "degrees",
         "0: straight on; 90: as a random walk; 180: back again",
-        Error("local", lambda c: uncertainty.angle_gradient(c.local, UPDATE, PREVIOUS)),
+        Error("local", lambda c: uncertainty.angle_gradient(c.local, UPDATE, PREVIOUS_UPDATE)),
     ),
     "origin_angle": Measure(
         lambda c: c.angle(THETA, UPDATE) if c.has_updates else float("nan"),

@@ -18,13 +18,12 @@ from lightning_traj.blocks import Block, Select, block_groups, select_blocks
 from lightning_traj.files import replace_atomically
 from lightning_traj.gram import displacement_gram, snapshot_gram
 from lightning_traj.table import MEASURES, Counted, standard_errors
-from lightning_traj.uncertainty import Gradient
 
 Array = NDArray[np.float64]
 FORMAT = "lightning_traj.trajectory"
 FORMAT_VERSION = 1
 
-__all__ = ["MEASURES", "Gradient", "Trajectory"]
+__all__ = ["MEASURES", "Trajectory"]
 
 
 @dataclass(frozen=True)
@@ -155,9 +154,8 @@ class Trajectory:
             "blocks": [asdict(block) for block in self.blocks],
             "settings": dict(self.settings),
         }
-        tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _TENSORS}
-        if self.sketches is not None:
-            tensors["sketches"] = np.ascontiguousarray(self.sketches)
+        arrays = {name: getattr(self, name) for name in _TENSORS}
+        tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
         with replace_atomically(path) as temporary:
             save_file(tensors, temporary, metadata={"lightning_traj": json.dumps(header)})
 
@@ -177,16 +175,19 @@ class Trajectory:
         try:
             with safe_open(path, framework="numpy") as file:
                 header = json.loads((file.metadata() or {}).get("lightning_traj", "{}"))
-                if header.get("format") != FORMAT:
+                if not isinstance(header, dict) or header.get("format") != FORMAT:
                     raise ValueError("it is a safetensors file, but holds no trajectory")
                 if header["version"] > FORMAT_VERSION:
                     raise ValueError(
                         f"its format is {header['version']}, and this release reads up to {FORMAT_VERSION}: "
                         "upgrade lightning-traj"
                     )
-                tensors = {name: file.get_tensor(name) for name in (*_TENSORS, "sketches") if name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in _TENSORS if name in file.keys()}
             blocks = tuple(Block(**block) for block in header["blocks"])
-            return cls(blocks=blocks, settings=header["settings"], **tensors)
+            for name, values in tensors.items():
+                if values.dtype != _TENSORS[name]:
+                    raise ValueError(f"{name} holds {values.dtype}, where {_TENSORS[name]} was expected")
+            return cls(blocks=blocks, settings=dict(header["settings"]), **tensors)
         except (SafetensorError, ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f"path={str(path)!r} cannot be read as a trajectory: {error}. Pass a file that "
@@ -224,13 +225,15 @@ class Trajectory:
 
     def _moved(self) -> NDArray[np.bool_]:
         """Whether each block has changed since θ_0, [B]: in a kept snapshot, or between them."""
-        displaced = np.einsum("bii->bi", self.anchored)[:, 1:].any(axis=1)
-        walked = self.paths[-1, -len(self.blocks) :] > 0  # the groups of single blocks come last
-        return displaced | walked
+        displaced = np.diagonal(self.anchored, axis1=1, axis2=2)[:, 1:].any(axis=1)
+        walked = (self.paths[-1:, -len(self.blocks) :] > 0).any(axis=0)  # the groups of single blocks come last
+        return np.logical_or(displaced, walked)
 
     def _anchored(self, select: Select) -> Array:
         chosen = self.select(select)
-        return self.anchored.sum(axis=0) if len(chosen) == len(self.blocks) else self.anchored[chosen].sum(axis=0)
+        # Indexing copies: spare it where all are counted.
+        counted: Array = self.anchored if len(chosen) == len(self.blocks) else self.anchored[chosen]
+        return np.asarray(counted.sum(axis=0))
 
     def _at(self, select: Select, n: int | None = None) -> Counted:
         """What the first n snapshots amount to, for a selection."""
@@ -257,7 +260,14 @@ class Trajectory:
         return None
 
 
-_TENSORS = ("steps", "epochs", "anchored", "local", "paths")
+_TENSORS = {
+    "steps": "int64",
+    "epochs": "float64",
+    "anchored": "float64",
+    "local": "float64",
+    "paths": "float64",
+    "sketches": "float32",  # may be missing
+}
 
 
 def _evaluate(counted: Counted) -> dict[str, float]:

@@ -43,7 +43,11 @@ def walk() -> Callable[..., Snapshots]:
     """Factory of the parameters of a model that drifts and wanders: a dict of named tensors for each snapshot."""
 
     def make(
-        shapes: Mapping[str, tuple[int, ...]], n: int, seed: int = 0, dtype: torch.dtype = torch.float32, size: float = 0.1
+        shapes: Mapping[str, tuple[int, ...]],
+        n: int,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        size: float = 0.1,
     ) -> Snapshots:
         generator = torch.Generator().manual_seed(seed)
         theta = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
@@ -84,7 +88,7 @@ def recorded() -> Callable[..., Recorder]:
 
 
 @pytest.fixture
-def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def fit(one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """``models.fit`` in a folder of its own, and without pictures: they are slow, and have tests of their own."""
     from models import fit
 

@@ -20,7 +20,7 @@ INPUTS, CLASSES, BATCH, BATCHES = 6, 3, 8, 4  # an epoch has 4 batches
 
 
 def batches(*, shuffle: bool = False, alike: bool = False) -> DataLoader[Any]:
-    """An epoch of data; ``alike``: the same batch four times, so that a run that stops within an epoch can be resumed."""
+    """An epoch of data; ``alike``: the same batch four times, so that it is all the same where an epoch is resumed."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(BATCH * BATCHES, INPUTS, generator=generator)
     y = (x[:, 0] > 0).long() + (x[:, 1] > 0.5).long()

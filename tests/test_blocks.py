@@ -73,6 +73,7 @@ def test_a_block_belongs_to_the_module_of_its_parameter():
         ("role:q", ["h.0.attn.q.weight", "h.1.attn.q.weight"]),
         ("layer:h.1.norm", ["h.1.norm.weight", "h.1.norm.bias"]),
         ("layer:", ["q"]),
+        ("", ["q"]),  # the root module
         ("h.1.*", ["h.1.attn.q.weight", "h.1.norm.weight", "h.1.norm.bias"]),
         ("*.[qk].weight", ["h.0.attn.q.weight", "h.0.attn.k.weight", "h.1.attn.q.weight"]),
         ("q", ["h.0.attn.q.weight", "h.1.attn.q.weight"]),  # a role, before the block of that name
@@ -85,7 +86,7 @@ def test_select(select, expected):
     assert names(select) == expected
 
 
-@pytest.mark.parametrize("select", ["role:v", "layer:h.1", "H.*", "", "role:", lambda block: False])
+@pytest.mark.parametrize("select", ["role:v", "layer:h.1", "H.*", "role:", lambda block: False])
 def test_selecting_nothing_lists_what_there_is(select):
     with pytest.raises(ValueError, match="matches none of 7 blocks; roles: 'other', 'q', 'k', 'norm'; layers: 'embed'"):
         names(select)
@@ -93,7 +94,7 @@ def test_selecting_nothing_lists_what_there_is(select):
 
 @pytest.mark.parametrize("select", [3, ["q"], b"q"])
 def test_other_types_are_refused(select):
-    with pytest.raises(TypeError, match="select=.*pass \"role:…\", \"layer:…\", a glob over block names, or a predicate"):
+    with pytest.raises(TypeError, match=r'select=.*pass "role:…", "layer:…", a glob over block names, or a predicate'):
         names(select)
 
 
@@ -122,7 +123,9 @@ def test_include_and_exclude(include, exclude, wanted):
 def test_a_pattern_that_matches_nothing_is_named():
     check_patterns("include", None, ["a"])
     check_patterns("include", ["a", "*"], ["a", "b"])
-    with pytest.raises(ValueError, match=r"exclude=\['a', 'x\*'\]: 'x\*' matches none of the parameters; names: 'a', 'b'$"):
+    with pytest.raises(
+        ValueError, match=r"exclude=\['a', 'x\*'\]: 'x\*' matches none of the parameters; names: 'a', 'b'$"
+    ):
         check_patterns("exclude", ["a", "x*"], ["a", "b"])
 
 

@@ -12,6 +12,10 @@ import pytest
 import pytorch_lightning
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, WeightAveraging
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_traj import EveryNEpochs, EveryNSteps, Trajectory, TrajectoryCallback
 from models import (
     CLASSES,
     INPUTS,
@@ -24,10 +28,6 @@ from models import (
     both_schedules,
     mlp,
 )
-from torch import nn
-from torch.utils.data import DataLoader
-
-from lightning_traj import EveryNEpochs, EveryNSteps, Trajectory, TrajectoryCallback
 
 # It changes nothing ---------------------------------------------------------------------------------------------
 
@@ -495,7 +495,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"sketch_dim": True}, TypeError, "sketch_dim=True is no integer: pass an int."),
     ({"sketch_dim": "2048"}, TypeError, "sketch_dim='2048' is no integer: pass an int."),
     ({"blocks": "layer"}, ValueError, "blocks='layer': pass 'tensor'."),
-    ({"include": 3}, TypeError, "include=3: pass a glob pattern such as \"*.weight\", a list of them, or None."),
+    ({"include": 3}, TypeError, 'include=3: pass a glob pattern such as "*.weight", a list of them, or None.'),
     ({"include": [3]}, TypeError, "include=[3]: pass a glob pattern"),
     ({"include": [None]}, TypeError, "include=[None]: pass a glob pattern"),
     ({"exclude": {"a": 1}}, TypeError, "exclude={'a': 1}: pass a glob pattern"),
@@ -505,7 +505,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"max_snapshots": None}, TypeError, "max_snapshots=None is no integer: pass an int."),
     ({"seed": "0"}, TypeError, "seed='0' is no integer: pass an int."),
     ({"dirpath": 5}, TypeError, "dirpath=5 is no path: pass a str or a Path, or None for the folder of the logs."),
-    ({"name": 5}, TypeError, "name=5 is no string: pass one such as \"traj\"."),
+    ({"name": 5}, TypeError, 'name=5 is no string: pass one such as "traj".'),
     ({"name": ""}, ValueError, "name='': pass letters, digits, '.', '_' and '-'"),
     ({"name": "a/b"}, ValueError, "name='a/b': pass letters, digits, '.', '_' and '-'"),
     ({"name": ".."}, ValueError, "name='..': pass letters, digits, '.', '_' and '-'"),
@@ -542,9 +542,11 @@ def test_same_name_twice(fit: Any) -> None:
 
     class Late(Module):
         def configure_callbacks(self) -> Any:
-            return [FirstModelCallback(), SecondModelCallback()]
+            return [TrajectoryCallback(name="a"), TrajectoryCallback(name="a")]
 
-    with pytest.raises(ValueError, match="name='a' is that of two TrajectoryCallbacks in one Trainer: give each its own"):
+    with pytest.raises(
+        ValueError, match="name='a' is that of two TrajectoryCallbacks in one Trainer: give each its own"
+    ):
         fit(module=Late)
 
 
@@ -559,7 +561,11 @@ class Whole(Module):
 
 PATTERNS: list[tuple[dict[str, Any], Any, str]] = [
     ({}, Whole, "none of the 1 parameters of the model is floating-point and non-empty"),
-    ({"include": "encoder.*"}, Module, "include='encoder.*': 'encoder.*' matches none of the parameters; names: 'net.0"),
+    (
+        {"include": "encoder.*"},
+        Module,
+        "include='encoder.*': 'encoder.*' matches none of the parameters; names: 'net.0",
+    ),
     ({"include": ["net.*", "x"]}, Module, "include=['net.*', 'x']: 'x' matches none of the parameters; names: 'net.0"),
     ({"exclude": "head"}, Module, "exclude='head': 'head' matches none of the parameters; names: 'net.0.weight'"),
     ({"include": []}, Module, "include=[], exclude=None leave none of 4 parameters: record at least one"),
@@ -583,5 +589,5 @@ def test_models_that_do_not_go_with_the_arguments(fit: Any, arguments: Any, modu
 
 
 def test_nothing_recorded_yet() -> None:
-    with pytest.raises(RuntimeError, match="name='mine'.*has recorded nothing yet: it begins with fit"):
+    with pytest.raises(RuntimeError, match=r"name='mine'.*has recorded nothing yet: it begins with fit"):
         TrajectoryCallback(name="mine").trajectory  # noqa: B018

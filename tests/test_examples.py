@@ -10,7 +10,10 @@ import pytest
 
 import lightning_traj
 
-MODULES = ["lightning_traj", *(f"lightning_traj.{module.name}" for module in pkgutil.iter_modules(lightning_traj.__path__))]
+MODULES = [
+    "lightning_traj",
+    *(f"lightning_traj.{module.name}" for module in pkgutil.iter_modules(lightning_traj.__path__)),
+]
 
 
 def examples(name):

@@ -199,7 +199,9 @@ def test_non_finite_rows_are_flagged_and_leave_later_ones_alone(rows, value, com
 )
 def test_other_blocks_than_before_are_refused(rows, exact, lengths, said):
     gram = running(rows(2), exact=exact)
-    message = rf"row has blocks of lengths {said}.*where snapshots so far have \[1200, 7, 1\]: pass one 1-D tensor for each"
+    message = (
+        rf"row has blocks of lengths {said}.*where snapshots so far have \[1200, 7, 1\]: pass one 1-D tensor for each"
+    )
     with pytest.raises(ValueError, match=message):
         gram.update([torch.ones(length) for length in lengths])
     assert len(gram) == 2

@@ -33,7 +33,9 @@ def test_each_epoch_is_the_default():
 
 
 @pytest.mark.parametrize("schedule", [EveryNEpochs, EveryNSteps])
-@pytest.mark.parametrize(("n", "error"), [(0, ValueError), (-2, ValueError), (1.0, TypeError), ("3", TypeError), (True, TypeError)])
+@pytest.mark.parametrize(
+    ("n", "error"), [(0, ValueError), (-2, ValueError), (1.0, TypeError), ("3", TypeError), (True, TypeError)]
+)
 def test_bad_intervals_are_named(schedule, n, error):
     with pytest.raises(error, match=rf"{schedule.__name__}\(n={n!r}\): n .*{schedule.__name__}\(1\)"):
         schedule(n)

@@ -1,8 +1,9 @@
-"""The sketch's contract: linear, repeatable, the same for any dtype, layout and sharding, and its statistics over seeds."""
+"""The sketch is linear, repeatable, the same for any dtype, layout and sharding; and its statistics over seeds."""
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 DIM = 512
 LONG = 3 * MIN_ROW_LENGTH + 1234  # four rows of stage one, the last one short
 
-# Entries of a block: kept whole, exactly dim of them, one more; stage two alone; exactly one row, one more; several rows.
+# Entries of a block: kept whole, up to exactly dim; stage two alone, up to exactly one row; two rows, and several.
 NUMELS = [1, 100, DIM, DIM + 1, 40_001, MIN_ROW_LENGTH, MIN_ROW_LENGTH + 1, LONG]
 
 
@@ -148,7 +149,7 @@ def test_uneven_and_empty_shards_add_up_to_the_whole(sketch, numel, shards):
     a = gaussian(numel, dtype=torch.float32)
     cuts = sorted({0, numel} | set(np.random.default_rng(shards).integers(0, numel + 1, shards - 1).tolist()))
     cuts += [numel]  # and one that holds nothing
-    total = sum(sketch(a[i:j], "w", i, numel) for i, j in zip(cuts, cuts[1:], strict=False))
+    total = sum(sketch(a[i:j], "w", i, numel) for i, j in pairwise(cuts))
     same(total, sketch(a, "w"))
 
 
@@ -160,7 +161,7 @@ def test_shards_along_any_dimension_by_index_add_up_to_the_whole(sketch, shape):
         cuts = [0, size // 3, size // 3, size - 1, size]  # uneven, and one of them empty
         total = sum(
             sketch(a.narrow(dim, i, j - i), "w", numel=a.numel(), index=positions.narrow(dim, i, j - i))
-            for i, j in zip(cuts, cuts[1:], strict=False)
+            for i, j in pairwise(cuts)
         )
         same(total, sketch(a, "w"))
 
@@ -212,7 +213,7 @@ def pair(make, shape):
 
 @pytest.fixture(scope="module", params=STAT_DIMS)
 def estimates(request):
-    """Estimates of |a|², ⟨a, b⟩ of every input over seeds, [SEEDS, 2], with the exact values and stated standard errors."""
+    """Estimates of |a|², ⟨a, b⟩ of every input over seeds, [SEEDS, 2]; exact values; stated standard errors."""
     cases = {(name, size): pair(make, SHAPES[size]) for name, (make, _) in INPUTS.items() for size in SHAPES}
     found = {case: np.empty((SEEDS, 2)) for case in cases}
     for seed in range(SEEDS):

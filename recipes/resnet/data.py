@@ -68,8 +68,7 @@ def cifar10_records(files: list[Path]) -> tuple[Tensor, Tensor]:
         content = np.fromfile(file, dtype=np.uint8)
         if not content.size or content.size % 3073 or content[::3073].max() > 9:
             raise ValueError(
-                f"{file}: not a CIFAR-10 binary file: records of 3,073 bytes, first a label from 0 to 9. "
-                f"{EXPECTED}"
+                f"{file}: not a CIFAR-10 binary file: records of 3,073 bytes, first a label from 0 to 9. {EXPECTED}"
             )
         parts.append(torch.from_numpy(content).view(-1, 3073))
     records = torch.cat(parts)
@@ -143,9 +142,7 @@ class ImageData(L.LightningDataModule):
         self.deviation, self.mean = per_channel  # [1, 3, 1, 1]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(
-            self.train, self.batch_size, shuffle=True, drop_last=True, num_workers=self.num_workers
-        )
+        return DataLoader(self.train, self.batch_size, shuffle=True, drop_last=True, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.val, self.batch_size, num_workers=self.num_workers)

@@ -55,9 +55,7 @@ class ResNet(nn.Module):
 
     @staticmethod
     def _stage(n: int, inputs: int, outputs: int, stride: int) -> nn.Sequential:
-        return nn.Sequential(
-            Block(inputs, outputs, stride), *(Block(outputs, outputs, stride=1) for _ in range(n - 1))
-        )
+        return nn.Sequential(Block(inputs, outputs, stride), *(Block(outputs, outputs, stride=1) for _ in range(n - 1)))
 
     def forward(self, images: Tensor) -> Tensor:  # [B, 3, 32, 32] -> [B, classes]
         x = F.relu(self.bn(self.conv(images)))

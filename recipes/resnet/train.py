@@ -32,8 +32,9 @@ class TrajectoryCLI(LightningCLI):
 
 
 if __name__ == "__main__":
-    # Lightning's advice to load in other processes: the images are in memory
+    # Two of Lightning's that say nothing here: the images are in memory, and torch's names are not the recipe's
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
     TrajectoryCLI(
         ImageClassifier,
         ImageData,

@@ -1,0 +1,71 @@
+"""What the README prints: its examples run, its table of tags is that of the code."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from lightning_traj import EveryNEpochs, Trajectory, TrajectoryCallback
+from lightning_traj.table import MEASURES
+
+README = (ROOT / "README.md").read_text()
+SCRIPT, ARGUMENTS, AFTERWARDS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def row(name):
+    measure = MEASURES[name]
+    unit = f", {measure.unit}" if measure.unit else ""
+    return f"| `{name}` | {measure.formula} | {measure.range}{unit} | {measure.meaning} |"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The first script, as a new user runs it: the folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=folder,
+        env={"PATH": "", "PYTHONPATH": str(ROOT), "COLUMNS": "110", "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_script_prints_the_summary_that_is_shown(run):
+    shown, printed = (dict(re.findall(r"│ (\w+) +│ +([-\d.]+)", text)) for text in (README, run[1].split("Trajectory:")[1]))
+    assert list(printed) == list(shown)
+    # Another processor rounds otherwise, and training amplifies that.
+    for name, value in shown.items():
+        np.testing.assert_allclose(float(printed[name]), float(value), rtol=0.1, err_msg=name)
+
+
+def test_lines_on_a_trajectory_run(run, monkeypatch):
+    monkeypatch.chdir(run[0])
+    names: dict[str, object] = {}
+    exec(AFTERWARDS, names)
+    assert isinstance(names["trajectory"], Trajectory)
+    assert len((run[0] / "trajectory.csv").read_text().splitlines()) == 32
+
+
+def test_arguments_are_the_defaults():
+    shown = eval(ARGUMENTS, {"TrajectoryCallback": dict, "EveryNEpochs": EveryNEpochs})
+    parameters = inspect.signature(TrajectoryCallback).parameters.values()
+    defaults = {parameter.name: parameter.default for parameter in parameters}
+    assert defaults.pop("blocks") == "tensor"  # the only choice: not worth a line
+    assert shown == defaults
+
+
+def test_table_of_tags_is_that_of_the_code():
+    shown = re.findall(r"^\| `\w+` \|.*\|$", README, flags=re.MULTILINE)
+    assert shown == [row(name) for name in MEASURES]
