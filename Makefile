@@ -21,7 +21,7 @@ test: $(INSTALLED)  ## lint, types and tests
 	$(BIN)/pytest
 
 bench: $(INSTALLED)  ## what recording costs, in multiples of something understood
-	@for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done
+	@for benchmark in benchmarks/[!_]*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done
 
 clean:  ## remove the environment and the caches; logs stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

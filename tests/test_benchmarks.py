@@ -1,0 +1,79 @@
+"""What the benchmarks check before they time anything, at small sizes. No time is tested."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from conftest import ROOT
+
+NAMES = ("_setting", "full_row", "measures", "memory", "sketch", "training")
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
+    """The benchmarks, by name, imported as ``python benchmarks/x.py`` finds them."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    modules = {name: importlib.import_module(name) for name in NAMES}
+    for name in NAMES:
+        monkeypatch.delitem(sys.modules, name)
+    return modules
+
+
+def test_shapes_are_those_of_the_models(benchmark: dict[str, ModuleType]) -> None:
+    counts = {
+        name: (len(shapes), sum(map(math.prod, shapes.values())))
+        for name in ("resnet50", "gpt2")
+        for shapes in [getattr(benchmark["_setting"], name)()]
+    }
+    assert counts == {"resnet50": (161, 25_557_032), "gpt2": (148, 124_439_808)}
+
+
+def test_a_ratio_is_printed(benchmark: dict[str, ModuleType], capsys: pytest.CaptureFixture[str]) -> None:
+    setting = benchmark["_setting"]
+    value = setting.ratio("a / b", {"a": [0.3, 0.1], "b": [0.2, 0.4]}, target=1.0)
+    assert value == 0.5
+    assert capsys.readouterr().out.startswith("a / b: 0.50 (at most 1 is wanted); a 100.0 ms, b 200.0 ms")
+    assert "threads" in setting.environment()
+    assert {len(seconds) for seconds in setting.in_turns({"a": list, "b": dict}, 3).values()} == {3}
+
+
+def test_sketch(benchmark: dict[str, ModuleType]) -> None:
+    sketch, setting = benchmark["sketch"], benchmark["_setting"]
+    values = setting.parameters({"short": (10, 3), "mid": (300, 10), "long": (400, 200)})
+    sketch.check(values, dim=64)
+    with pytest.raises(AssertionError, match="long"):
+        sketch.check({"long": values["long"]}, dim=64, sigmas=0.0)
+
+
+def test_full_row(benchmark: dict[str, ModuleType]) -> None:
+    full_row = benchmark["full_row"]
+    rows = full_row.walk(numel=5000, stored=4)
+    full_row.check(rows, blocks=3)
+    with pytest.raises(AssertionError, match="wrong"):
+        full_row.check(rows, blocks=3, limit=0.0)
+
+
+def test_measures(benchmark: dict[str, ModuleType]) -> None:
+    measures = benchmark["measures"]
+    measures.check(measures.walk({f"layer{i}.weight": (3000,) for i in range(3)}, n=12))
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is read where Linux keeps it"
+)
+def test_memory(benchmark: dict[str, ModuleType]) -> None:
+    memory = benchmark["memory"]
+    memory.warm_up()
+    assert memory.measure("two blocks", {"weight": (1000, 1000), "bias": (1000,)}) < memory.LIMIT
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_training(benchmark: dict[str, ModuleType], one_thread: None, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark["training"].check(batches=2, batch_size=2, depth=8)
+    assert "bit-identical" in capsys.readouterr().out
