@@ -211,7 +211,7 @@ class RunningGram(Metric):
                 entries = [displacement @ displacement]
                 anchor = base @ displacement
                 for snapshot in stored:
-                    # Convert into a scratch row that stays in the cache: float64 products at the price of reading float32.
+                    # Converted into a scratch row that stays in the cache: float64 products, float32 traffic.
                     theta_i = scratch[:size].copy_(snapshot[start : start + size])
                     entries.append(theta_i @ displacement - anchor)
                 products[n - 1] += entries[0]

@@ -104,7 +104,7 @@ class Recorder:
     # Before training
 
     def check(self, parameters: Mapping[str, Tensor]) -> None:
-        """Raise ValueError where there is nothing to record, a pattern matches nothing, or a resumed run's blocks differ."""
+        """Raise ValueError: nothing to record, a pattern without a match, blocks that differ from a resumed run's."""
         names = [clean_name(name) for name in parameters]
         check_patterns("include", self.include, names)
         check_patterns("exclude", self.exclude, names)
@@ -117,19 +117,19 @@ class Recorder:
         entries = self._entries(parameters)
         if not entries and not lazy:
             raise ValueError(
-                f"none of the {len(names)} parameters of the model is floating-point and non-empty: there is no trajectory "
-                "to record; add the callback to a model that has some."
+                f"none of the {len(names)} parameters of the model is floating-point and non-empty: there is no "
+                "trajectory to record; add the callback to a model that has some."
             )
         for block in self.blocks if not lazy else ():
             if block.name not in entries:
                 raise ValueError(
-                    f"the checkpoint has a trajectory with the parameter {block.name!r}, which the model lacks: resume with "
-                    "the same model, or without the checkpoint's trajectory."
+                    f"the checkpoint has a trajectory with the parameter {block.name!r}, which the model lacks: "
+                    "resume with the same model, or without the checkpoint's trajectory."
                 )
             if (numel := entries[block.name].numel()) != block.numel:
                 raise ValueError(
-                    f"the checkpoint has a trajectory with {block.numel} entries in {block.name!r}, and the model has {numel}: "
-                    "resume with the same model, or without the checkpoint's trajectory."
+                    f"the checkpoint has a trajectory with {block.numel} entries in {block.name!r}, and the model has "
+                    f"{numel}: resume with the same model, or without the checkpoint's trajectory."
                 )
 
     def prepare(self, parameters: Mapping[str, Tensor]) -> str:
@@ -142,11 +142,11 @@ class Recorder:
         grams = count * n * (8 * n + 128)
         if self.snapshot == "full":
             per_snapshot = sum(size * width for size, width in blocks.values())
-            where = f"on disk a snapshot, in {self.snapshots.folder}; {_bytes(grams)} at most in memory and in each checkpoint"
+            where = f"on disk a snapshot, in {self.snapshots.folder}; {_bytes(grams)} at most"
         else:
             per_snapshot = sum(4 * min(size, self.sketch.dim) for size, _ in blocks.values())
             total = _bytes(n * per_snapshot + grams)
-            where = f"a snapshot, {total} at most (at {n} snapshots) in memory and in each checkpoint"
+            where = f"a snapshot, {total} at most (at {n} snapshots)"
         device = next((p.device for p in parameters.values()), torch.device("cpu"))
         if self.snapshot == "full" or device.type == "mps":  # files are read on the host; MPS has no float64
             device = torch.device("cpu")
@@ -158,7 +158,8 @@ class Recorder:
         self.paths = [path.to(device) for path in self.paths]
         self.path = None if self.path is None else self.path.to(device)
         self._group()
-        return f"recording {count} blocks, {numel:,} parameters as {self.snapshot} snapshots: {_bytes(per_snapshot)} {where}"
+        what = f"recording {count} blocks, {numel:,} parameters as {self.snapshot} snapshots"
+        return f"{what}: {_bytes(per_snapshot)} {where} in memory and in each checkpoint"
 
     # During training
 
@@ -318,8 +319,8 @@ class Recorder:
         for setting, ours in self.settings.items():
             if (theirs := state["settings"].get(setting)) != ours:
                 raise ValueError(
-                    f"{setting}={ours!r} differs from {setting}={theirs!r}, with which the trajectory in the checkpoint was "
-                    f"recorded: pass {setting}={theirs!r} to go on with it, or another name= to begin a new one."
+                    f"{setting}={ours!r} differs from {setting}={theirs!r}, with which the trajectory in the "
+                    f"checkpoint was recorded: pass {setting}={theirs!r} to go on with it, or another name= to begin a new one."
                 )
         self.clear()
         self.blocks = [Block(*block) for block in state["blocks"]]

@@ -35,10 +35,10 @@ class EveryNEpochs:
     def __post_init__(self) -> None:
         _check_interval(type(self).__name__, self.n)
 
-    def due_after_step(self, step: int) -> bool:
+    def due_after_step(self, step: int) -> bool:  # noqa: D102 (see Schedule)
         return False
 
-    def due_after_epoch(self, epoch: int) -> bool:
+    def due_after_epoch(self, epoch: int) -> bool:  # noqa: D102
         return epoch % self.n == 0
 
 
@@ -58,10 +58,10 @@ class EveryNSteps:
     def __post_init__(self) -> None:
         _check_interval(type(self).__name__, self.n)
 
-    def due_after_step(self, step: int) -> bool:
+    def due_after_step(self, step: int) -> bool:  # noqa: D102 (see Schedule)
         return step % self.n == 0
 
-    def due_after_epoch(self, epoch: int) -> bool:
+    def due_after_epoch(self, epoch: int) -> bool:  # noqa: D102
         return False
 
 

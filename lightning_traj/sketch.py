@@ -176,7 +176,7 @@ class CountSketch:
 
 
 def _flat_pieces(tensor: Tensor, start: int, limit: int) -> Iterator[tuple[Tensor, int]]:
-    """The tensor in C order as flat pieces with their positions, without copying more than ``limit`` entries at once."""
+    """The tensor in C order as flat pieces with their positions, copying at most ``limit`` entries at once."""
     if tensor.is_contiguous():
         yield tensor.view(-1), start
     elif tensor.numel() <= limit:

@@ -58,8 +58,8 @@ class SnapshotFiles:
             if (folder / name).is_file():
                 return _mapped(folder / name)
         raise FileNotFoundError(
-            f"the full snapshot {name} of the trajectory in the checkpoint is neither in {self.folder} nor in {formerly}: "
-            "pass the dirpath under which the run that wrote it keeps its folder of snapshots."
+            f"the full snapshot {name} of the trajectory in the checkpoint is neither in {self.folder} nor in "
+            f"{formerly}: pass the dirpath under which the run that wrote it keeps its folder of snapshots."
         )
 
 
@@ -68,4 +68,4 @@ def _mapped(path: Path) -> dict[str, Tensor]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        return {name: torch.as_tensor(file.get_tensor(name)) for name in file.keys()}
+        return {name: torch.as_tensor(file.get_tensor(name)) for name in list(file.keys())}

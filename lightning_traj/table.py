@@ -50,14 +50,17 @@ class Counted:
 
     @cached_property
     def map(self) -> Array:
+        """Trajectory map, [n, n]."""
         return measures.trajectory_map(self.gram)
 
     @cached_property
     def spectrum_gradients(self) -> uncertainty.SpectrumGradients:
+        """Gradients of the measures of the map's spectrum, from one decomposition."""
         return uncertainty.spectrum_gradients(self.gram)
 
     @cached_property
     def updates(self) -> Array:
+        """Gram matrix of the updates between the snapshots kept, [T, T]."""
         return measures.update_gram(self.relative)
 
     @cached_property
@@ -70,9 +73,11 @@ class Counted:
 
     @property
     def has_updates(self) -> bool:
+        """Whether there is more than one snapshot."""
         return len(self.steps) > 1
 
     def norm(self, vector: int) -> float:
+        """Norm of a vector of the local Gram matrix."""
         return float(np.sqrt(self.local[vector, vector]))
 
     def angle(self, vector: int, difference: int) -> float:
@@ -86,7 +91,7 @@ class Counted:
 
 
 class Error(NamedTuple):
-    """How the standard error of a sketched value is had: a gradient, and the blocks' Gram matrices that it refers to."""
+    """How the standard error of a sketched value is had: a gradient, and the Gram matrices that it refers to."""
 
     basis: str
     gradient: Callable[[Counted], Gradient]

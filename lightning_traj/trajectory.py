@@ -76,9 +76,9 @@ class Trajectory:
         """Indices of the blocks that are counted.
 
         Args:
-            select: ``"role:q"``, ``"layer:h.3"``, a glob over block names, or a predicate over blocks; a bare word is tried
-                as an exact role, an exact layer, a glob. None: every block that has changed since θ_0 (all of them as
-                long as none has).
+            select: ``"role:q"``, ``"layer:h.3"``, a glob over block names, or a predicate over blocks; a bare word is
+                tried as an exact role, an exact layer, a glob. None: every block that has changed since θ_0 (all of
+                them as long as none has).
 
         Raises:
             ValueError: nothing is selected; the message lists what there is.
@@ -182,7 +182,8 @@ class Trajectory:
                         f"its format is {header['version']}, and this release reads up to {FORMAT_VERSION}: "
                         "upgrade lightning-traj"
                     )
-                tensors = {name: file.get_tensor(name) for name in _TENSORS if name in file.keys()}
+                present = set(file.keys())
+                tensors = {name: file.get_tensor(name) for name in _TENSORS if name in present}
             blocks = tuple(Block(**block) for block in header["blocks"])
             for name, values in tensors.items():
                 if values.dtype != _TENSORS[name]:
@@ -195,7 +196,7 @@ class Trajectory:
             ) from error
 
     def to_csv(self, path: str | os.PathLike[str], select: Select = None) -> None:
-        """Write ``series`` as CSV: a row a snapshot, a column a measure, after step and epoch; empty where undefined."""
+        """Write ``series`` as CSV: a row a snapshot; step, epoch, and a column a measure, empty where undefined."""
         columns: dict[str, Sequence[Any]] = {"step": self.steps.tolist(), "epoch": self.epochs.tolist()}
         for name, values in self.series(select).items():
             columns[name] = ["" if np.isnan(value) else repr(float(value)) for value in values]

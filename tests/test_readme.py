@@ -9,8 +9,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
 
+from conftest import ROOT
 from lightning_traj import EveryNEpochs, Trajectory, TrajectoryCallback
 from lightning_traj.table import MEASURES
 
@@ -43,7 +43,9 @@ def run(tmp_path_factory):
 
 
 def test_script_prints_the_summary_that_is_shown(run):
-    shown, printed = (dict(re.findall(r"│ (\w+) +│ +([-\d.]+)", text)) for text in (README, run[1].split("Trajectory:")[1]))
+    shown, printed = (
+        dict(re.findall(r"│ (\w+) +│ +([-\d.]+)", text)) for text in (README, run[1].split("Trajectory:")[1])
+    )
     assert list(printed) == list(shown)
     # Another processor rounds otherwise, and training amplifies that.
     for name, value in shown.items():
