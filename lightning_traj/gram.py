@@ -22,6 +22,7 @@ from torchmetrics import Metric
 Matrix = TypeVar("Matrix", Tensor, NDArray[np.float64])
 
 THETA, DISPLACEMENT, UPDATE, PREVIOUS_UPDATE = range(4)  # the vectors of a local Gram matrix: θ_t, d_t, u_t, u_{t−1}
+LOCAL_CHUNK = 65_536  # entries: all of a local Gram matrix's vectors stay in a CPU's cache
 CHUNK = 524_288  # entries: two float64 scratch rows of it stay in a CPU's cache, and the launches are few
 
 
@@ -234,13 +235,13 @@ class RunningGram(Metric):
 def _local_gram(theta: Tensor, base: Tensor, latest: Tensor, before: Tensor) -> Tensor:
     """Gram matrix of θ_t, d_t, u_t and u_{t−1} in one block, float64 [4, 4]."""
     total = torch.zeros(4, 4, dtype=torch.float64, device=theta.device)
-    for now, origin, past, earlier in _chunks(theta, base, latest, before):
+    for now, origin, past, earlier in _chunks(theta, base, latest, before, size=LOCAL_CHUNK):
         vectors = torch.stack([now, now - origin, now - past, past - earlier])
         total = total + vectors @ vectors.T
     return total
 
 
-def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def _chunks(*tensors: Tensor, size: int = CHUNK) -> Iterator[tuple[Tensor, ...]]:
     """The same stretches of several 1-D tensors, in float64."""
-    for start in range(0, tensors[0].numel(), CHUNK):
-        yield tuple(tensor[start : start + CHUNK].double() for tensor in tensors)
+    for start in range(0, tensors[0].numel(), size):
+        yield tuple(tensor[start : start + size].double() for tensor in tensors)

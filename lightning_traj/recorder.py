@@ -320,7 +320,8 @@ class Recorder:
             if (theirs := state["settings"].get(setting)) != ours:
                 raise ValueError(
                     f"{setting}={ours!r} differs from {setting}={theirs!r}, with which the trajectory in the "
-                    f"checkpoint was recorded: pass {setting}={theirs!r} to go on with it, or another name= to begin a new one."
+                    f"checkpoint was recorded: pass {setting}={theirs!r} to go on with it, or another name= to begin "
+                    "a new one."
                 )
         self.clear()
         self.blocks = [Block(*block) for block in state["blocks"]]

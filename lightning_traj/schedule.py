@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 
-@runtime_checkable
-class Schedule(Protocol):
+class Schedule(ABC):
     """What a schedule answers. θ_0, the state before the first step, is recorded under every schedule."""
 
+    @abstractmethod
     def due_after_step(self, step: int) -> bool:
         """Whether a snapshot is due right after optimizer step ``step`` (counted from 1)."""
-        ...
 
+    @abstractmethod
     def due_after_epoch(self, epoch: int) -> bool:
         """Whether a snapshot is due at the end of the epoch that makes ``epoch`` completed ones (counted from 1)."""
-        ...
 
 
 @dataclass(frozen=True)
-class EveryNEpochs:
+class EveryNEpochs(Schedule):
     """A snapshot at the end of every ``n``-th training epoch.
 
     Args:
@@ -43,7 +42,7 @@ class EveryNEpochs:
 
 
 @dataclass(frozen=True)
-class EveryNSteps:
+class EveryNSteps(Schedule):
     """A snapshot after every ``n``-th optimizer step really taken (with several optimizers, each one's steps count).
 
     Args:
