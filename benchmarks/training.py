@@ -117,9 +117,7 @@ def measure(batches: int = 100, rounds: int = 4, batch_size: int = 128, depth: i
                     costs[method] += own
     fastest = {name: np.min(rows, axis=0) for name, rows in times.items()}
     batch, snapshot, log = float(np.median(fastest["without"])), min(costs["_record"]), min(costs["_log"])
-    print(
-        f"a batch {1e3 * batch:.0f} ms, a snapshot {1e3 * snapshot:.1f} ms, a log, pictures included, {1e3 * log:.0f} ms"
-    )
+    print(f"a batch {1e3 * batch:.0f} ms, a snapshot {1e3 * snapshot:.1f} ms, a log with pictures {1e3 * log:.0f} ms")
     ratios = {name: float(fastest[name].sum() / fastest["without"].sum()) for name in WANTED}
     for name, value in ratios.items():
         print(f"training with {name} / without, an epoch of {batches} batches: {value:.3f}")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import partial
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -19,7 +21,7 @@ from lightning_traj.arguments import check_arguments
 from lightning_traj.blocks import Patterns
 from lightning_traj.recorder import Recorder
 from lightning_traj.schedule import EveryNEpochs, Schedule
-from lightning_traj.trajectory import Trajectory
+from lightning_traj.trajectory import MEASURES, Trajectory
 
 # Of lightning.pytorch or of pytorch_lightning; both set most attributes where type checkers don't see them.
 Trainer: TypeAlias = Any
@@ -94,8 +96,8 @@ class TrajectoryCallback(Callback):
         self._logged_at = 0  # and the batches
         self._summary: dict[str, float] = {}
         self._file: Path | None = None
-        self._module = 0  # id of the one whose trajectory it is
-        self._monitored = False
+        self._module: weakref.ref[LightningModule] | None = None  # whose trajectory it is
+        self._monitored: set[str] = set()
         self._hooks: list[Any] = []
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._warned: set[str] = set()
@@ -112,8 +114,7 @@ class TrajectoryCallback(Callback):
         Raises:
             RuntimeError: nothing has been recorded yet.
         """
-        if len(self._recorder):
-            self._collect()
+        self._collect()
         if self._trajectory is None:
             raise RuntimeError(f"TrajectoryCallback(name={self.name!r}) has recorded nothing yet: it begins with fit.")
         return self._trajectory
@@ -124,9 +125,10 @@ class TrajectoryCallback(Callback):
         if stage != "fit":
             return
         self._restored = self._file = None
-        if _names(trainer).count(self.name) > 1:
+        if [_stem(name) for name in _names(trainer)].count(_stem(self.name)) > 1:
             raise ValueError(
-                f"name={self.name!r} is that of two TrajectoryCallbacks in one Trainer: give each its own."
+                f"name={self.name!r}: two TrajectoryCallbacks in one Trainer would write "
+                f"{_stem(self.name)}.safetensors; give each a name of its own."
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -148,16 +150,15 @@ class TrajectoryCallback(Callback):
                     f"{self.name}: the checkpoint holds no trajectory; it begins here, at step 0 of its own."
                 )
             self._begin()
-        self._module = id(pl_module)
+        self._module = weakref.ref(pl_module)
         recorder.check(parameters)
         self._check_trainer(trainer, parameters)
         cost = recorder.prepare(parameters)
-        stem = "trajectory" if self.name == "traj" else self.name
-        self._file = None if trainer.fast_dev_run else folder / f"{stem}.safetensors"
+        self._file = None if trainer.fast_dev_run else folder / f"{_stem(self.name)}.safetensors"
         if restored is None and not len(recorder) and trainer.is_global_zero:
             self._set_aside()
         self._warned = set()
-        self._monitored = self._is_monitored(trainer)
+        self._monitored = self._find_monitored(trainer)
         self._logged_at = trainer.fit_loop.epoch_loop._batches_that_stepped
         for optimizer in trainer.optimizers:
             # It alone counts the steps really taken: with accumulation, manual optimisation, and skipped ones.
@@ -184,7 +185,7 @@ class TrajectoryCallback(Callback):
         if due and new and 16 * new >= self._recorder.scheduled:
             self._guarded("logging", self._log, trainer, batches)
         if self._monitored:  # checks within an epoch need a value, from the first on
-            self._log_monitors(trainer, pl_module)
+            self._log_monitors(trainer, pl_module, self._monitored)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._record_due(self.schedule.due_after_epoch, trainer.current_epoch + 1, trainer, pl_module)
@@ -202,10 +203,12 @@ class TrajectoryCallback(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._restored is not None:  # there was nothing left to train
             restored, self._restored = self._restored, None
+            self._module = weakref.ref(pl_module)
             self._guarded("restoring", self._load, restored)
             self._guarded("measuring", self._collect)
         if trainer.is_global_zero and self._trajectory is not None and not trainer.fast_dev_run:
-            self._guarded("the summary", report.print_summary, self._trajectory, self.name, self._file, trainer.loggers)
+            folders = tensorboard.event_folders(trainer.loggers)
+            self._guarded("the summary", report.print_summary, self._trajectory, self.name, self._file, folders)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if len(self._recorder):
@@ -218,9 +221,11 @@ class TrajectoryCallback(Callback):
     # State
 
     def state_dict(self) -> dict[str, Any]:
+        if self._restored is not None:  # saved again before training has taken it up
+            return dict(self._restored)
         if not len(self._recorder):
             return {}
-        return {**self._recorder.state_dict(), "schedule": repr(self.schedule), "optimizer_steps": self._steps}
+        return {**self._recorder.state_dict(), "schedule": _describe(self.schedule), "optimizer_steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict or None  # taken up when training starts, where the folder is known
@@ -229,7 +234,7 @@ class TrajectoryCallback(Callback):
 
     def _goes_on(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Whether a fit without restored state goes on with what an earlier fit of the same Trainer has recorded."""
-        same = self._module == id(pl_module) and not trainer.ckpt_path
+        same = self._module is not None and self._module() is pl_module and not trainer.ckpt_path
         return bool(same and len(self._recorder) and trainer.global_step)
 
     def _lacks_epoch(self, trainer: Trainer) -> bool:
@@ -245,9 +250,10 @@ class TrajectoryCallback(Callback):
         self._steps = self._logged = 0
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        if (theirs := state["schedule"]) != repr(self.schedule):
+        ours, theirs = _describe(self.schedule), state["schedule"]
+        if ours != theirs:
             raise ValueError(
-                f"schedule={self.schedule!r} differs from schedule={theirs}, with which the trajectory in the "
+                f"schedule={ours} differs from schedule={theirs}, with which the trajectory in the "
                 f"checkpoint was recorded: pass schedule={theirs} to go on with it, or another name= to begin a new "
                 "one."
             )
@@ -287,10 +293,14 @@ class TrajectoryCallback(Callback):
         self._guarded("recording", record)
 
     def _collect(self) -> None:
+        if not len(self._recorder):
+            return
         trajectory, dropped = self._recorder.collect()
         if dropped:
             self._warn(
-                "recording", f"{len(dropped)} snapshots with non-finite entries were left out, at steps {dropped}"
+                "recording",
+                f"{len(dropped)} snapshots with non-finite entries were left out, at steps {dropped}; exclude= a "
+                "parameter that is never finite",
             )
         if len(trajectory):
             self._trajectory = trajectory
@@ -307,9 +317,10 @@ class TrajectoryCallback(Callback):
         folder = None if self._file is None else self._file.parent
         tensorboard.log_trajectory(trainer.loggers, trajectory, self._summary, step, prefix=self.name, folder=folder)
 
-    def _log_monitors(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _log_monitors(self, trainer: Trainer, pl_module: LightningModule, wanted: Collection[str] = MEASURES) -> None:
         if not trainer.barebones:
-            values = {f"{self.name}/{key}": value for key, value in self._summary.items() if value == value}
+            summary = self._summary
+            values = {f"{self.name}/{key}": summary[key] for key in wanted if isfinite(summary.get(key, nan))}
             self._guarded("logging monitors", pl_module.log_dict, values, logger=False)
 
     def _lay_out(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -347,9 +358,11 @@ class TrajectoryCallback(Callback):
         beside_logs = tensorboard.log_folder(trainer.loggers) or Path(trainer.default_root_dir)
         return self.dirpath or Path(trainer.strategy.broadcast(beside_logs))
 
-    def _is_monitored(self, trainer: Trainer) -> bool:
+    def _find_monitored(self, trainer: Trainer) -> set[str]:
+        """The measures that other callbacks and schedulers watch."""
         watchers = [*trainer.callbacks, *trainer.lr_scheduler_configs]
-        return any(str(getattr(watcher, "monitor", "")).startswith(f"{self.name}/") for watcher in watchers)
+        watched = {str(getattr(watcher, "monitor", None)) for watcher in watchers}
+        return {name for name in MEASURES if f"{self.name}/{name}" in watched}
 
     def _clean_up(self) -> None:
         for hook in self._hooks:
@@ -371,6 +384,17 @@ class TrajectoryCallback(Callback):
             self._warned.add(what)
             with suppress(Warning):  # also where warnings are errors
                 rank_zero_warn(f"{self.name}: {message}. Training goes on; this is said once.")
+
+
+def _describe(schedule: Schedule) -> str:
+    """A schedule in words that are the same in every process: also one of the user's own, without a repr."""
+    plain = type(schedule).__repr__ is object.__repr__
+    return f"{type(schedule).__qualname__}({vars(schedule)})" if plain else repr(schedule)
+
+
+def _stem(name: str) -> str:
+    """Stem of the file of the trajectory of this name."""
+    return "trajectory" if name == "traj" else name
 
 
 def _names(trainer: Any) -> list[str]:

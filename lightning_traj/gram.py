@@ -10,7 +10,7 @@ change of basis of H (``snapshot_gram``, ``displacement_gram``) that adds and ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -45,8 +45,8 @@ class RunningGram(Metric):
     """Gram matrix of a growing sequence of snapshots, block by block.
 
     A snapshot is given as one 1-D tensor a block, the whole of it (``exact=True``) or its sketch. ``update`` never
-    waits for the device. A snapshot with a non-finite entry leaves zeros, and False among ``finite``; drop it
-    with ``keep``. Blocks that appear late count as constant before their first value.
+    waits for the device unless ``exact``. A snapshot with a non-finite entry leaves zeros, and False among
+    ``finite``: drop it with ``keep``. Blocks that appear late count as constant before their first value.
 
     Args:
         exact: False keeps a copy of the displacements in float32, whose Gram matrix is accumulated in float64, all new
@@ -97,6 +97,7 @@ class RunningGram(Metric):
 
         Raises:
             ValueError: a block is missing or has another length than before.
+            FloatingPointError: exact, and an entry is not finite. Nothing was taken in.
         """
         lengths = [piece.numel() for piece in self.base]
         if [piece.numel() for piece in row[: len(lengths)]] != lengths or not row:
@@ -104,26 +105,33 @@ class RunningGram(Metric):
                 f"row has blocks of lengths {[piece.numel() for piece in row]}, where snapshots so far have {lengths}: "
                 "pass one 1-D tensor for each block, in the order of the first snapshot, new blocks last."
             )
-        first = not self.local
-        self._add_blocks(row[len(lengths) :])
-        local = torch.stack(
-            [_local_gram(*pieces) for pieces in zip(row, self.base, self.latest, self.before, strict=True)]
-        )
+        new = [piece if self.exact else piece.clone() for piece in row[len(lengths) :]]
+        base, latest, before = ([*pieces, *new] for pieces in (self.base, self.latest, self.before))
+        local = torch.stack([_local_gram(*pieces) for pieces in zip(row, base, latest, before, strict=True)])
         # Non-finite entries anywhere make a diagonal entry non-finite: no second pass over the snapshot.
         finite = torch.isfinite(local).all()
+        anchored = self._with_blocks(base, len(new)) if new else self.anchored
+        stored = None
+        if self.exact:
+            if not finite:
+                raise FloatingPointError("row has non-finite entries: leave this snapshot out.")
+            if self.local:
+                anchored = self._extended(anchored, base, row)
+            before, latest = latest, list(row)
+        else:
+            if self.local:
+                displacement = torch.cat([now - origin for now, origin in zip(row, base, strict=True)])
+                stored = self._stored(torch.where(finite, displacement, 0.0).float())
+            before = [torch.where(finite, past, old) for past, old in zip(latest, before, strict=True)]
+            latest = [torch.where(finite, now, past) for now, past in zip(row, latest, strict=True)]
+        # What can fail, or be interrupted, has happened: from here on all that is kept grows together.
+        self.base, self.latest, self.before, self.anchored = base, latest, before, anchored
         self.local.append(torch.where(finite, local, 0.0))
         self.finite.append(finite)
+        if stored is not None:
+            self.rows.append(stored)
         if self.exact:
             self.snapshots.append(row)
-            if not first:
-                self._extend_exactly(row)
-            self.before, self.latest = self.latest, list(row)
-            return
-        if not first:
-            displacement = torch.cat([new - base for new, base in zip(row, self.base, strict=True)])
-            self.rows.append(self._stored(torch.where(finite, displacement, 0.0).float()))
-        self.before = [torch.where(finite, now, past) for now, past in zip(self.latest, self.before, strict=True)]
-        self.latest = [torch.where(finite, new, now) for new, now in zip(row, self.latest, strict=True)]
 
     def forward(self, row: Sequence[Tensor]) -> Tensor:
         """Take in the next snapshot and return the Gram matrix so far: a snapshot alone has no other to go with."""
@@ -139,7 +147,9 @@ class RunningGram(Metric):
         """H = Gram(θ_0, d_1, …, d_T), float64 [blocks, n, n], after filling in the rows that are new."""
         done, n = self.anchored.shape[-1], len(self)
         if done < n:
-            grown = self._grow(len(self.base), n)
+            if self.storage is not None and self.base[0].is_cuda:  # rows may still be on their way to the host
+                torch.cuda.current_stream(self.base[0].device).synchronize()
+            grown = self._grown(self.anchored, self.base, n)
             for b, base in enumerate(self.base):
                 displacements = self._displacements(b)  # [n - 1, k]
                 new = displacements[done - 1 :]  # [new, k]
@@ -157,28 +167,24 @@ class RunningGram(Metric):
         if len(indices) == len(self):
             return
         done = [i for i in indices if i < self.anchored.shape[-1]]
-        at = torch.tensor(done, device=self.anchored.device)
-        self.anchored = self.anchored[:, at][:, :, at]
+        self.anchored = _at(_at(self.anchored, done, 1), done, 2)
         for state, shift in (("rows", 1), ("snapshots", 0), ("local", 0), ("finite", 0)):
             kept = getattr(self, state)
             setattr(self, state, [kept[i - shift] for i in indices if i >= shift] if kept else [])
         self._computed = None
 
-    def _add_blocks(self, pieces: Iterable[Tensor]) -> None:
-        pieces = list(pieces)
-        if not pieces:
-            return
-        for state in (self.base, self.latest, self.before):
-            state.extend(pieces)
-        self.anchored = self._grow(len(self.base), max(1, self.anchored.shape[-1]))
-        for b, piece in enumerate(pieces, start=len(self.base) - len(pieces)):
-            self.anchored[b, 0, 0] = sum(chunk @ chunk for (chunk,) in _chunks(piece))
+    def _with_blocks(self, base: Sequence[Tensor], new: int) -> Tensor:
+        """H with the last blocks of ``base`` added, which have not moved so far."""
+        anchored = self._grown(self.anchored, base, max(1, self.anchored.shape[-1]))
+        for b in range(len(base) - new, len(base)):
+            anchored[b, 0, 0] = sum(chunk @ chunk for (chunk,) in _chunks(CHUNK, base[b]))
+        return anchored
 
-    def _grow(self, blocks: int, n: int) -> Tensor:
-        device = self.storage or self.base[0].device
-        grown = torch.zeros(blocks, n, n, dtype=torch.float64, device=device)
-        old = self.anchored
-        grown[: old.shape[0], : old.shape[1], : old.shape[2]] = old
+    def _grown(self, anchored: Tensor, base: Sequence[Tensor], n: int) -> Tensor:
+        """A copy of H with room for all blocks and n snapshots."""
+        device = self.storage or base[0].device
+        grown = torch.zeros(len(base), n, n, dtype=torch.float64, device=device)
+        grown[: anchored.shape[0], : anchored.shape[1], : anchored.shape[2]] = anchored
         return grown
 
     def _stored(self, row: Tensor) -> Tensor:
@@ -197,16 +203,16 @@ class RunningGram(Metric):
         stacked = torch.stack(pieces[late:]).double()
         return torch.nn.functional.pad(stacked, (0, 0, late, 0)) if late else stacked
 
-    def _extend_exactly(self, row: Sequence[Tensor]) -> None:
-        """One new row of H from the stored snapshots: ⟨d_i, d⟩ = ⟨θ_i, d⟩ − ⟨θ_0, d⟩, with d taken in float64."""
-        n = len(self.snapshots)
-        self.anchored = self._grow(len(row), n)
+    def _extended(self, anchored: Tensor, bases: Sequence[Tensor], row: Sequence[Tensor]) -> Tensor:
+        """H with a row more, from the stored snapshots: ⟨d_i, d⟩ = ⟨θ_i, d⟩ − ⟨θ_0, d⟩, with d taken in float64."""
+        n = len(self.snapshots) + 1
+        anchored = self._grown(anchored, bases, n)
         for b, new in enumerate(row):
-            stored = [snapshot[b] for snapshot in self.snapshots[1:-1] if b < len(snapshot)]
-            products = torch.zeros(n, dtype=torch.float64, device=self.anchored.device)  # ⟨θ_0, d⟩, ⟨d_i, d⟩ …, ⟨d, d⟩
+            stored = [snapshot[b] for snapshot in self.snapshots[1:] if b < len(snapshot)]
+            products = torch.zeros(n, dtype=torch.float64, device=anchored.device)  # ⟨θ_0, d⟩, ⟨d_i, d⟩ …, ⟨d, d⟩
             scratch = torch.empty(min(CHUNK, new.numel()), dtype=torch.float64, device=new.device)
             start = 0
-            for theta, base in _chunks(new, self.base[b]):
+            for theta, base in _chunks(CHUNK, new, bases[b]):
                 displacement = theta - base
                 size = displacement.numel()
                 entries = [displacement @ displacement]
@@ -220,7 +226,8 @@ class RunningGram(Metric):
                 if stored:
                     products[n - 1 - len(stored) : n - 1] += torch.stack(entries[1:])
                 start += size
-            self.anchored[b, n - 1, :] = self.anchored[b, :, n - 1] = products
+            anchored[b, n - 1, :] = anchored[b, :, n - 1] = products
+        return anchored
 
     def reset(self) -> None:
         """Forget all snapshots."""
@@ -232,16 +239,27 @@ class RunningGram(Metric):
         return super()._apply(fn, (*exclude_state, *stay))
 
 
+def _at(tensor: Tensor, indices: Sequence[int], dim: int) -> Tensor:
+    """These entries of a dimension, in order. By slices: an index tensor would be a copy to the device, and a wait."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and runs[-1][-1] == index - 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return torch.cat([tensor.narrow(dim, run[0], len(run)) for run in runs], dim)
+
+
 def _local_gram(theta: Tensor, base: Tensor, latest: Tensor, before: Tensor) -> Tensor:
     """Gram matrix of θ_t, d_t, u_t and u_{t−1} in one block, float64 [4, 4]."""
     total = torch.zeros(4, 4, dtype=torch.float64, device=theta.device)
-    for now, origin, past, earlier in _chunks(theta, base, latest, before, size=LOCAL_CHUNK):
+    for now, origin, past, earlier in _chunks(LOCAL_CHUNK, theta, base, latest, before):
         vectors = torch.stack([now, now - origin, now - past, past - earlier])
         total = total + vectors @ vectors.T
     return total
 
 
-def _chunks(*tensors: Tensor, size: int = CHUNK) -> Iterator[tuple[Tensor, ...]]:
+def _chunks(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same stretches of several 1-D tensors, in float64."""
     for start in range(0, tensors[0].numel(), size):
         yield tuple(tensor[start : start + size].double() for tensor in tensors)

@@ -81,7 +81,7 @@ class Recorder:
         self.scheduled = 0
         self.stride = 1
         self.latest_key: tuple[int, float] | None = None
-        self._frozen: dict[str, tuple[weakref.ref[Tensor], int]] = {}
+        self._frozen: dict[str, tuple[weakref.ref[Tensor], int, Tensor]] = {}  # tensor, version, sketch
         self._membership = torch.zeros(0, 0, dtype=torch.float64)
         self._groups: list[str] = []
         self._host: tuple[list[int], Trajectory] | None = None  # what was collected last, and its order
@@ -139,27 +139,30 @@ class Recorder:
         }
         count, numel = len(blocks), sum(size for size, _ in blocks.values())
         n = self.max_snapshots
-        grams = count * n * (8 * n + 128)
+        grams = count * n * (8 * n + 128 + 16)  # Gram matrices, local ones, path lengths
+        rows = 0
         if self.snapshot == "full":
             per_snapshot = sum(size * width for size, width in blocks.values())
-            where = f"on disk a snapshot, in {self.snapshots.folder}; {_bytes(grams)} at most"
+            where = f"on disk, in {self.snapshots.folder}"
         else:
             per_snapshot = sum(4 * min(size, self.sketch.dim) for size, _ in blocks.values())
-            total = _bytes(n * per_snapshot + grams)
-            where = f"a snapshot, {total} at most (at {n} snapshots)"
+            rows = (n + 6) * per_snapshot  # and θ_0 and the last two in float64
+            where = "in memory"
         device = next((p.device for p in parameters.values()), torch.device("cpu"))
         if self.snapshot == "full" or device.type == "mps":  # files are read on the host; MPS has no float64
             device = torch.device("cpu")
-        if device.type != "cpu" and n * per_snapshot + grams > ROW_BUDGET:
+        if device.type != "cpu" and rows + grams > ROW_BUDGET:
             self.storage = self.gram.storage = torch.device("cpu")
-            where += f" (on the host: above {_bytes(ROW_BUDGET)})"
+            where += f" of the host (above {_bytes(ROW_BUDGET)} in all)"
         self.device = device
         self.gram.to(device)
         self.paths = [path.to(device) for path in self.paths]
         self.path = None if self.path is None else self.path.to(device)
         self._group()
         what = f"recording {count} blocks, {numel:,} parameters as {self.snapshot} snapshots"
-        return f"{what}: {_bytes(per_snapshot)} {where} in memory and in each checkpoint"
+        # The host has a copy of the Gram matrices.
+        total = f"{_bytes(rows + grams)} at most in each checkpoint, {_bytes(rows + 2 * grams)} in memory"
+        return f"{what}: {_bytes(per_snapshot)} a snapshot {where}; {total}"
 
     # During training
 
@@ -196,13 +199,10 @@ class Recorder:
             file, row = self._write(entries, blocks, step)
         else:
             row = self._sketch(parameters, entries, blocks)
+        self.gram.update(row)
         if new_blocks:
             self.blocks = blocks
             self._group()
-        # A snapshot off the stride is kept only as long as it is the latest.
-        if len(self) > 1 and self.order[-1] % self.stride:
-            self._keep(range(len(self) - 1))
-        self.gram.update(row)
         updates = self.gram.local[-1][:, UPDATE, UPDATE].clamp_min(0)  # ‖u_t‖² of each block
         walked = torch.cat([self._membership @ updates, updates]).sqrt()
         self.path = walked if self.path is None else self.path + walked
@@ -216,6 +216,10 @@ class Recorder:
             self.base_files += [file] * len(new_blocks)
         self.scheduled += 1
         self.latest_key = key
+        last = len(self) - 1
+        # A snapshot off the stride is kept only as long as it is the latest.
+        if last > 1 and self.order[last - 1] % self.stride:
+            self._keep([*range(last - 1), last])
         if len(self) > self.max_snapshots:
             self.stride *= 2
             last = len(self) - 1
@@ -227,6 +231,8 @@ class Recorder:
 
         Copies to the host what is new since the last call: Gram rows, local Gram matrices, path lengths, in one piece.
         """
+        if self._host is not None and self._host[0] == self.order:
+            return self._host[1], []
         n, b, groups = len(self), len(self.blocks), len(block_groups(self.blocks))
         known, previous = self._host if self._host and len(self._host[1].blocks) == b else ([], None)
         first = len(set(known).intersection(self.order))  # what is new comes last
@@ -236,8 +242,6 @@ class Recorder:
                 *(_pad(local.flatten(), b * 16) for local in self.gram.local[first:]),
                 *self.paths[first:],
             ]
-            if first < n
-            else [torch.zeros(0, dtype=torch.float64)]
         )
         if self.gram.storage is None:
             new_rows = self.gram.compute_anchored()[:, first:, :].flatten()
@@ -372,13 +376,15 @@ class Recorder:
                 continue
             if not (tensor.requires_grad or tensor.is_inference()):  # inference tensors have no version
                 # Trusted for frozen tensors alone: fused optimizers and .data change values without the counter.
-                frozen[block.name] = (weakref.ref(tensor), tensor._version)
                 seen = self._frozen.get(block.name)
                 if seen is not None and seen[0]() is tensor and seen[1] == tensor._version:
-                    row.append(self.gram.latest[b])
+                    frozen[block.name] = seen
+                    row.append(seen[2])
                     continue
             entry = entries[block.name]
             row.append(self.sketch(entry.cpu() if entry.device.type == "mps" else entry, block.name).to(self.device))
+            if not (tensor.requires_grad or tensor.is_inference()):
+                frozen[block.name] = (weakref.ref(tensor), tensor._version, row[-1])
         self._frozen = frozen
         return row
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from shlex import quote
 
 from rich.console import Console
 from rich.table import Table
@@ -40,12 +40,11 @@ def format_value(name: str, value: float, errors: Mapping[str, float]) -> str:
     return f"{value:.{decimals}f} ± {error:.{decimals}f}{unit}"
 
 
-def print_summary(trajectory: Trajectory, name: str, file: Path | None, loggers: Sequence[Any]) -> None:
-    """Print the summary, and where the rest of it is to be found."""
+def print_summary(trajectory: Trajectory, name: str, file: Path | None, event_folders: Sequence[str]) -> None:
+    """Print the summary, and where the rest of it is: the file, and the folders to point TensorBoard at."""
     console = Console()
     console.print(summary_table(trajectory))
-    if file is not None:
-        console.print(f"Trajectory: {file}", soft_wrap=True, highlight=False)
-    folders = {str(folder) for logger in loggers if (folder := getattr(logger, "save_dir", None))}
-    for folder in sorted(folders):
-        console.print(f"Charts ({name}/…): tensorboard --logdir {folder}", soft_wrap=True, highlight=False)
+    lines = [] if file is None else [f"Trajectory: {file}"]
+    lines += [f"Charts ({name}/…): tensorboard --logdir {quote(folder)}" for folder in event_folders]
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -7,7 +7,8 @@ block of any size is sketched in one pass over it, with no stored index of its s
                         t [m] and one sign s_r, shifted cyclically by o_r, and added up
     stage two, m -> k   a random permutation, random signs, and a sum over the m/k entries of each group
 
-Blocks of at most m entries go straight to stage two, blocks of at most k are kept whole. Every random number
+Blocks of at most m entries are one row (without a shift and signs of their own, the errors of blocks with like
+contents would be alike, and would not average out); blocks of at most k are kept whole. Every random number
 is a function of (seed, block name, index in the block): the same on every device, platform and version, and
 for whichever part of a block a process happens to hold. Stage two is a gather, not a scatter, and stage one adds
 rows in order: repeated sketches of the same values are bit-identical, on GPUs too.
@@ -105,7 +106,7 @@ class CountSketch:
                 "pass numel=, the number of entries of the whole block."
             )
         tensor = tensor.detach()
-        whole, short, m = numel <= self.dim, numel <= self.row_length, self.row_length
+        whole, m = numel <= self.dim, self.row_length
         if whole and index is None and tensor.numel() == numel:
             return tensor.reshape(-1).to(torch.float64, copy=True)
         if whole:
@@ -113,24 +114,24 @@ class CountSketch:
         else:
             _, permutation, signs = self._shared_on(tensor.device)
             buffer, scratch = self._scratch_on(tensor.device)
-            buffer = buffer[: m if short else 2 * m].zero_()
+            buffer = buffer[: m + min(numel, m)].zero_()
         if index is not None:
             self._add_indexed(buffer, tensor.reshape(-1), index.reshape(-1), name, numel)
         else:
             for flat, first in _flat_pieces(tensor, start, m):
-                if short:
+                if whole:
                     buffer[first : first + flat.numel()].copy_(flat)
                 else:
                     self._add_rows(buffer, flat, first, name, numel)
         if whole:
             return buffer
-        if not short:  # the shifts of stage one are cyclic: fold what went past the end
-            buffer = buffer[:m].add_(buffer[m:])
-        gathered = torch.index_select(buffer, 0, permutation, out=scratch[:m])
+        # The shifts of stage one are cyclic: fold what went past the end.
+        buffer[: len(buffer) - m].add_(buffer[m:])
+        gathered = torch.index_select(buffer[:m], 0, permutation, out=scratch[:m])
         return gathered.mul_(signs).view(-1, self.dim).sum(0)
 
     def _add_rows(self, buffer: Tensor, flat: Tensor, first: int, name: str, numel: int) -> None:
-        """Stage one for contiguous entries, added into a buffer [2m]."""
+        """Stage one for contiguous entries, added into a buffer [m + one row]."""
         m = self.row_length
         shifts, signs = self._rows(name, numel)
         row_signs, _, _ = self._shared_on(flat.device)
@@ -153,7 +154,7 @@ class CountSketch:
         m = self.row_length
         for entries, positions in zip(torch.split(flat, m), torch.split(index, m), strict=True):
             values = entries.to(torch.float64)
-            if numel > m:
+            if numel > self.dim:
                 shifts, signs = (torch.tensor(x, device=flat.device) for x in self._rows(name, numel))
                 row_signs, _, _ = self._shared_on(flat.device)
                 row, column = positions // m, positions % m
@@ -162,7 +163,7 @@ class CountSketch:
             buffer.index_add_(0, positions, values)
 
     def _rows(self, name: str, numel: int) -> tuple[list[int], list[float]]:
-        """Shift o_r and sign s_r of each row of a block longer than m."""
+        """Shift o_r and sign s_r of each row of a block."""
         rows = -(-numel // self.row_length)
         if name not in self._shifts or len(self._shifts[name][0]) < rows:
             words = _random_words(self.seed, f"rows:{name}", rows)

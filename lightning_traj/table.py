@@ -189,7 +189,7 @@ MEASURES: dict[str, Measure] = {
         "≥ 1",
         "",
         "1 for a straight path; large where the path winds",
-        Error("updates", lambda c: uncertainty.tortuosity_gradient(c.updates)),
+        Error("updates", lambda c: uncertainty.tortuosity_gradient(c.updates, c.path)),
     ),
     "update_angle": Measure(
         _update_angle,
@@ -285,7 +285,7 @@ MEASURES: dict[str, Measure] = {
         "mean cos(u_t, u_{t+1}) of the last 8 steps",
         "[−1, 1]",
         "",
-        "below 0: steps undo each other; needs snapshots at consecutive steps, EveryNSteps(1)",
+        "below 0: steps undo each other; needs snapshots kept of consecutive steps, EveryNSteps(1)",
     ),
     "oscillation_reversals": Measure(
         lambda c: measures.oscillation_reversals(c.window),

@@ -174,6 +174,12 @@ def log_folder(loggers: Sequence[Any]) -> Path | None:
     return None
 
 
+def event_folders(loggers: Sequence[Any]) -> list[str]:
+    """The folders to point TensorBoard at."""
+    folders = {getattr(logger, "save_dir", None) for logger in loggers if _summary_writer(logger) is not None}
+    return sorted(str(folder) for folder in folders if folder)
+
+
 # Inside -----------------------------------------------------------------------------------------------------
 
 # Oscillation is undefined but for snapshots at consecutive steps: its columns would stay empty.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from lightning_traj.table import MEASURES, Counted, standard_errors
 Array = NDArray[np.float64]
 FORMAT = "lightning_traj.trajectory"
 FORMAT_VERSION = 1
+ROUNDING = 1e-13  # of its norm: a block that moved less has not moved
 
 __all__ = ["MEASURES", "Trajectory"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trajectory:
     """Snapshots θ_0 … θ_T of a run, as inner products by block. n = T + 1 of them are kept.
 
@@ -51,10 +53,12 @@ class Trajectory:
     paths: Array
     settings: Mapping[str, Any] = field(default_factory=dict)
     sketches: NDArray[np.float32] | None = None
+    _sums: dict[tuple[int, ...], Array] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         b, n, groups = len(self.blocks), len(self.steps), len(block_groups(self.blocks))
         shapes = {
+            "steps": (n,),
             "epochs": (n,),
             "anchored": (b, n, n),
             "local": (n, b, 4, 4),
@@ -85,7 +89,7 @@ class Trajectory:
         """
         if select is not None:
             return select_blocks(self.blocks, select)
-        changed = np.flatnonzero(self._moved())
+        changed = np.flatnonzero(self._moved)
         return list(map(int, changed)) or list(range(len(self.blocks)))
 
     def counted(self, select: Select = None) -> str:
@@ -123,7 +127,7 @@ class Trajectory:
 
     def summary(self, select: Select = None) -> dict[str, float]:
         """Every scalar at the newest snapshot, named as the tags without prefix; NaN where undefined yet."""
-        return _evaluate(self._at(select))
+        return _evaluate(self._latest(select))
 
     def standard_errors(self, select: Select = None) -> dict[str, float]:
         """Standard errors of sketched values, of the measures that have one; empty for full snapshots.
@@ -135,11 +139,11 @@ class Trajectory:
         dim = self.settings["sketch_dim"]
         chosen = self.select(select)
         sketched = [i for i in chosen if self.blocks[i].numel > dim]
-        return standard_errors(self._at(select), self.anchored[sketched], self.local[-1][sketched], dim)
+        return standard_errors(self._latest(select), self.anchored[sketched], self.local[-1][sketched], dim)
 
     def series(self, select: Select = None) -> dict[str, Array]:
         """Every scalar at every kept snapshot, as it stood then, float64 [n]; the blocks counted are those of today."""
-        states = [_evaluate(self._at(select, t + 1)) for t in range(len(self))]
+        states = [_evaluate(state) for state in self._states(select, range(1, len(self) + 1))]
         return {name: np.array([state[name] for state in states]) for name in MEASURES}
 
     # Files
@@ -188,8 +192,13 @@ class Trajectory:
             for name, values in tensors.items():
                 if values.dtype != _TENSORS[name]:
                     raise ValueError(f"{name} holds {values.dtype}, where {_TENSORS[name]} was expected")
-            return cls(blocks=blocks, settings=dict(header["settings"]), **tensors)
-        except (SafetensorError, ValueError, TypeError, KeyError) as error:
+            if len(tensors["steps"]) == 0 or not all(isinstance(block.numel, int) for block in blocks):
+                raise ValueError("it has no snapshots, or blocks without a size")
+            settings = dict(header["settings"])
+            if settings["snapshot"] == "sketch" and not isinstance(settings["sketch_dim"], int):
+                raise ValueError(f"its sketch_dim is {settings['sketch_dim']!r}")
+            return cls(blocks=blocks, settings=settings, **tensors)
+        except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(
                 f"path={str(path)!r} cannot be read as a trajectory: {error}. Pass a file that "
                 "TrajectoryCallback or Trajectory.save has written; this one was left untouched."
@@ -224,36 +233,45 @@ class Trajectory:
 
     # Inside
 
+    @cached_property
     def _moved(self) -> NDArray[np.bool_]:
         """Whether each block has changed since θ_0, [B]: in a kept snapshot, or between them."""
-        displaced = np.diagonal(self.anchored, axis1=1, axis2=2)[:, 1:].any(axis=1)
-        walked = (self.paths[-1:, -len(self.blocks) :] > 0).any(axis=0)  # the groups of single blocks come last
+        norms = np.sqrt(np.maximum(np.diagonal(self.anchored, axis1=1, axis2=2), 0.0))  # ‖θ_0‖, ‖d_1‖, … [B, n]
+        # Sketched again on other hardware, a frozen block may differ by roundings.
+        least = ROUNDING * norms[:, :1]
+        displaced = (norms[:, 1:] > least).any(axis=1)
+        walked = (least < self.paths[-1:, -len(self.blocks) :].T).any(axis=1)  # the groups of single blocks come last
         return np.logical_or(displaced, walked)
 
     def _anchored(self, select: Select) -> Array:
-        chosen = self.select(select)
-        # Indexing copies: spare it where all are counted.
-        counted: Array = self.anchored if len(chosen) == len(self.blocks) else self.anchored[chosen]
-        return np.asarray(counted.sum(axis=0))
+        """Gram(θ_0, d_1, …, d_T) of all that is counted, [n, n]; kept, since a log asks for it again and again."""
+        chosen = tuple(self.select(select))
+        if chosen not in self._sums:
+            # Indexing copies: spare it where all are counted.
+            counted: Array = self.anchored if len(chosen) == len(self.blocks) else self.anchored[list(chosen)]
+            self._sums[chosen] = counted.sum(axis=0)
+        return self._sums[chosen]
 
-    def _at(self, select: Select, n: int | None = None) -> Counted:
-        """What the first n snapshots amount to, for a selection."""
-        n = len(self) if n is None else n
+    def _states(self, select: Select, counts: Iterable[int]) -> Iterator[Counted]:
+        """What the first n snapshots amount to for a selection, for each n."""
         chosen = self.select(select)
-        anchored = self._anchored(select)[:n, :n]
-        relative = displacement_gram(anchored)
-        path = self._path(chosen)
-        return Counted(
-            steps=self.steps[:n],
-            gram=snapshot_gram(anchored),
-            relative=relative,
-            local=self.local[n - 1, chosen].sum(axis=0),
-            path=measures.path_length(relative) if path is None else float(path[n - 1]),
-        )
+        anchored, local, path = self._anchored(select), self.local[:, chosen].sum(axis=1), self._path(chosen)
+        for n in counts:
+            relative = displacement_gram(anchored[:n, :n])
+            yield Counted(
+                steps=self.steps[:n],
+                gram=snapshot_gram(anchored[:n, :n]),
+                relative=relative,
+                local=local[n - 1],
+                path=measures.path_length(relative) if path is None else float(path[n - 1]),
+            )
+
+    def _latest(self, select: Select) -> Counted:
+        return next(self._states(select, [len(self)]))
 
     def _path(self, chosen: Sequence[int]) -> Array | None:
         """Accumulated path length, where the selection is a group that was accumulated: blocks at rest don't matter."""
-        moved = self._moved()
+        moved = self._moved
         wanted = {i for i in chosen if moved[i]}
         for column, members in enumerate(block_groups(self.blocks).values()):
             if {i for i in members if moved[i]} == wanted:

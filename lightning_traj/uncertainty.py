@@ -160,14 +160,17 @@ def path_length_gradient(updates: ArrayLike) -> Gradient:
     return Gradient(0.5 * _inverse(lengths), np.zeros((len(lengths), 0)), np.zeros(0))
 
 
-def tortuosity_gradient(updates: ArrayLike) -> Gradient:
-    """Gradient of `tortuosity` for the Gram matrix [T, T] of the updates, whose sum is d_T."""
+def tortuosity_gradient(updates: ArrayLike, path: float | None = None) -> Gradient:
+    """Gradient of `tortuosity` for the Gram matrix [T, T] of the updates, whose sum is d_T.
+
+    `path` is the path length where it was taken over more snapshots than the updates are between.
+    """
     lengths = parameter_norm(updates)
     square = np.asarray(updates, dtype=np.float64).sum()
     if not square > 0:
         return _undefined(len(lengths))
     displacement = np.sqrt(square)
-    weights = np.array([-lengths.sum() / (2 * displacement**3)])
+    weights = np.array([-(lengths.sum() if path is None else path) / (2 * displacement**3)])
     return Gradient(0.5 * _inverse(lengths) / displacement, np.ones((len(lengths), 1)), weights)
 
 

@@ -80,3 +80,26 @@ def test_intervals_that_are_too_short_or_too_long_are_noticed(runs):
 def test_measures_without_an_interval_are_those_without_a_formula(runs):
     for _, errors in runs[1]:
         assert set(errors) == {name for name, measure in MEASURES.items() if measure.error}
+
+
+def spread(name, recorded, snapshots, seeds=80, **settings):
+    """Standard deviation of a measure over seeds, and the mean of its standard errors."""
+    values, errors = [], []
+    for seed in range(seeds):
+        trajectory, _ = recorded(snapshots, Recorder(sketch_dim=128, seed=seed, **settings)).collect()
+        values.append(trajectory.summary()[name])
+        errors.append(trajectory.standard_errors()[name])
+    return np.std(values, ddof=1), np.mean(errors)
+
+
+def test_errors_of_blocks_with_like_contents_average_out(recorded):
+    """Norm gains are all ones and shrink alike: with one hash for all, their errors would add up instead."""
+    snapshots = [{f"norm.{i}.weight": torch.full((512,), 1 - 0.1 * t) for i in range(40)} for t in range(4)]
+    for name in ("param_norm", "displacement"):
+        deviation, error = spread(name, recorded, snapshots)
+        assert 0.6 < deviation / error < 1.5  # of 80 seeds: a chi distribution, to beyond five of its deviations
+
+
+def test_errors_after_thinning_are_those_of_the_whole_path(recorded, walk):
+    deviation, error = spread("tortuosity", recorded, walk({"w": (40, 30)}, 60), max_snapshots=8)
+    assert 0.6 < deviation / error < 1.5

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAv
 from torch import nn
 
 from lightning_traj import EveryNEpochs, EveryNSteps, Trajectory, TrajectoryCallback
+from lightning_traj.schedule import Schedule
 from models import Failing, Module, Validated, batches, both_schedules, mlp
 
 pytestmark = pytest.mark.filterwarnings(
@@ -155,6 +156,44 @@ def test_resume_with_nothing_left_to_train(fit: Any, saved: Any, tmp_path: Path)
         third = TrajectoryCallback(snapshot=snapshot)
         fit(third, ckpt_path=tmp_path / "again.ckpt")
         assert third.trajectory.steps.tolist() == [0, 4, 8, 12]
+
+
+def test_fit_that_goes_on_after_there_was_nothing_left(fit: Any, saved: Any) -> None:
+    path, after, module = saved(TrajectoryCallback()), TrajectoryCallback(), Module()
+    trainer = fit(after, module=module, max_epochs=2, ckpt_path=path)
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(module)
+    assert after.trajectory.steps.tolist() == [0, 4, 8, 12]
+
+
+def test_checkpoint_before_training_has_taken_the_trajectory_up(saved: Any) -> None:
+    state = torch.load(saved(TrajectoryCallback()), weights_only=True)["callbacks"][
+        "TrajectoryCallback{'name': 'traj'}"
+    ]
+    callback = TrajectoryCallback()
+    callback.load_state_dict(state)
+    assert callback.state_dict() == state
+
+
+class Plain(Schedule):
+    """A user's own, without a repr."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def due_after_step(self, step: int) -> bool:
+        return step % self.every == 0
+
+    def due_after_epoch(self, epoch: int) -> bool:
+        return False
+
+
+def test_schedule_of_the_users_own(fit: Any, saved: Any) -> None:
+    path, resumed = saved(TrajectoryCallback(schedule=Plain(2))), TrajectoryCallback(schedule=Plain(2))
+    fit(resumed, ckpt_path=path)
+    assert resumed.trajectory.steps.tolist() == [*range(0, 13, 2)]
+    with pytest.raises(ValueError, match=r"schedule=Plain\({'every': 3}\) differs from schedule=Plain\({'every': 2}\)"):
+        fit(TrajectoryCallback(schedule=Plain(3)), ckpt_path=path)
 
 
 def test_callbacks_that_were_left_out_do_no_harm(fit: Any, saved: Any) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from lightning_traj import EveryNSteps, Trajectory, TrajectoryCallback
+from lightning_traj.schedule import Schedule
 from lightning_traj.snapshots import SnapshotFiles
 from models import Failing, Module, Validated, batches
 
@@ -168,7 +169,7 @@ def test_parameter_that_changes_its_size(survives: Any) -> None:
     assert callback.trajectory.steps.tolist() == [0, 4]
 
 
-class BrokenSchedule:
+class BrokenSchedule(Schedule):
     def due_after_step(self, step: int) -> bool:
         if step > 5:
             raise LookupError("no such step")
