@@ -545,7 +545,7 @@ def test_same_name_twice(fit: Any) -> None:
             return [TrajectoryCallback(name="a"), TrajectoryCallback(name="a")]
 
     with pytest.raises(
-        ValueError, match="name='a': two TrajectoryCallbacks in one Trainer would write a.safetensors; give each"
+        ValueError, match=r"name='a': two TrajectoryCallbacks in one Trainer would write a.safetensors; give each"
     ):
         fit(module=Late)
     with pytest.raises(ValueError, match=r"name='traj(ectory)?': two .* would write trajectory.safetensors"):

@@ -159,10 +159,10 @@ def test_resume_with_nothing_left_to_train(fit: Any, saved: Any, tmp_path: Path)
 
 
 def test_fit_that_goes_on_after_there_was_nothing_left(fit: Any, saved: Any) -> None:
-    path, after, module = saved(TrajectoryCallback()), TrajectoryCallback(), Module()
-    trainer = fit(after, module=module, max_epochs=2, ckpt_path=path)
+    path, after = saved(TrajectoryCallback()), TrajectoryCallback()
+    trainer = fit(after, max_epochs=2, ckpt_path=path)
     trainer.fit_loop.max_epochs = 3
-    trainer.fit(module)
+    trainer.fit(trainer.lightning_module, batches())
     assert after.trajectory.steps.tolist() == [0, 4, 8, 12]
 
 
