@@ -13,7 +13,7 @@ help:  ## this list
 # Threads that wait then sleep: where other programs want the cores too, spinning makes training several times slower.
 demo test: export OMP_WAIT_POLICY := PASSIVE
 
-demo: $(INSTALLED)  ## train a ResNet-20 on real images and record its trajectory: under two minutes on two cores
+demo: $(INSTALLED)  ## train a ResNet-20 on real images and record its trajectory: about two minutes on two cores
 	$(BIN)/python -m recipes.resnet.train fit --config recipes/resnet/demo.yaml
 	@printf '\nSee it in TensorBoard:\n\n    $(BIN)/tensorboard --logdir logs\n\n'
 

@@ -275,6 +275,7 @@ class TrajectoryCallback(Callback):
     def _record_initial(self, trainer: Trainer, pl_module: LightningModule, starting: bool = False) -> None:
         if not len(self._recorder):
             self._record(trainer, pl_module, starting)
+            self._logged = self._recorder.scheduled  # θ_0 alone is no news
         self._guarded("measuring", self._collect)
 
     def _record(self, trainer: Trainer, pl_module: LightningModule, starting: bool = False) -> None:

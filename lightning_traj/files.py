@@ -20,7 +20,10 @@ def replace_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.stem}-{uuid.uuid4().hex[:12]}{target.suffix}")
     try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # some writers make a file of their own, readable by its owner alone
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(target)
