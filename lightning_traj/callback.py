@@ -32,8 +32,9 @@ class TrajectoryCallback(Callback):
 
     Snapshots are θ_0, before the first optimizer step, and then by ``schedule``. At the end of each epoch (with a step
     schedule also within it, no more often than ``Trainer(log_every_n_steps=…)``) the measures go to all loggers,
-    pictures to those that take them, and everything to ``<name>.safetensors`` beside the logs. Training is the same
-    to the last bit as without it; once it runs, whatever fails here warns, and training goes on.
+    pictures to those that take them (within an epoch only when the snapshots have doubled), and everything to
+    ``<name>.safetensors`` beside the logs (``trajectory.safetensors`` for the default name). Training is the same to
+    the last bit as without it; once it runs, whatever fails here warns, and training goes on.
 
     Args:
         schedule: When to take a snapshot: ``EveryNEpochs(n)`` or ``EveryNSteps(n)``.
@@ -94,6 +95,7 @@ class TrajectoryCallback(Callback):
         self._steps = 0
         self._logged = 0  # scheduled snapshots at the last log
         self._logged_at = 0  # and the batches
+        self._pictured = 0  # scheduled snapshots when pictures were drawn last
         self._summary: dict[str, float] = {}
         self._file: Path | None = None
         self._module: weakref.ref[LightningModule] | None = None  # whose trajectory it is
@@ -183,7 +185,8 @@ class TrajectoryCallback(Callback):
         # As often as Lightning logs, at most; and ever more rarely, so that all logs together stay cheap.
         due = trainer.log_every_n_steps and batches - self._logged_at >= trainer.log_every_n_steps
         if due and new and 16 * new >= self._recorder.scheduled:
-            self._guarded("logging", self._log, trainer, batches)
+            pictures = self._recorder.scheduled >= 2 * self._pictured
+            self._guarded("logging", self._log, trainer, batches, pictures)
         if self._monitored:  # checks within an epoch need a value, from the first on
             self._log_monitors(trainer, pl_module, self._monitored)
 
@@ -247,7 +250,7 @@ class TrajectoryCallback(Callback):
         self._recorder.clear()
         self._trajectory = None
         self._summary = {}
-        self._steps = self._logged = 0
+        self._steps = self._logged = self._pictured = 0
 
     def _load(self, state: Mapping[str, Any]) -> None:
         ours, theirs = _describe(self.schedule), state["schedule"]
@@ -307,16 +310,20 @@ class TrajectoryCallback(Callback):
             self._trajectory = trajectory
             self._summary = trajectory.summary()
 
-    def _log(self, trainer: Trainer, step: int) -> None:
+    def _log(self, trainer: Trainer, step: int, pictures: bool = True) -> None:
         self._logged_at = trainer.fit_loop.epoch_loop._batches_that_stepped
         self._collect()
         self._logged = self._recorder.scheduled
+        if pictures:
+            self._pictured = self._logged
         trajectory = self._trajectory
         if trajectory is None or not trainer.is_global_zero:
             return
         self._guarded("saving", self._save, trainer)
         folder = None if self._file is None else self._file.parent
-        tensorboard.log_trajectory(trainer.loggers, trajectory, self._summary, step, prefix=self.name, folder=folder)
+        tensorboard.log_trajectory(
+            trainer.loggers, trajectory, self._summary, step, prefix=self.name, folder=folder, pictures=pictures
+        )
 
     def _log_monitors(self, trainer: Trainer, pl_module: LightningModule, wanted: Collection[str] = MEASURES) -> None:
         if not trainer.barebones:

@@ -33,6 +33,7 @@ def log_trajectory(
     *,
     prefix: str = "traj",
     folder: str | PathLike[str] | None = None,
+    pictures: bool = True,
 ) -> None:
     """Log the newest values (``traj/mds``), their standard errors (``traj_stderr/mds``), and the pictures.
 
@@ -42,6 +43,7 @@ def log_trajectory(
         summary: Its values by measure, as ``trajectory.summary()`` gives; undefined ones are left out.
         step: On the x axis.
         prefix: First part of the tags.
+        pictures: Whether to draw them this time: they take most of a log's time.
         folder: Where pictures go as PNG files (``traj_map.png``, …) if no logger takes them; None: nowhere.
 
     Raises:
@@ -60,7 +62,7 @@ def log_trajectory(
     _attempt(
         [
             lambda: log_scalars(loggers, scalars, step),
-            lambda: log_figures(loggers, figures, step, folder),
+            lambda: log_figures(loggers, figures if pictures else {}, step, folder),
         ]
     )
 
