@@ -243,13 +243,12 @@ class Recorder:
                 *self.paths[first:],
             ]
         )
+        new_rows = self.gram.compute_anchored()[:, first:, :].flatten()
         if self.gram.storage is None:
-            new_rows = self.gram.compute_anchored()[:, first:, :].flatten()
             flat = torch.cat([device_part, new_rows]).cpu()
             device_part, new_rows = flat[: device_part.numel()], flat[device_part.numel() :]
-        else:  # waiting for this copy also makes sure that the rows have arrived at the host
+        else:  # the Gram matrix is on the host already
             device_part = device_part.cpu()
-            new_rows = self.gram.compute_anchored()[:, first:, :].flatten()
         finite, local, path = (
             part.numpy() for part in torch.split(device_part, [n - first, (n - first) * b * 16, (n - first) * groups])
         )
