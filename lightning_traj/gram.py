@@ -22,8 +22,7 @@ from torchmetrics import Metric
 Matrix = TypeVar("Matrix", Tensor, NDArray[np.float64])
 
 THETA, DISPLACEMENT, UPDATE, PREVIOUS_UPDATE = range(4)  # the vectors of a local Gram matrix: θ_t, d_t, u_t, u_{t−1}
-LOCAL_CHUNK = 65_536  # entries: all of a local Gram matrix's vectors stay in a CPU's cache
-CHUNK = 524_288  # entries: two float64 scratch rows of it stay in a CPU's cache, and the launches are few
+CHUNK = 655_360  # entries: two float64 rows of it stay in a large cache, and the launches are few
 
 
 def snapshot_gram(anchored: Matrix) -> Matrix:
@@ -107,16 +106,17 @@ class RunningGram(Metric):
             )
         new = [piece if self.exact else piece.clone() for piece in row[len(lengths) :]]
         base, latest, before = ([*pieces, *new] for pieces in (self.base, self.latest, self.before))
-        local = torch.stack([_local_gram(*pieces) for pieces in zip(row, base, latest, before, strict=True)])
+        anchored = self._with_blocks(base, len(new)) if new else self.anchored
+        if self.exact:
+            local, anchored = self._exact_row(anchored, row, base, latest, before)
+        else:
+            local = torch.stack([_local_gram(*pieces) for pieces in zip(row, base, latest, before, strict=True)])
         # Non-finite entries anywhere make a diagonal entry non-finite: no second pass over the snapshot.
         finite = torch.isfinite(local).all()
-        anchored = self._with_blocks(base, len(new)) if new else self.anchored
         stored = None
         if self.exact:
             if not finite:
                 raise FloatingPointError("row has non-finite entries: leave this snapshot out.")
-            if self.local:
-                anchored = self._extended(anchored, base, row)
             before, latest = latest, list(row)
         else:
             if self.local:
@@ -177,7 +177,7 @@ class RunningGram(Metric):
         """H with the last blocks of ``base`` added, which have not moved so far."""
         anchored = self._grown(self.anchored, base, max(1, self.anchored.shape[-1]))
         for b in range(len(base) - new, len(base)):
-            anchored[b, 0, 0] = sum(chunk @ chunk for (chunk,) in _chunks(CHUNK, base[b]))
+            anchored[b, 0, 0] = sum(chunk @ chunk for chunk in _chunks(CHUNK, base[b]))
         return anchored
 
     def _grown(self, anchored: Tensor, base: Sequence[Tensor], n: int) -> Tensor:
@@ -203,31 +203,22 @@ class RunningGram(Metric):
         stacked = torch.stack(pieces[late:]).double()
         return torch.nn.functional.pad(stacked, (0, 0, late, 0)) if late else stacked
 
-    def _extended(self, anchored: Tensor, bases: Sequence[Tensor], row: Sequence[Tensor]) -> Tensor:
-        """H with a row more, from the stored snapshots: ⟨d_i, d⟩ = ⟨θ_i, d⟩ − ⟨θ_0, d⟩, with d taken in float64."""
+    def _exact_row(self, anchored: Tensor, *rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Local Gram matrices [B, 4, 4], and H with a row more, for θ_t, θ_0, θ_{t−1} and θ_{t−2}."""
         n = len(self.snapshots) + 1
-        anchored = self._grown(anchored, bases, n)
-        for b, new in enumerate(row):
+        grown = self._grown(anchored, rows[0], n)
+        local = []
+        for b, (theta, base, latest, before) in enumerate(zip(*rows, strict=True)):
             stored = [snapshot[b] for snapshot in self.snapshots[1:] if b < len(snapshot)]
-            products = torch.zeros(n, dtype=torch.float64, device=anchored.device)  # ⟨θ_0, d⟩, ⟨d_i, d⟩ …, ⟨d, d⟩
-            scratch = torch.empty(min(CHUNK, new.numel()), dtype=torch.float64, device=new.device)
-            start = 0
-            for theta, base in _chunks(CHUNK, new, bases[b]):
-                displacement = theta - base
-                size = displacement.numel()
-                entries = [displacement @ displacement]
-                anchor = base @ displacement
-                for snapshot in stored:
-                    # Converted into a scratch row that stays in the cache: float64 products, float32 traffic.
-                    theta_i = scratch[:size].copy_(snapshot[start : start + size])
-                    entries.append(theta_i @ displacement - anchor)
-                products[n - 1] += entries[0]
-                products[0] += anchor
-                if stored:
-                    products[n - 1 - len(stored) : n - 1] += torch.stack(entries[1:])
-                start += size
-            anchored[b, n - 1, :] = anchored[b, :, n - 1] = products
-        return anchored
+            gram, products = _exact_products(theta, base, latest, before, stored)
+            local.append(gram)
+            if n > 1:
+                late = n - 2 - len(stored)  # snapshots before this block came: it had not moved, its products are 0
+                new = torch.cat(
+                    [products[:1], products.new_zeros(late), products[1:], gram[DISPLACEMENT, DISPLACEMENT, None]]
+                )
+                grown[b, n - 1, :] = grown[b, :, n - 1] = new
+        return torch.stack(local), grown
 
     def reset(self) -> None:
         """Forget all snapshots."""
@@ -251,15 +242,45 @@ def _at(tensor: Tensor, indices: Sequence[int], dim: int) -> Tensor:
 
 
 def _local_gram(theta: Tensor, base: Tensor, latest: Tensor, before: Tensor) -> Tensor:
-    """Gram matrix of θ_t, d_t, u_t and u_{t−1} in one block, float64 [4, 4]."""
-    total = torch.zeros(4, 4, dtype=torch.float64, device=theta.device)
-    for now, origin, past, earlier in _chunks(LOCAL_CHUNK, theta, base, latest, before):
-        vectors = torch.stack([now, now - origin, now - past, past - earlier])
-        total = total + vectors @ vectors.T
-    return total
+    """Gram matrix of θ_t, d_t, u_t and u_{t−1} in one sketched block, float64 [4, 4]."""
+    vectors = torch.stack([theta, theta - base, theta - latest, latest - before])
+    return vectors @ vectors.T
 
 
-def _chunks(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same stretches of several 1-D tensors, in float64."""
-    for start in range(0, tensors[0].numel(), size):
-        yield tuple(tensor[start : start + size].double() for tensor in tensors)
+def _exact_products(
+    theta: Tensor, base: Tensor, latest: Tensor, before: Tensor, stored: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The same for a whole block, and its ⟨θ_0, d_t⟩, ⟨d_1, d_t⟩, … with the stored snapshots θ_1, … [1 + stored].
+
+    One pass over each tensor, chunk by chunk: converted into float64 rows that stay in the cache, so that the products
+    are float64's while the traffic is float32's.
+    """
+    numel = theta.numel()
+    size = max(1, -(-numel // max(1, -(-numel // CHUNK))))  # of equal size: a short last one would cost as much
+    rows = torch.empty(6, size, dtype=torch.float64, device=theta.device)
+    upper = torch.triu_indices(4, 4).tolist()
+    local = rows.new_zeros(len(upper[0]))
+    products = rows.new_zeros(1 + len(stored))
+    for start in range(0, numel, size):
+        chunk = slice(start, start + size)
+        now, displacement, update, previous, past, other = vectors = rows[:, : numel - start].unbind()
+        now.copy_(theta[chunk])
+        torch.sub(now, past.copy_(latest[chunk]), out=update)
+        torch.sub(past, other.copy_(before[chunk]), out=previous)
+        origin = past.copy_(base[chunk])
+        torch.sub(now, origin, out=displacement)
+        # Dot products: on CPUs, a matrix product of a few long rows takes three times as long as these.
+        local += torch.stack([vectors[i] @ vectors[j] for i, j in zip(*upper, strict=True)])
+        products += torch.stack(
+            [origin @ displacement, *(other.copy_(theta_i[chunk]) @ displacement for theta_i in stored)]
+        )
+    gram = rows.new_zeros(4, 4)
+    gram[upper[0], upper[1]] = gram[upper[1], upper[0]] = local
+    products[1:] -= products[0].clone()  # ⟨d_i, d⟩ = ⟨θ_i, d⟩ − ⟨θ_0, d⟩
+    return gram, products
+
+
+def _chunks(size: int, tensor: Tensor) -> Iterator[Tensor]:
+    """Stretches of a 1-D tensor, in float64."""
+    for start in range(0, tensor.numel(), size):
+        yield tensor[start : start + size].double()

@@ -64,7 +64,6 @@ def local_of(theta, t):
 @pytest.mark.parametrize("chunk", [100, 524_288])
 def test_exact_grams_are_those_of_the_stacked_snapshots(rows, dtype, chunk, monkeypatch):
     monkeypatch.setattr(gram_module, "CHUNK", chunk)
-    monkeypatch.setattr(gram_module, "LOCAL_CHUNK", chunk // 2)
     snapshots = rows(8, dtype=dtype)
     gram = running(snapshots, exact=True)
     for b in range(len(LENGTHS)):
