@@ -10,24 +10,33 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lightning_traj import measures
     from lightning_traj.callback import TrajectoryCallback
+    from lightning_traj.fused import FusedLayout
     from lightning_traj.gram import RunningGram
-    from lightning_traj.schedule import EveryNEpochs, EveryNSteps
+    from lightning_traj.schedule import AtEpochs, AtSteps, EveryNEpochs, EveryNSteps, LogSpaced
     from lightning_traj.sketch import CountSketch
     from lightning_traj.trajectory import Trajectory
 
 _HOMES = {
+    "AtEpochs": "schedule",
+    "AtSteps": "schedule",
     "CountSketch": "sketch",
     "EveryNEpochs": "schedule",
     "EveryNSteps": "schedule",
+    "FusedLayout": "fused",
+    "LogSpaced": "schedule",
     "RunningGram": "gram",
     "Trajectory": "trajectory",
     "TrajectoryCallback": "callback",
 }
 
 __all__ = [
+    "AtEpochs",
+    "AtSteps",
     "CountSketch",
     "EveryNEpochs",
     "EveryNSteps",
+    "FusedLayout",
+    "LogSpaced",
     "RunningGram",
     "Trajectory",
     "TrajectoryCallback",

@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
+from lightning_traj.fused import FusedLayout
+from lightning_traj.partition import GRANULARITIES
 from lightning_traj.schedule import Schedule
 
 
 def check_arguments(
+    *,
     schedule: object,
     snapshot: object,
     sketch_dim: object,
     blocks: object,
     include: object,
     exclude: object,
+    fused: object,
     max_snapshots: object,
+    window: object,
+    window_schedule: object,
     seed: object,
     dirpath: object,
     name: object,
 ) -> None:
     """Raise for a wrong argument, naming it, its value and the remedy."""
-    if not isinstance(schedule, Schedule) or isinstance(schedule, type):
-        raise TypeError(f"schedule={schedule!r} is no schedule: pass EveryNEpochs(n) or EveryNSteps(n).")
-    for argument, value, choices in (("snapshot", snapshot, ("sketch", "full")), ("blocks", blocks, ("tensor",))):
-        if value not in choices:
-            raise ValueError(f"{argument}={value!r}: pass {' or '.join(map(repr, choices))}.")
+    for argument, value in (("schedule", schedule), ("window_schedule", window_schedule)):
+        if not isinstance(value, Schedule):
+            raise TypeError(
+                f"{argument}={value!r} is no schedule: pass one such as EveryNEpochs(1) or EveryNSteps(100)."
+            )
+    if snapshot not in ("sketch", "full"):
+        raise ValueError(f"snapshot={snapshot!r}: pass 'sketch' or 'full'.")
+    if not callable(blocks) and blocks not in GRANULARITIES:
+        choices = ", ".join(map(repr, GRANULARITIES))
+        raise ValueError(f"blocks={blocks!r}: pass {choices}, or a function from a Block to the name of its block.")
     for argument, value, least in (
         ("sketch_dim", sketch_dim, 1),
         ("max_snapshots", max_snapshots, 4),
+        ("window", 0 if window is None else window, 0),
         ("seed", seed, None),
     ):
         if isinstance(value, bool) or not isinstance(value, int):
@@ -40,6 +53,17 @@ def check_arguments(
             raise TypeError(
                 f'{argument}={patterns!r}: pass a glob pattern such as "*.weight", a list of them, or None.'
             )
+    if window == 1:
+        raise ValueError("window=1: an angle takes two steps; pass 0 for no windows, or at least 2.")
+    declared = {} if fused is None else fused
+    if not isinstance(declared, Mapping) or not all(isinstance(pattern, str) for pattern in declared):
+        raise TypeError(
+            f"fused={fused!r}: pass a dict from glob patterns over parameter names to layouts, such as "
+            '{"*.qkv.weight": FusedLayout({"q": 1, "k": 1, "v": 1})}.'
+        )
+    for pattern, layout in declared.items():
+        if not isinstance(layout, FusedLayout):
+            raise TypeError(f"fused[{pattern!r}]={layout!r} is no layout: pass a FusedLayout.")
     if dirpath is not None and not isinstance(dirpath, (str, os.PathLike)):
         raise TypeError(f"dirpath={dirpath!r} is no path: pass a str or a Path, or None for the folder of the logs.")
     if not isinstance(name, str):

@@ -1,7 +1,8 @@
-"""Named parameters -> ordered, disjoint blocks: the pieces of the parameter vector that measures are made for."""
+"""Blocks, the disjoint pieces of the parameter vector that measures are made for: how they are chosen and grouped."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -13,15 +14,19 @@ from torch.nn.parameter import is_lazy
 Patterns = str | Sequence[str]
 Select = str | Callable[["Block"], bool] | None
 
+GROUPINGS = ("layer", "role", "layer x role", "depth", "depth x role", "block")
+ATTENTION = ("q", "k", "v")
+
 
 @dataclass(frozen=True)
 class Block:
     """A disjoint piece of the parameter vector.
 
     Attributes:
-        name: The parameter's qualified name, free of wrappers (``_orig_mod.``).
+        name: The parameter's qualified name, free of wrappers (``_orig_mod.``); of a part of a fused tensor, with the
+            part (``h.0.attn.c_attn.weight:q``).
         layer: Path of the module that owns it; empty for a parameter of the root module.
-        role: What it does in its layer; ``"other"`` where that is not known.
+        role: What it does in its layer, one of ``roles.ROLES``; ``"other"`` where that is not known.
         numel: Real entries (a complex entry counts twice).
     """
 
@@ -49,19 +54,16 @@ def block_entries(parameter: Tensor) -> Tensor | None:
     return parameter if parameter.is_floating_point() else None
 
 
-def make_block(name: str, entries: Tensor) -> Block:
-    """The block of one parameter tensor."""
-    return Block(name=name, layer=name.rpartition(".")[0], role="other", numel=entries.numel())
-
-
 def matches(name: str, patterns: Patterns) -> bool:
     """Whether a block's name matches one of the glob patterns."""
     return any(fnmatchcase(name, pattern) for pattern in _as_list(patterns))
 
 
-def is_wanted(name: str, include: Patterns | None, exclude: Patterns | None) -> bool:
-    """Whether a block of this name is to be recorded: included (None: all are), and not excluded."""
-    return (include is None or matches(name, include)) and (exclude is None or not matches(name, exclude))
+def is_wanted(names: Iterable[str], include: Patterns | None, exclude: Patterns | None) -> bool:
+    """Whether what goes by these names is to be recorded: included by one (None: all are), and excluded by none."""
+    names = list(names)
+    included = include is None or any(matches(name, include) for name in names)
+    return included and not (exclude is not None and any(matches(name, exclude) for name in names))
 
 
 def check_patterns(argument: str, patterns: Patterns | None, names: Iterable[str]) -> None:
@@ -75,16 +77,87 @@ def check_patterns(argument: str, patterns: Patterns | None, names: Iterable[str
 
 
 def block_groups(blocks: Sequence[Block]) -> dict[str, list[int]]:
-    """Indices of the blocks of everything, of each layer, each role and, last, each single block.
+    """Indices of the blocks of everything, of each layer and what contains it, each role and, last, each single block.
 
     These are the sets whose path length is accumulated as it happens.
     """
     groups: dict[str, list[int]] = {"all": list(range(len(blocks)))}
     for i, block in enumerate(blocks):
-        groups.setdefault(f"layer:{block.layer}", []).append(i)
+        for layer in enclosing(block.layer):
+            groups.setdefault(f"layer:{layer}", []).append(i)
     for i, block in enumerate(blocks):
         groups.setdefault(f"role:{block.role}", []).append(i)
     return groups | {f"block:{block.name}": [i] for i, block in enumerate(blocks)}
+
+
+def group_blocks(blocks: Sequence[Block], by: str) -> dict[str, list[int]]:
+    """Indices of the blocks of each group, in the order of the model.
+
+    Args:
+        blocks: The blocks to be grouped.
+        by: ``"layer"`` (the module), ``"role"``, ``"layer x role"``, ``"depth"`` (``block_units``), ``"depth x role"``
+            or ``"block"``. Names of two are joined by a space.
+
+    Raises:
+        ValueError: by is something else.
+    """
+    units = block_units(blocks)
+    labels: Mapping[str, Callable[[int], tuple[str, ...]]] = {
+        "layer": lambda i: (blocks[i].layer,),
+        "role": lambda i: (blocks[i].role,),
+        "layer x role": lambda i: (blocks[i].layer, blocks[i].role),
+        "depth": lambda i: (units[i],),
+        "depth x role": lambda i: (units[i], blocks[i].role),
+        "block": lambda i: (blocks[i].name,),
+    }
+    if by not in labels:
+        raise ValueError(f"by={by!r}: pass one of {', '.join(map(repr, GROUPINGS))}.")
+    groups: dict[str, list[int]] = {}
+    for i in range(len(blocks)):
+        groups.setdefault(" ".join(labels[by](i)), []).append(i)
+    return groups
+
+
+def block_units(blocks: Sequence[Block]) -> list[str]:
+    """The unit of depth that each block lies in: the numbered module that a network repeats (``h.3``), or its layer.
+
+    It is the outermost module whose name ends in a number and that contains more than one layer, and other things
+    than numbered modules (``stages.0`` of blocks 0, 1, 2 is no unit, ``stages.0.2`` is one).
+    """
+    children: dict[str, set[str]] = {}  # module -> names right below it, on the way to the layers
+    layers: dict[str, set[str]] = {}  # module -> layers in it
+    for block in blocks:
+        for module in enclosing(block.layer):
+            layers.setdefault(module, set()).add(block.layer)
+            if below := block.layer[len(module) + 1 :]:
+                children.setdefault(module, set()).add(below.partition(".")[0])
+
+    def is_unit(module: str) -> bool:
+        numbered = re.search(r"\d$", module) is not None
+        inner = children.get(module, set())
+        return numbered and len(layers[module]) > 1 and not all(name.isdigit() for name in inner)
+
+    units = {layer: next(filter(is_unit, enclosing(layer)), layer) for layer in {block.layer for block in blocks}}
+    return [units[block.layer] for block in blocks]
+
+
+def attention_layers(blocks: Sequence[Block]) -> dict[str, dict[str, list[int]]]:
+    """Indices of the q, k and v blocks of each attention module that has all three: {path: {role: indices}}."""
+    by_layer: dict[str, dict[str, list[int]]] = {}
+    for i, block in enumerate(blocks):
+        if block.role in ATTENTION:
+            by_layer.setdefault(block.layer, {}).setdefault(block.role, []).append(i)
+    attention: dict[str, dict[str, list[int]]] = {}
+    for layer, roles in by_layer.items():
+        # Separate projections are layers of their own, side by side in the attention module.
+        path = layer if set(roles) == set(ATTENTION) else layer.rpartition(".")[0]
+        for role, indices in roles.items():
+            attention.setdefault(path, {}).setdefault(role, []).extend(indices)
+    return {
+        path: {role: roles[role] for role in ATTENTION}
+        for path, roles in attention.items()
+        if set(roles) == set(ATTENTION)
+    }
 
 
 def select_blocks(blocks: Sequence[Block], select: Select) -> list[int]:
@@ -92,8 +165,8 @@ def select_blocks(blocks: Sequence[Block], select: Select) -> list[int]:
 
     Args:
         blocks: The blocks to choose from.
-        select: ``"role:q"``, ``"layer:h.3"``, a glob over block names, or a predicate over blocks; a bare word is
-            tried as an exact role, then as an exact layer, then as a glob. None selects all.
+        select: ``"role:q"``, ``"layer:h.3"`` (that module and all in it), a glob over block names, or a predicate over
+            blocks; a bare word is tried as a role, then as a layer, then as a glob. None selects all.
 
     Raises:
         ValueError: nothing is selected; the message lists what there is.
@@ -122,18 +195,24 @@ def _select_by_text(blocks: Sequence[Block], select: str) -> list[int]:
     kind, _, value = select.partition(":")
     tests: Mapping[str, Callable[[Block], bool]] = {
         "role": lambda block: block.role == value,
-        "layer": lambda block: block.layer == value,
+        "layer": lambda block: value in enclosing(block.layer),
     }
     if kind in tests and ":" in select:
         return [i for i, block in enumerate(blocks) if tests[kind](block)]
     for test in (
         lambda block: block.role == select,
-        lambda block: block.layer == select,
+        lambda block: select in enclosing(block.layer),
         lambda block: fnmatchcase(block.name, select),
     ):
         if chosen := [i for i, block in enumerate(blocks) if test(block)]:
             return chosen
     return []
+
+
+def enclosing(layer: str) -> list[str]:
+    """A layer and the modules that it lies in, from the outside: h, h.3, h.3.attn."""
+    parts = layer.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 def _as_list(patterns: Patterns) -> Sequence[str]:

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import partial
-from math import isfinite, nan
+from math import ceil, inf, isfinite, nan
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -19,9 +19,13 @@ from torch.nn.parameter import is_lazy
 from lightning_traj import report, tensorboard
 from lightning_traj.arguments import check_arguments
 from lightning_traj.blocks import Patterns
+from lightning_traj.fused import FusedLayout
+from lightning_traj.partition import Granularity
 from lightning_traj.recorder import Recorder
 from lightning_traj.schedule import EveryNEpochs, Schedule
 from lightning_traj.trajectory import MEASURES, Trajectory
+
+DEFAULT_WINDOW = 8  # optimizer steps
 
 # Of lightning.pytorch or of pytorch_lightning; both set most attributes where type checkers don't see them.
 Trainer: TypeAlias = Any
@@ -37,16 +41,26 @@ class TrajectoryCallback(Callback):
     the last bit as without it; once it runs, whatever fails here warns, and training goes on.
 
     Args:
-        schedule: When to take a snapshot: ``EveryNEpochs(n)`` or ``EveryNSteps(n)``.
+        schedule: When to take a snapshot: ``EveryNEpochs(n)``, ``EveryNSteps(n)``, ``LogSpaced(cap)``,
+            ``AtSteps([…])``, ``AtEpochs([…])``, or several of them joined by ``|``.
         snapshot: ``"sketch"`` keeps ``sketch_dim`` numbers a block, and answers with standard errors; ``"full"`` writes
             the parameters themselves to files beside the logs, and answers exactly.
         sketch_dim: Length of a block's sketch; blocks that are no longer are kept whole. Standard errors fall as its
             inverse square root.
-        blocks: What is a block: ``"tensor"``, each parameter tensor.
-        include: Glob pattern or patterns over parameter names: what is recorded. None: every floating-point parameter.
+        blocks: What is a block, the finest piece that can be asked for: ``"tensor"``, each parameter tensor, and each
+            part of a fused one; ``"layer"``, all of a module's; ``"role"``, all q's, …; ``"model"``, one; or a function
+            from a tensor's ``Block`` to the name of the block that it is added to. Coarser ones take less memory.
+        include: Glob pattern or patterns over names of parameters and parts (``*.weight:q``): what is recorded. None:
+            every floating-point parameter.
         exclude: The same for what is not recorded.
+        fused: Layouts of fused projections that are not known, by pattern over parameter names, such as
+            ``{"*.to_qkv.weight": FusedLayout({"q": 1, "k": 1, "v": 1})}``. Those of torch, transformers, timm, LitGPT
+            and nanoGPT are known.
         max_snapshots: Past this many, every second snapshot between the first and the latest is dropped, and from then
             on every second one is kept. At least 4.
+        window: Optimizer steps of a window: that many consecutive steps are sketched, for the oscillation measures.
+            None: 8, or as many as an epoch has; 0: no windows. At most ``max_snapshots`` windows are kept.
+        window_schedule: When a window begins, besides the start: by default with every epoch. It ends with the epoch.
         seed: Of the sketch; runs can be compared with each other where it and ``sketch_dim`` are the same.
         dirpath: Folder of the files; default: beside the logs.
         name: Prefix of the tags, stem of the file. Two callbacks in one Trainer need different names.
@@ -70,24 +84,46 @@ class TrajectoryCallback(Callback):
         schedule: Schedule = EveryNEpochs(1),
         snapshot: Literal["sketch", "full"] = "sketch",
         sketch_dim: int = 2048,
-        blocks: Literal["tensor"] = "tensor",
+        blocks: Granularity = "tensor",
         include: Patterns | None = None,
         exclude: Patterns | None = None,
+        fused: Mapping[str, FusedLayout] | None = None,
         max_snapshots: int = 256,
+        window: int | None = None,
+        window_schedule: Schedule = EveryNEpochs(1),
         seed: int = 0,
         dirpath: str | os.PathLike[str] | None = None,
         name: str = "traj",
     ) -> None:
-        check_arguments(schedule, snapshot, sketch_dim, blocks, include, exclude, max_snapshots, seed, dirpath, name)
+        check_arguments(
+            schedule=schedule,
+            snapshot=snapshot,
+            sketch_dim=sketch_dim,
+            blocks=blocks,
+            include=include,
+            exclude=exclude,
+            fused=fused,
+            max_snapshots=max_snapshots,
+            window=window,
+            window_schedule=window_schedule,
+            seed=seed,
+            dirpath=dirpath,
+            name=name,
+        )
         self.schedule = schedule
+        self.window = window
+        self.window_schedule = window_schedule
         self.name = name
         self.dirpath = None if dirpath is None else Path(dirpath)
         self._recorder = Recorder(
             snapshot=snapshot,
             sketch_dim=sketch_dim,
+            blocks=blocks,
             include=include,
             exclude=exclude,
+            fused=fused,
             max_snapshots=max_snapshots,
+            window=DEFAULT_WINDOW if window is None else window,
             seed=seed,
         )
         self._trajectory: Trajectory | None = None
@@ -96,6 +132,7 @@ class TrajectoryCallback(Callback):
         self._logged = 0  # scheduled snapshots at the last log
         self._logged_at = 0  # and the batches
         self._pictured = 0  # scheduled snapshots when pictures were drawn last
+        self._layered = 0  # and those by layer and role
         self._summary: dict[str, float] = {}
         self._file: Path | None = None
         self._module: weakref.ref[LightningModule] | None = None  # whose trajectory it is
@@ -153,7 +190,7 @@ class TrajectoryCallback(Callback):
                 )
             self._begin()
         self._module = weakref.ref(pl_module)
-        recorder.check(parameters)
+        recorder.check(parameters, pl_module)
         self._check_trainer(trainer, parameters)
         cost = recorder.prepare(parameters)
         self._file = None if trainer.fast_dev_run else folder / f"{_stem(self.name)}.safetensors"
@@ -166,14 +203,22 @@ class TrajectoryCallback(Callback):
             # It alone counts the steps really taken: with accumulation, manual optimisation, and skipped ones.
             self._hooks.append(optimizer.register_step_post_hook(partial(self._on_optimizer_step, trainer, pl_module)))
         rank_zero_info(f"{self.name}: {cost}")
+        if undeclared := recorder.undeclared(parameters):
+            rank_zero_info(
+                f"{self.name}: {', '.join(undeclared)}: this looks like fused q, k and v in an unknown layout, and "
+                "stays one block; declare it with fused= to see them apart."
+            )
         if restored is not None and self._lacks_epoch(trainer):
             self._record(trainer, pl_module, starting=True)
         if not any(is_lazy(parameter) for parameter in parameters.values()):
             self._record_initial(trainer, pl_module, starting=True)
+        if self._between_epochs(trainer) and not recorder.windows.running:
+            self._begin_window(self.window_schedule.due_after_epoch, trainer.current_epoch, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         if not len(self._recorder) and not self._steps:  # lazy parameters have their values only now
             self._record_initial(trainer, pl_module)
+            self._begin_window(self.window_schedule.due_after_epoch, trainer.current_epoch, pl_module)
 
     # During training
 
@@ -192,6 +237,8 @@ class TrajectoryCallback(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._record_due(self.schedule.due_after_epoch, trainer.current_epoch + 1, trainer, pl_module)
+        self._guarded("recording", self._recorder.windows.end, self._steps)
+        self._begin_window(self.window_schedule.due_after_epoch, trainer.current_epoch + 1, pl_module)
         if self._recorder.scheduled > self._logged:
             # The step at which Lightning draws what is logged at the end of an epoch.
             step = max(0, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
@@ -200,6 +247,8 @@ class TrajectoryCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if len(self._recorder):
+            step = max(0, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
+            self._guarded("logging", self._log_layers, trainer, step)
             self._guarded("logging hyperparameters", self._log_hyperparameters, trainer, pl_module, finished=True)
             self._guarded("saving", self._save, trainer, sketches=True)
 
@@ -228,12 +277,16 @@ class TrajectoryCallback(Callback):
             return dict(self._restored)
         if not len(self._recorder):
             return {}
-        return {**self._recorder.state_dict(), "schedule": _describe(self.schedule), "optimizer_steps": self._steps}
+        return {**self._recorder.state_dict(), "schedules": self._schedules, "optimizer_steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict or None  # taken up when training starts, where the folder is known
 
     # Inside
+
+    @property
+    def _schedules(self) -> dict[str, str]:
+        return {argument: _describe(getattr(self, argument)) for argument in ("schedule", "window_schedule")}
 
     def _goes_on(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Whether a fit without restored state goes on with what an earlier fit of the same Trainer has recorded."""
@@ -243,29 +296,50 @@ class TrajectoryCallback(Callback):
     def _lacks_epoch(self, trainer: Trainer) -> bool:
         """Whether the checkpoint was saved at the last batch of an epoch whose end Lightning does not call again."""
         recorded = self._recorder.latest_key or (0, 0.0)
-        ended = _completed_epochs(trainer, starting=True) == trainer.current_epoch
-        return ended and recorded[0] < self._steps and self.schedule.due_after_epoch(trainer.current_epoch)
+        return (
+            self._between_epochs(trainer)
+            and recorded[0] < self._steps
+            and self.schedule.due_after_epoch(trainer.current_epoch)
+        )
+
+    def _between_epochs(self, trainer: Trainer) -> bool:
+        epoch: int = trainer.current_epoch
+        return _completed_epochs(trainer, starting=True) == epoch
 
     def _begin(self) -> None:
         self._recorder.clear()
         self._trajectory = None
         self._summary = {}
-        self._steps = self._logged = self._pictured = 0
+        self._steps = self._logged = self._pictured = self._layered = 0
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        ours, theirs = _describe(self.schedule), state["schedule"]
-        if ours != theirs:
-            raise ValueError(
-                f"schedule={ours} differs from schedule={theirs}, with which the trajectory in the "
-                f"checkpoint was recorded: pass schedule={theirs} to go on with it, or another name= to begin a new "
-                "one."
-            )
+        for argument, ours in self._schedules.items():
+            if (theirs := state["schedules"][argument]) != ours:
+                raise ValueError(
+                    f"{argument}={ours} differs from {argument}={theirs}, with which the trajectory in the checkpoint "
+                    f"was recorded: pass {argument}={theirs} to go on with it, or another name= to begin a new one."
+                )
         self._begin()
         self._recorder.load_state_dict(state)
         self._steps = state["optimizer_steps"]
         self._logged = self._recorder.scheduled
 
     def _check_trainer(self, trainer: Trainer, parameters: Mapping[str, Any]) -> None:
+        max_steps, max_epochs = (
+            inf if limit in (None, -1) else limit for limit in (trainer.max_steps, trainer.max_epochs)
+        )
+        if not trainer.fast_dev_run and not self.schedule.begins_by(max_steps, max_epochs):
+            raise ValueError(
+                f"schedule={self.schedule!r}: none of these is within max_steps={max_steps} and "
+                f"max_epochs={max_epochs}; name earlier ones."
+            )
+        batches = trainer.num_training_batches
+        steps = inf if batches == inf else ceil(batches / trainer.accumulate_grad_batches)
+        if self.window and steps < self.window and not trainer.fast_dev_run:
+            raise ValueError(
+                f"window={self.window} is longer than an epoch, which has {steps} optimizer steps: pass at most that, "
+                "or None for as many as there are."
+            )
         if any(hasattr(parameter, "placements") for parameter in parameters.values()):
             raise ValueError(
                 "the model's parameters are sharded (DTensor), which is not supported: use DDP or one device."
@@ -288,6 +362,18 @@ class TrajectoryCallback(Callback):
     def _on_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._steps += 1
         self._record_due(self.schedule.due_after_step, self._steps, trainer, pl_module)
+        if self._recorder.windows.running:
+            parameters = dict(pl_module.named_parameters())
+            self._guarded("recording", self._recorder.add_to_window, parameters, self._steps)
+        self._begin_window(self.window_schedule.due_after_step, self._steps, pl_module)
+
+    def _begin_window(self, due: Callable[[int], bool], count: int, pl_module: LightningModule) -> None:
+        def begin() -> None:
+            if due(count):
+                self._recorder.begin_window(dict(pl_module.named_parameters()), self._steps)
+
+        if self._recorder.window and len(self._recorder):
+            self._guarded("recording", begin)
 
     def _record_due(self, due: Callable[[int], bool], count: int, trainer: Trainer, pl_module: LightningModule) -> None:
         def record() -> None:  # schedules can be the user's own: they may fail too
@@ -322,8 +408,24 @@ class TrajectoryCallback(Callback):
         self._guarded("saving", self._save, trainer)
         folder = None if self._file is None else self._file.parent
         tensorboard.log_trajectory(
-            trainer.loggers, trajectory, self._summary, step, prefix=self.name, folder=folder, pictures=pictures
+            trainer.loggers,
+            trajectory,
+            self._summary,
+            step,
+            prefix=self.name,
+            folder=folder,
+            pictures=pictures,
         )
+        # One epoch of many changes little in what is by layer and role, which takes thrice as long to draw as the rest.
+        if pictures and 8 * (self._logged - self._layered) >= self._logged:
+            self._log_layers(trainer, step)
+
+    def _log_layers(self, trainer: Trainer, step: int) -> None:
+        if self._trajectory is None or not trainer.is_global_zero or self._layered == self._logged:
+            return
+        self._layered = self._logged
+        folder = None if self._file is None else self._file.parent
+        tensorboard.log_layers(trainer.loggers, self._trajectory, step, prefix=self.name, folder=folder)
 
     def _log_monitors(self, trainer: Trainer, pl_module: LightningModule, wanted: Collection[str] = MEASURES) -> None:
         if not trainer.barebones:

@@ -110,7 +110,7 @@ class RunningGram(Metric):
         if self.exact:
             local, anchored = self._exact_row(anchored, row, base, latest, before)
         else:
-            local = torch.stack([_local_gram(*pieces) for pieces in zip(row, base, latest, before, strict=True)])
+            local = local_grams(row, base, latest, before)
         # Non-finite entries anywhere make a diagonal entry non-finite: no second pass over the snapshot.
         finite = torch.isfinite(local).all()
         stored = None
@@ -120,10 +120,10 @@ class RunningGram(Metric):
             before, latest = latest, list(row)
         else:
             if self.local:
-                displacement = torch.cat([now - origin for now, origin in zip(row, base, strict=True)])
+                displacement = torch.cat(list(row)) - torch.cat(base)
                 stored = self._stored(torch.where(finite, displacement, 0.0).float())
-            before = [torch.where(finite, past, old) for past, old in zip(latest, before, strict=True)]
-            latest = [torch.where(finite, now, past) for now, past in zip(row, latest, strict=True)]
+            before = _where(finite, latest, before)
+            latest = _where(finite, row, latest)
         # What can fail, or be interrupted, has happened: from here on all that is kept grows together.
         self.base, self.latest, self.before, self.anchored = base, latest, before, anchored
         self.local.append(torch.where(finite, local, 0.0))
@@ -167,7 +167,8 @@ class RunningGram(Metric):
         if len(indices) == len(self):
             return
         done = [i for i in indices if i < self.anchored.shape[-1]]
-        self.anchored = _at(_at(self.anchored, done, 1), done, 2)
+        if len(done) < self.anchored.shape[-1]:
+            self.anchored = _at(_at(self.anchored, done, 1), done, 2)
         for state, shift in (("rows", 1), ("snapshots", 0), ("local", 0), ("finite", 0)):
             kept = getattr(self, state)
             setattr(self, state, [kept[i - shift] for i in indices if i >= shift] if kept else [])
@@ -241,16 +242,26 @@ def _at(tensor: Tensor, indices: Sequence[int], dim: int) -> Tensor:
     return torch.cat([tensor.narrow(dim, run[0], len(run)) for run in runs], dim)
 
 
-def _local_gram(theta: Tensor, base: Tensor, latest: Tensor, before: Tensor) -> Tensor:
-    """Gram matrix of θ_t, d_t, u_t and u_{t−1} in one sketched block, float64 [4, 4]."""
-    vectors = torch.stack([theta, theta - base, theta - latest, latest - before])
-    return vectors @ vectors.T
+def local_grams(*rows: Sequence[Tensor]) -> Tensor:
+    """Gram matrices of θ_t, d_t, u_t and u_{t−1}, from sketches of θ_t, θ_0, θ_{t−1} and θ_{t−2}: float64 [B, 4, 4].
+
+    All blocks in a few launches, however many there are; shorter ones are padded with zeros.
+    """
+    theta, base, latest, before = (torch.nn.utils.rnn.pad_sequence(list(row), batch_first=True) for row in rows)
+    vectors = torch.stack([theta, theta - base, theta - latest, latest - before], dim=1)  # [B, 4, k]
+    return vectors @ vectors.mT
+
+
+def _where(condition: Tensor, chosen: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
+    """One row or the other, by a condition on the device."""
+    whole = torch.where(condition, torch.cat(list(chosen)), torch.cat(list(other)))
+    return list(torch.split(whole, [piece.numel() for piece in chosen]))
 
 
 def _exact_products(
     theta: Tensor, base: Tensor, latest: Tensor, before: Tensor, stored: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """The same for a whole block, and its ⟨θ_0, d_t⟩, ⟨d_1, d_t⟩, … with the stored snapshots θ_1, … [1 + stored].
+    """Local Gram matrix [4, 4] of a whole block, and its ⟨θ_0, d_t⟩, ⟨d_1, d_t⟩, … with the stored θ_1, … [1 + stored].
 
     One pass over each tensor, chunk by chunk: converted into float64 rows that stay in the cache, so that the products
     are float64's while the traffic is float32's.

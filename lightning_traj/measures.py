@@ -21,6 +21,7 @@ is a zero vector (`_RESOLUTION`).
 from __future__ import annotations
 
 import operator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -134,11 +135,34 @@ def direction_drift(gram: ArrayLike, window: int = 5) -> float:
 
     θ_0 is never among them; fewer where there are fewer, or where some are undefined.
     """
+    drift = running_drift(gram, window)
+    return float(drift[-1]) if len(drift) else float("nan")
+
+
+def running_drift(gram: ArrayLike, window: int = 5) -> Array:
+    """Direction drift of the first 2, 3, …, n snapshots, shape [T], in [0, 2]."""
     window = _integer(window, "window")
     if window < 1:
         raise ValueError(f"window must be at least one snapshot, got {window}.")
     cosines = relative_trajectory_map(gram)
-    return 1.0 - _mean(cosines[-1, :-1][-window:]) if len(cosines) else float("nan")
+    back = np.full((window, len(cosines)), np.nan)  # cos(d_t, d_{t-1-w}) of each w and t
+    for w in range(min(window, len(cosines) - 1)):
+        back[w, w + 1 :] = np.diagonal(cosines, -1 - w)
+    count = np.sum(~np.isnan(back), axis=0)
+    mean: Array = np.divide(np.nansum(back, axis=0), count, out=np.full(len(count), np.nan), where=count > 0)
+    return 1.0 - mean
+
+
+def running_similarity(cosines: ArrayLike) -> Array:
+    """Mean directional similarity of the first 1, 2, …, n snapshots of a map, shape [n], in [0, 1]."""
+    cosines = _square(cosines, "cosines")
+    defined = ~np.isnan(cosines)
+    total, count = (
+        np.diagonal(np.cumsum(np.cumsum(x, axis=0), axis=1)) for x in (np.where(defined, cosines, 0.0), defined * 1.0)
+    )
+    mean: Array = np.divide(total, count, out=np.full(len(cosines), np.nan), where=count > 0)
+    clipped: Array = np.clip(mean, 0.0, 1.0)
+    return clipped
 
 
 # Length, in the unit of the parameters ----------------------------------------------------------------------
@@ -281,21 +305,70 @@ def random_walk_first_ratio(n: int) -> float:
 # Oscillation, over a window of snapshots at consecutive optimizer steps -------------------------------------
 
 
+class Oscillation(NamedTuple):
+    """How consecutive optimizer steps u_1, …, u_L follow each other; NaN where undefined.
+
+    Attributes:
+        cosine: Mean cos(u_t, u_{t+1}), in [-1, 1]; negative where steps undo each other.
+        reversals: Share of these cosines that are negative, in [0, 1].
+        linearity: |sum of u| / sum of |u|, in [0, 1]; 1 where all steps go one way.
+        step_length: Mean |u|, >= 0, in the unit of the parameters.
+    """
+
+    cosine: float
+    reversals: float
+    linearity: float
+    step_length: float
+
+
+def oscillation(squares: ArrayLike, products: ArrayLike, total: float) -> Oscillation:
+    """Oscillation from inner products of the steps, which add up over blocks.
+
+    Args:
+        squares: <u_t, u_t>, shape [L].
+        products: <u_t, u_{t+1}>, shape [L - 1].
+        total: |u_1 + ... + u_L|^2.
+    """
+    lengths = np.sqrt(np.maximum(_vector(squares, "squares"), 0.0))
+    products = _vector(products, "products")
+    if len(products) != max(0, len(lengths) - 1):
+        raise ValueError(f"products must hold one entry less than squares, got {len(products)} for {len(lengths)}.")
+    scale = lengths[1:] * lengths[:-1]
+    cosines = np.divide(products, scale, out=np.full(len(products), np.nan), where=scale > 0)
+    cosines = np.clip(cosines, -1.0, 1.0)
+    walked = float(lengths.sum())
+    return Oscillation(
+        cosine=_mean(cosines),
+        reversals=_mean(np.where(np.isnan(cosines), np.nan, cosines < 0)),
+        linearity=min(1.0, float(np.sqrt(max(total, 0.0))) / walked) if walked > 0 else float("nan"),
+        step_length=_mean(lengths),
+    )
+
+
 def oscillation_cosine(gram: ArrayLike) -> float:
-    """Mean cos(u_t, u_{t+1}), in [-1, 1]; negative where steps undo each other."""
-    return _mean(np.diagonal(update_map(gram), 1))
+    """Mean cos(u_t, u_{t+1}) of snapshots at consecutive steps, in [-1, 1]; negative where steps undo each other."""
+    return _oscillation_of(gram).cosine
 
 
 def oscillation_reversals(gram: ArrayLike) -> float:
     """Share of the defined cos(u_t, u_{t+1}) that are negative, in [0, 1]."""
-    cosines = np.diagonal(update_map(gram), 1)
-    return _mean(np.where(np.isnan(cosines), np.nan, cosines < 0))
+    return _oscillation_of(gram).reversals
 
 
 def oscillation_linearity(gram: ArrayLike) -> float:
     """|sum of u| / sum of |u|, in [0, 1]; 1 where all steps go one way."""
-    length = path_length(gram)
-    return float(displacement(gram)[-1] / length) if length > 0 else float("nan")
+    return _oscillation_of(gram).linearity
+
+
+def oscillation_step_length(gram: ArrayLike) -> float:
+    """Mean |u|, >= 0, in the unit of the parameters."""
+    return _oscillation_of(gram).step_length
+
+
+def _oscillation_of(gram: ArrayLike) -> Oscillation:
+    updates = update_gram(gram)
+    end = displacement(gram)
+    return oscillation(np.diagonal(updates), np.diagonal(updates, 1), float(end[-1] ** 2) if len(end) else 0.0)
 
 
 # What they share --------------------------------------------------------------------------------------------

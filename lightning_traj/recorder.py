@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_traj.blocks import (
-    Block,
-    Patterns,
-    block_entries,
-    block_groups,
-    check_patterns,
-    clean_name,
-    is_wanted,
-    make_block,
-)
+from lightning_traj.blocks import Block, Patterns, block_groups, clean_name
+from lightning_traj.fused import FusedLayout
 from lightning_traj.gram import UPDATE, RunningGram
+from lightning_traj.mirror import Mirror, mirrored
+from lightning_traj.partition import Granularity, Partition, piece_from_state
 from lightning_traj.sketch import CountSketch
 from lightning_traj.snapshots import SnapshotFiles
-from lightning_traj.trajectory import Trajectory
+from lightning_traj.thinning import thinned
+from lightning_traj.trajectory import Trajectory, Windows
+from lightning_traj.window import StepWindows
 
 ROW_BUDGET = 2**30  # bytes: what would pass it is kept on the host instead of an accelerator
 GRAM_STATES = {"full": ("local", "finite"), "sketch": ("local", "finite", "base", "rows", "latest", "before")}
@@ -39,9 +35,15 @@ class Recorder:
     Args:
         snapshot: ``"sketch"`` or ``"full"``.
         sketch_dim: Length of the sketch of a block.
-        include, exclude: Glob patterns over block names: what is recorded; None includes all, excludes none.
+        blocks: What a block is: ``"tensor"``, ``"layer"``, ``"role"``, ``"model"``, or a function from a tensor's block
+            to the name of the block that it is added to.
+        include, exclude: Glob patterns over names of parameters and parts: what is recorded; None includes all,
+            excludes none.
+        fused: Layouts of fused tensors that are not known, by pattern over parameter names.
         max_snapshots: Past this many, every second one between the first and the latest is dropped, and from
             then on every second one is kept.
+        window: Optimizer steps of a window for oscillation, which is sketched in any case; at most ``max_snapshots``
+            windows are kept.
         seed: Of the sketch.
         folder: Where full snapshots go.
     """
@@ -51,17 +53,22 @@ class Recorder:
         *,
         snapshot: str = "sketch",
         sketch_dim: int = 2048,
+        blocks: Granularity = "tensor",
         include: Patterns | None = None,
         exclude: Patterns | None = None,
+        fused: Mapping[str, FusedLayout] | None = None,
         max_snapshots: int = 256,
+        window: int = 8,
         seed: int = 0,
         folder: Path | None = None,
     ) -> None:
         self.snapshot = snapshot
         self.sketch = CountSketch(sketch_dim, seed)
-        self.include, self.exclude = include, exclude
+        self.partition = Partition(blocks, dict(fused or {}), include, exclude)
         self.max_snapshots = max_snapshots
+        self.window = window
         self.snapshots = SnapshotFiles(folder or Path.cwd())
+        self.model: weakref.ref[nn.Module] | None = None  # where the types of modules are seen
         self.device = torch.device("cpu")
         self.storage: torch.device | None = None  # where rows are kept, if not on the device
         self.clear()
@@ -69,7 +76,7 @@ class Recorder:
     def clear(self) -> None:
         """Forget everything recorded: the next snapshot is a new θ_0."""
         self.gram = RunningGram(exact=self.snapshot == "full", storage=self.storage)
-        self.blocks: list[Block] = []
+        self.partition = replace(self.partition, blocks=(), pieces=(), excluded=frozenset(), undeclared=())
         self.steps: list[int] = []
         self.epochs: list[float] = []
         self.order: list[int] = []  # of the kept snapshots: which of all scheduled ones they are
@@ -81,13 +88,21 @@ class Recorder:
         self.scheduled = 0
         self.stride = 1
         self.latest_key: tuple[int, float] | None = None
-        self._frozen: dict[str, tuple[weakref.ref[Tensor], int, Tensor]] = {}  # tensor, version, sketch
+        self.windows = StepWindows(self.window, self.max_snapshots)
+        self._sketched: tuple[int, list[Tensor]] | None = None  # the latest sketch, and its step
+        self._frozen: dict[str, tuple[list[weakref.ref[Tensor]], list[int], Tensor]] = {}  # tensors, versions, sketch
         self._membership = torch.zeros(0, 0, dtype=torch.float64)
         self._groups: list[str] = []
-        self._host: tuple[list[int], Trajectory] | None = None  # what was collected last, and its order
+        self._mirror: Mirror | None = None  # what was collected last, and the trajectory of it
+        self._collected: Trajectory | None = None
 
     def __len__(self) -> int:
         return len(self.order)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks so far."""
+        return self.partition.blocks
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -96,56 +111,62 @@ class Recorder:
             "snapshot": self.snapshot,
             "sketch_dim": self.sketch.dim,
             "seed": self.sketch.seed,
-            "include": _plain(self.include),
-            "exclude": _plain(self.exclude),
+            **self.partition.settings,
             "max_snapshots": self.max_snapshots,
+            "window": self.window,
         }
 
     # Before training
 
-    def check(self, parameters: Mapping[str, Tensor]) -> None:
-        """Raise ValueError: nothing to record, a pattern without a match, blocks that differ from a resumed run's."""
-        names = [clean_name(name) for name in parameters]
-        check_patterns("include", self.include, names)
-        check_patterns("exclude", self.exclude, names)
-        if names and not any(is_wanted(name, self.include, self.exclude) for name in names):
+    def check(self, parameters: Mapping[str, Tensor], model: nn.Module | None = None) -> None:
+        """Raise ValueError: nothing to record, a pattern without a match, blocks that differ from a resumed run's.
+
+        Args:
+            parameters: By qualified name.
+            model: Whose parameters they are. A weak reference is kept, for parameters that come later.
+        """
+        self.model = None if model is None else weakref.ref(model)
+        self.partition.check(parameters, model)
+        if any(torch.nn.parameter.is_lazy(parameter) for parameter in parameters.values()):
+            return
+        extended = self._extended(parameters)
+        if not extended.blocks:
             raise ValueError(
-                f"include={self.include!r}, exclude={self.exclude!r} leave none of {len(names)} parameters: "
-                "record at least one."
-            )
-        lazy = any(torch.nn.parameter.is_lazy(parameter) for parameter in parameters.values())
-        entries = self._entries(parameters)
-        if not entries and not lazy:
-            raise ValueError(
-                f"none of the {len(names)} parameters of the model is floating-point and non-empty: there is no "
+                f"none of the {len(parameters)} parameters of the model is floating-point and non-empty: there is no "
                 "trajectory to record; add the callback to a model that has some."
             )
-        for block in self.blocks if not lazy else ():
-            if block.name not in entries:
-                raise ValueError(
-                    f"the checkpoint has a trajectory with the parameter {block.name!r}, which the model lacks: "
-                    "resume with the same model, or without the checkpoint's trajectory."
-                )
-            if (numel := entries[block.name].numel()) != block.numel:
+        cleaned = {clean_name(name): parameter for name, parameter in parameters.items()}
+        for block, pieces in zip(self.blocks, self.partition.pieces, strict=True):
+            for piece in pieces:
+                if piece.parameter not in cleaned:
+                    raise ValueError(
+                        f"the checkpoint has a trajectory with the parameter {piece.parameter!r}, which the model "
+                        "lacks: resume with the same model, or without the checkpoint's trajectory."
+                    )
+            entries = [piece.entries(cleaned[piece.parameter]) for piece in pieces]
+            if (numel := sum(0 if tensor is None else tensor.numel() for tensor in entries)) != block.numel:
                 raise ValueError(
                     f"the checkpoint has a trajectory with {block.numel} entries in {block.name!r}, and the model has "
                     f"{numel}: resume with the same model, or without the checkpoint's trajectory."
                 )
 
+    def undeclared(self, parameters: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Names of parameters that look fused, and stay whole since their layout is neither known nor declared."""
+        return self._extended(parameters).undeclared
+
     def prepare(self, parameters: Mapping[str, Tensor]) -> str:
         """Choose where rows are kept, and say in one line what recording will cost."""
-        blocks = {
-            name: (entries.numel(), entries.element_size()) for name, entries in self._entries(parameters).items()
-        }
-        count, numel = len(blocks), sum(size for size, _ in blocks.values())
-        n = self.max_snapshots
-        grams = count * n * (8 * n + 128 + 16)  # Gram matrices, local ones, path lengths
+        partition = self._extended(parameters)
+        blocks, n = partition.blocks, self.max_snapshots
+        count, numel = len(blocks), sum(block.numel for block in blocks)
+        grams = n * (count * (8 * n + 128) + 8 * len(block_groups(blocks)))  # Gram matrices, local ones, path lengths
         rows = 0
         if self.snapshot == "full":
-            per_snapshot = sum(size * width for size, width in blocks.values())
+            pieces = (tensor for tensors in partition.entries(parameters) for tensor in tensors)
+            per_snapshot = sum(tensor.numel() * tensor.element_size() for tensor in pieces)
             where = f"on disk, in {self.snapshots.folder}"
         else:
-            per_snapshot = sum(4 * min(size, self.sketch.dim) for size, _ in blocks.values())
+            per_snapshot = sum(4 * min(block.numel, self.sketch.dim) for block in blocks)
             rows = (n + 6) * per_snapshot  # and θ_0 and the last two in float64
             where = "in memory"
         device = next((p.device for p in parameters.values()), torch.device("cpu"))
@@ -158,6 +179,7 @@ class Recorder:
         self.gram.to(device)
         self.paths = [path.to(device) for path in self.paths]
         self.path = None if self.path is None else self.path.to(device)
+        self.windows.load_state_dict(self.windows.state_dict(), device)
         self._group()
         what = f"recording {count} blocks, {numel:,} parameters as {self.snapshot} snapshots"
         # The host has a copy of the Gram matrices.
@@ -185,23 +207,20 @@ class Recorder:
         key = (step, epoch)
         if self.latest_key is not None and key <= self.latest_key:
             return False
-        entries = self._entries(parameters)
-        known = {block.name: block.numel for block in self.blocks}
-        for name, numel in known.items():
-            if name in entries and entries[name].numel() != numel:
-                raise ValueError(f"parameter {name!r} had {numel} entries and now has {entries[name].numel()}.")
-        new_blocks = [make_block(name, tensor) for name, tensor in entries.items() if name not in known]
-        blocks = [*self.blocks, *new_blocks]
-        if not blocks:
+        partition = self._extended(parameters)
+        if not partition.blocks:
             return False
+        entries = partition.entries(parameters)
+        new_blocks = len(partition.blocks) - len(self.blocks)
         file = None
         if self.snapshot == "full":
-            file, row = self._write(entries, blocks, step)
+            file, row = self._write(partition, entries, step)
         else:
-            row = self._sketch(parameters, entries, blocks)
+            row = self._sketch(partition, parameters, entries)
+            self._sketched = (step, row)
         self.gram.update(row)
+        self.partition = partition
         if new_blocks:
-            self.blocks = blocks
             self._group()
         updates = self.gram.local[-1][:, UPDATE, UPDATE].clamp_min(0)  # ‖u_t‖² of each block
         walked = torch.cat([self._membership @ updates, updates]).sqrt()
@@ -213,73 +232,57 @@ class Recorder:
         if file is not None:
             self.files.append(file)
             self.recent_files = [*self.recent_files[-1:], file]
-            self.base_files += [file] * len(new_blocks)
+            self.base_files += [file] * new_blocks
         self.scheduled += 1
         self.latest_key = key
-        last = len(self) - 1
-        # A snapshot off the stride is kept only as long as it is the latest.
-        if last > 1 and self.order[last - 1] % self.stride:
-            self._keep([*range(last - 1), last])
-        if len(self) > self.max_snapshots:
-            self.stride *= 2
-            last = len(self) - 1
-            self._keep([i for i, order in enumerate(self.order) if order % self.stride == 0 or i == last])
+        keep, self.stride = thinned(self.order, self.stride, self.max_snapshots)
+        self._keep(keep)
         return True
+
+    def begin_window(self, parameters: Mapping[str, Tensor], step: int) -> None:
+        """Begin a window of consecutive optimizer steps at these parameters."""
+        if row := self._window_row(parameters, step):
+            self.windows.begin(row)
+
+    def add_to_window(self, parameters: Mapping[str, Tensor], step: int) -> None:
+        """Take the parameters after a step into the running window, if there is one."""
+        if self.windows.running and (row := self._window_row(parameters, step)):
+            self.windows.add(row, step)
 
     def collect(self) -> tuple[Trajectory, list[int]]:
         """The Trajectory so far, and the steps of snapshots that were dropped for being non-finite.
 
-        Copies to the host what is new since the last call: Gram rows, local Gram matrices, path lengths, in one piece.
+        Copies to the host what is new since the last call.
         """
-        if self._host is not None and self._host[0] == self.order:
-            return self._host[1], []
-        n, b, groups = len(self), len(self.blocks), len(block_groups(self.blocks))
-        known, previous = self._host if self._host and len(self._host[1].blocks) == b else ([], None)
-        first = len(set(known).intersection(self.order))  # what is new comes last
-        device_part = torch.cat(
-            [
-                torch.stack(self.gram.finite[first:]).double(),
-                *(_pad(local.flatten(), b * 16) for local in self.gram.local[first:]),
-                *self.paths[first:],
-            ]
-        )
-        new_rows = self.gram.compute_anchored()[:, first:, :].flatten()
-        if self.gram.storage is None:
-            flat = torch.cat([device_part, new_rows]).cpu()
-            device_part, new_rows = flat[: device_part.numel()], flat[device_part.numel() :]
-        else:  # the Gram matrix is on the host already
-            device_part = device_part.cpu()
-        finite, local, path = (
-            part.numpy() for part in torch.split(device_part, [n - first, (n - first) * b * 16, (n - first) * groups])
-        )
-        anchored = np.zeros((b, n, n))
-        anchored[:, first:, :] = new_rows.numpy().reshape(b, n - first, n)
-        anchored[:, :, first:] = anchored[:, first:, :].swapaxes(1, 2)
-        local = local.reshape(n - first, b, 4, 4)
-        path = path.reshape(n - first, groups)
-        if previous is not None:
-            at = [known.index(order) for order in self.order[:first]]
-            anchored[:, :first, :first] = previous.anchored[:, at][:, :, at]
-            local = np.concatenate([previous.local[at], local])
-            path = np.concatenate([previous.paths[at], path])
+        unchanged = self._mirror is not None and self._mirror.order == tuple(self.order)
+        if self._collected is not None and unchanged and self._collected.windows.steps == tuple(self.windows.steps):
+            return self._collected, []
+        mirror, windows = mirrored(self.order, self.gram, self.paths, self._mirror, self.windows.fresh())
+        self.windows.landed(windows)
+        good = np.flatnonzero(mirror.finite).tolist()
+        dropped = [self.steps[i] for i in np.flatnonzero(~mirror.finite)]
+        if 0 not in good:  # without a finite θ_0 nothing is defined: start anew with the next snapshot
+            good = []
+        if dropped:
+            mirror = mirror.taken(good)
         trajectory = Trajectory(
-            blocks=tuple(self.blocks),
-            steps=np.array(self.steps, dtype=np.int64),
-            epochs=np.array(self.epochs, dtype=np.float64),
-            anchored=anchored,
-            local=local,
-            paths=path,
+            blocks=self.blocks,
+            steps=np.array(self.steps, dtype=np.int64)[good],
+            epochs=np.array(self.epochs, dtype=np.float64)[good],
+            anchored=mirror.anchored,
+            local=mirror.local,
+            paths=mirror.paths,
+            windows=Windows(
+                self.windows.on_host(len(self.blocks)), tuple(self.windows.steps), tuple(self.windows.counts)
+            ),
             settings=self.settings,
         )
-        good = [i for i in range(n) if i < first or finite[i - first]]
-        dropped = [self.steps[i] for i in range(n) if i not in set(good)]
-        if dropped and 0 not in good:  # without a finite θ_0 nothing is defined: start anew with the next snapshot
+        if not good:
             self.clear()
-            return _take(trajectory, []), dropped
+            return trajectory, dropped
         if dropped:
             self._keep(good)
-            trajectory = _take(trajectory, good)
-        self._host = (list(self.order), trajectory)
+        self._mirror, self._collected = mirror, trajectory
         return trajectory, dropped
 
     def rows(self) -> np.ndarray | None:
@@ -296,6 +299,7 @@ class Recorder:
         return {
             "settings": self.settings,
             "blocks": [list(astuple(block)) for block in self.blocks],
+            "pieces": [[asdict(piece) for piece in pieces] for pieces in self.partition.pieces],
             "steps": list(self.steps),
             "epochs": list(self.epochs),
             "order": list(self.order),
@@ -307,6 +311,7 @@ class Recorder:
             "path": self.path,
             "scheduled": self.scheduled,
             "stride": self.stride,
+            "windows": self.windows.state_dict(),
             "latest_key": self.latest_key,
             "anchored": self.gram.compute_anchored(),
             "gram": {state: list(getattr(self.gram, state)) for state in GRAM_STATES[self.snapshot]},
@@ -327,7 +332,11 @@ class Recorder:
                     "a new one."
                 )
         self.clear()
-        self.blocks = [Block(*block) for block in state["blocks"]]
+        self.partition = replace(
+            self.partition,
+            blocks=tuple(Block(*block) for block in state["blocks"]),
+            pieces=tuple(tuple(piece_from_state(piece) for piece in pieces) for pieces in state["pieces"]),
+        )
         self._group()
         for attribute in ("steps", "epochs", "order", "files", "recent_files", "base_files", "paths"):
             setattr(self, attribute, list(state[attribute]))
@@ -336,6 +345,7 @@ class Recorder:
         for name, values in state["gram"].items():
             setattr(self.gram, name, list(values))
         self.gram.anchored = state["anchored"]
+        self.windows.load_state_dict(state["windows"], self.device)
         if self.snapshot == "full":
             self._map_files(Path(state["folder"]))
 
@@ -354,45 +364,57 @@ class Recorder:
 
     # Inside
 
-    def _entries(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The entries of the parameters that are recorded, by block name."""
-        entries = ((clean_name(name), block_entries(parameter)) for name, parameter in parameters.items())
-        return {
-            name: tensor
-            for name, tensor in entries
-            if tensor is not None and is_wanted(name, self.include, self.exclude)
-        }
+    def _extended(self, parameters: Mapping[str, Tensor]) -> Partition:
+        return self.partition.extended(parameters, None if self.model is None else self.model())
+
+    def _window_row(self, parameters: Mapping[str, Tensor], step: int) -> list[Tensor]:
+        """Sketches of all blocks after this step, if need be those that a snapshot has just made; none before θ_0."""
+        if self._sketched is None or self._sketched[0] != step:
+            entries = self.partition.entries(parameters)
+            if not entries or not all(entries):  # a block without a parameter has no step
+                return []
+            self._sketched = (step, self._sketch(self.partition, parameters, entries))
+        return self._sketched[1]
 
     def _sketch(
-        self, parameters: Mapping[str, Tensor], entries: Mapping[str, Tensor], blocks: Sequence[Block]
+        self, partition: Partition, parameters: Mapping[str, Tensor], entries: Sequence[Sequence[Tensor]]
     ) -> list[Tensor]:
         originals = {clean_name(name): parameter for name, parameter in parameters.items()}
         row, frozen = [], {}
-        for b, block in enumerate(blocks):
-            tensor = originals.get(block.name)
-            if tensor is None or block.name not in entries:  # taken out of the model: it moves no more
+        for b, (block, pieces, tensors) in enumerate(zip(partition.blocks, partition.pieces, entries, strict=True)):
+            if not tensors:  # taken out of the model: it moves no more
                 row.append(self.gram.latest[b])
                 continue
-            if not (tensor.requires_grad or tensor.is_inference()):  # inference tensors have no version
-                # Trusted for frozen tensors alone: fused optimizers and .data change values without the counter.
-                seen = self._frozen.get(block.name)
-                if seen is not None and seen[0]() is tensor and seen[1] == tensor._version:
-                    frozen[block.name] = seen
-                    row.append(seen[2])
-                    continue
-            entry = entries[block.name]
-            row.append(self.sketch(entry.cpu() if entry.device.type == "mps" else entry, block.name).to(self.device))
-            if not (tensor.requires_grad or tensor.is_inference()):
-                frozen[block.name] = (weakref.ref(tensor), tensor._version, row[-1])
+            sources = [originals[piece.parameter] for piece in pieces]
+            # Trusted for frozen tensors alone: fused optimizers and .data change values without the counter.
+            resting = not any(source.requires_grad or source.is_inference() for source in sources)
+            versions = [source._version for source in sources] if resting else []  # inference tensors have none
+            seen = self._frozen.get(block.name) if resting else None
+            if (
+                seen is not None
+                and seen[1] == versions
+                and all(r() is s for r, s in zip(seen[0], sources, strict=True))
+            ):
+                frozen[block.name] = seen
+                row.append(seen[2])
+                continue
+            if tensors[0].device.type == "mps":
+                tensors = [tensor.cpu() for tensor in tensors]
+            row.append(self.sketch.of_pieces(tensors, block.name).to(self.device))
+            if resting:
+                frozen[block.name] = ([weakref.ref(source) for source in sources], versions, row[-1])
         self._frozen = frozen
         return row
 
-    def _write(self, entries: Mapping[str, Tensor], blocks: Sequence[Block], step: int) -> tuple[str, list[Tensor]]:
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in entries.values()):
+    def _write(self, partition: Partition, entries: Sequence[Sequence[Tensor]], step: int) -> tuple[str, list[Tensor]]:
+        if not all(bool(torch.isfinite(tensor).all()) for tensors in entries for tensor in tensors):
             raise FloatingPointError(f"the snapshot at step {step} has non-finite entries: it is left out.")
-        gone = {block.name: self.gram.latest[b] for b, block in enumerate(self.blocks) if block.name not in entries}
-        name, written = self.snapshots.write({**entries, **gone}, step)
-        return name, [written[block.name] for block in blocks]
+        whole = {
+            block.name: (_joined(tensors) if tensors else self.gram.latest[b])  # gone from the model: it moves no more
+            for b, (block, tensors) in enumerate(zip(partition.blocks, entries, strict=True))
+        }
+        name, written = self.snapshots.write(whole, step)
+        return name, [written[block.name] for block in partition.blocks]
 
     def _group(self) -> None:
         """Which blocks are added up for the path lengths of ``block_groups``; those of single blocks come last."""
@@ -418,25 +440,12 @@ class Recorder:
                 setattr(self, attribute, [values[i] for i in indices])
 
 
-def _take(trajectory: Trajectory, indices: Sequence[int]) -> Trajectory:
-    """The trajectory of these snapshots alone."""
-    at = np.array(indices, dtype=np.int64)
-    return replace(
-        trajectory,
-        steps=trajectory.steps[at],
-        epochs=trajectory.epochs[at],
-        anchored=trajectory.anchored[:, at][:, :, at],
-        local=trajectory.local[at],
-        paths=trajectory.paths[at],
-    )
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat([tensor.reshape(-1).cpu() for tensor in tensors])
 
 
 def _pad(values: Tensor, length: int) -> Tensor:
     return torch.nn.functional.pad(values, (0, length - values.numel()))
-
-
-def _plain(patterns: Patterns | None) -> str | list[str] | None:
-    return patterns if patterns is None or isinstance(patterns, str) else list(patterns)
 
 
 def _bytes(count: float) -> str:

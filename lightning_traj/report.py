@@ -9,9 +9,13 @@ from shlex import quote
 from rich.console import Console
 from rich.table import Table
 
+from lightning_traj import measures
 from lightning_traj.blocks import Select
 from lightning_traj.table import MEASURES
 from lightning_traj.trajectory import Trajectory
+
+CLOSE = 0.99  # cosine: within 1 %
+_TOLD_APART = ("mds", "mds_relative", "update_angle", "direction_drift", "oscillation_cosine", "displacement")
 
 
 def summary_table(trajectory: Trajectory, select: Select = None) -> Table:
@@ -40,11 +44,35 @@ def format_value(name: str, value: float, errors: Mapping[str, float]) -> str:
     return f"{value:.{decimals}f} ± {error:.{decimals}f}{unit}"
 
 
+def group_table(trajectory: Trajectory, by: str = "layer", select: Select = None) -> Table:
+    """The measures that tell groups of blocks apart, a row a group (see ``Trajectory.table``)."""
+    table = Table(title=f"Trajectory by {by}\n{trajectory.counted(select)}", title_justify="left")
+    table.add_column(by, overflow="fold")
+    for column in ("blocks", "parameters", *_TOLD_APART):
+        table.add_column(column, justify="right", no_wrap=True)
+    for label, row in trajectory.table(by, select).items():
+        values = (f"{row[name]:.4g}" if row[name] == row[name] else "" for name in _TOLD_APART)
+        table.add_row(label, f"{row['blocks']:,}", f"{row['numel']:,}", *values)
+    return table
+
+
+def suggestion(trajectory: Trajectory, select: Select = None) -> str:
+    """From when on the direction from θ_0 was within 1 % of its final one, in one sentence; empty where undefined."""
+    count = len(trajectory) - 1
+    share = measures.saturation(trajectory.displacement_gram(select), range(count + 1), CLOSE)
+    if count < 2 or share != share:
+        return ""
+    first, last = trajectory.epochs[round(share * count)], trajectory.epochs[-1]
+    if share == 1:
+        return f"The direction from θ_0 still changed by more than 1 % before the last snapshot, at epoch {last:.4g}."
+    return f"The direction from θ_0 was within 1 % of its final one from epoch {first:.4g} of {last:.4g} on."
+
+
 def print_summary(trajectory: Trajectory, name: str, file: Path | None, event_folders: Sequence[str]) -> None:
-    """Print the summary, and where the rest of it is: the file, and the folders to point TensorBoard at."""
+    """Print the summary, what it suggests, and where the rest is: the file, and the folders to point TensorBoard at."""
     console = Console()
     console.print(summary_table(trajectory))
-    lines = [] if file is None else [f"Trajectory: {file}"]
+    lines = [line for line in (suggestion(trajectory), "" if file is None else f"Trajectory: {file}") if line]
     lines += [f"Charts ({name}/…): tensorboard --logdir {quote(folder)}" for folder in event_folders]
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)

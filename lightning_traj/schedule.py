@@ -1,13 +1,21 @@
-"""When to take a snapshot: pure functions of the counters of a run, so that a resumed run needs no state of them."""
+"""When to take a snapshot: pure functions of the counters of a run, so that a resumed run needs no state of them.
+
+Steps are optimizer steps really taken: neither batches that only accumulate gradients nor skipped steps count, and
+with several optimizers each one's steps do.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
 class Schedule(ABC):
-    """What a schedule answers. θ_0, the state before the first step, is recorded under every schedule."""
+    """What a schedule answers. θ_0, the state before the first step, is recorded under every schedule.
+
+    Schedules are joined by ``|``: ``EveryNEpochs(1) | LogSpaced(1000)`` is due whenever one of them is.
+    """
 
     @abstractmethod
     def due_after_step(self, step: int) -> bool:
@@ -16,6 +24,15 @@ class Schedule(ABC):
     @abstractmethod
     def due_after_epoch(self, epoch: int) -> bool:
         """Whether a snapshot is due at the end of the epoch that makes ``epoch`` completed ones (counted from 1)."""
+
+    def begins_by(self, steps: float, epochs: float) -> bool:
+        """Whether it is ever due in a run of so many steps and epochs at most, as far as it can tell."""
+        return True
+
+    def __or__(self, other: object) -> Schedule:
+        if not isinstance(other, Schedule):
+            raise TypeError(f"{self!r} | {other!r}: the right side is no schedule; join schedules with schedules.")
+        return Union((self, other))
 
 
 @dataclass(frozen=True)
@@ -43,7 +60,7 @@ class EveryNEpochs(Schedule):
 
 @dataclass(frozen=True)
 class EveryNSteps(Schedule):
-    """A snapshot after every ``n``-th optimizer step really taken (with several optimizers, each one's steps count).
+    """A snapshot after every ``n``-th optimizer step.
 
     Args:
         n: Optimizer steps between two snapshots, at least 1.
@@ -64,8 +81,125 @@ class EveryNSteps(Schedule):
         return False
 
 
-def _check_interval(schedule: str, n: object) -> None:
-    if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(f"{schedule}(n={n!r}): n is no integer; pass a positive int, such as {schedule}(1).")
-    if n < 1:
-        raise ValueError(f"{schedule}(n={n}): n has to be at least 1; {schedule}(1) takes every one.")
+@dataclass(frozen=True)
+class LogSpaced(Schedule):
+    """A snapshot after steps 1, base, base², … up to ``cap``, and after every ``cap``-th step from there.
+
+    ``LogSpaced(1000)`` are the steps of Pythia's checkpoints: 1, 2, 4, …, 512, 1000, 2000, 3000, …
+
+    Args:
+        cap: Where linear spacing begins, and its interval: at least 1.
+        base: Ratio of the steps before that, an integer of at least 2.
+
+    Raises:
+        TypeError, ValueError: cap or base is not an integer, or too small.
+    """
+
+    cap: int = 1000
+    base: int = 2
+
+    def __post_init__(self) -> None:
+        _check_interval(type(self).__name__, self.cap, "cap")
+        _check_interval(type(self).__name__, self.base, "base", least=2)
+
+    def due_after_step(self, step: int) -> bool:  # noqa: D102 (see Schedule)
+        if step >= self.cap:
+            return step % self.cap == 0
+        while step % self.base == 0 and step > 1:
+            step //= self.base
+        return step == 1
+
+    def due_after_epoch(self, epoch: int) -> bool:  # noqa: D102
+        return False
+
+
+@dataclass(frozen=True)
+class AtSteps(Schedule):
+    """A snapshot after each of these optimizer steps.
+
+    Args:
+        steps: Counted from 1, at least one of them; in any order.
+
+    Raises:
+        TypeError, ValueError: steps is no list of integers, is empty, or has one below 1.
+    """
+
+    steps: Iterable[int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", _listed(type(self).__name__, "steps", self.steps))
+
+    def due_after_step(self, step: int) -> bool:  # noqa: D102 (see Schedule)
+        return step in self.steps
+
+    def due_after_epoch(self, epoch: int) -> bool:  # noqa: D102
+        return False
+
+    def begins_by(self, steps: float, epochs: float) -> bool:  # noqa: D102
+        return min(self.steps) <= steps
+
+
+@dataclass(frozen=True)
+class AtEpochs(Schedule):
+    """A snapshot at the end of each of these epochs.
+
+    Args:
+        epochs: Counted from 1, at least one of them; in any order.
+
+    Raises:
+        TypeError, ValueError: epochs is no list of integers, is empty, or has one below 1.
+    """
+
+    epochs: Iterable[int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "epochs", _listed(type(self).__name__, "epochs", self.epochs))
+
+    def due_after_step(self, step: int) -> bool:  # noqa: D102 (see Schedule)
+        return False
+
+    def due_after_epoch(self, epoch: int) -> bool:  # noqa: D102
+        return epoch in self.epochs
+
+    def begins_by(self, steps: float, epochs: float) -> bool:  # noqa: D102
+        return min(self.epochs) <= epochs
+
+
+@dataclass(frozen=True)
+class Union(Schedule):
+    """Due whenever one of its schedules is: what ``|`` makes."""
+
+    schedules: tuple[Schedule, ...]
+
+    def due_after_step(self, step: int) -> bool:  # noqa: D102 (see Schedule)
+        return any(schedule.due_after_step(step) for schedule in self.schedules)
+
+    def due_after_epoch(self, epoch: int) -> bool:  # noqa: D102
+        return any(schedule.due_after_epoch(epoch) for schedule in self.schedules)
+
+    def begins_by(self, steps: float, epochs: float) -> bool:  # noqa: D102
+        return all(schedule.begins_by(steps, epochs) for schedule in self.schedules)
+
+    def __repr__(self) -> str:
+        return " | ".join(map(repr, self.schedules))
+
+
+def _listed(schedule: str, argument: str, values: object) -> tuple[int, ...]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{schedule}({argument}={values!r}): pass a list of integers, such as {schedule}([1, 10]).")
+    listed = list(values)
+    for value in listed:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{schedule}({argument}=…): {value!r} is no integer; pass a list of integers.")
+        if value < 1:
+            raise ValueError(f"{schedule}({argument}=…): {value} is below 1, and the first one is 1.")
+    if not listed:
+        raise ValueError(f"{schedule}({argument}={values!r}) is never due: name at least one.")
+    return tuple(sorted(set(listed)))
+
+
+def _check_interval(schedule: str, value: object, argument: str = "n", least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{schedule}({argument}={value!r}): {argument} is no integer; pass a positive int.")
+    if value < least:
+        raise ValueError(f"{schedule}({argument}={value}): {argument} has to be at least {least}.")

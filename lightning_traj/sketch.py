@@ -17,7 +17,7 @@ rows in order: repeated sketches of the same values are bit-identical, on GPUs t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -105,20 +105,37 @@ class CountSketch:
                 f"start={start} with {tensor.numel()} entries does not fit block {name!r} of {numel}: "
                 "pass numel=, the number of entries of the whole block."
             )
-        tensor = tensor.detach()
+        return self._sketch([(tensor, start, index)], name, numel)
+
+    def of_pieces(self, tensors: Sequence[Tensor], name: str) -> Tensor:
+        """Sketch the block ``name`` that consists of these tensors, one after the other, each in C order.
+
+        Returns:
+            float64 [min(dim, entries in all)], on the first tensor's device: as of their concatenation, never made.
+        """
+        pieces, start = [], 0
+        for tensor in tensors:
+            pieces.append((tensor, start, None))
+            start += tensor.numel()
+        return self._sketch(pieces, name, start)
+
+    def _sketch(self, pieces: Sequence[tuple[Tensor, int, Tensor | None]], name: str, numel: int) -> Tensor:
+        """Sketch of a block of which these tensors are given, each with its start or with its index."""
+        device = pieces[0][0].device
         whole, m = numel <= self.dim, self.row_length
-        if whole and index is None and tensor.numel() == numel:
-            return tensor.reshape(-1).to(torch.float64, copy=True)
+        if whole and len(pieces) == 1 and pieces[0][2] is None and pieces[0][0].numel() == numel:
+            return pieces[0][0].detach().reshape(-1).to(torch.float64, copy=True)
         if whole:
-            buffer = torch.zeros(numel, dtype=torch.float64, device=tensor.device)
+            buffer = torch.zeros(numel, dtype=torch.float64, device=device)
         else:
-            _, permutation, signs = self._shared_on(tensor.device)
-            buffer, scratch = self._scratch_on(tensor.device)
+            _, permutation, signs = self._shared_on(device)
+            buffer, scratch = self._scratch_on(device)
             buffer = buffer[: m + min(numel, m)].zero_()
-        if index is not None:
-            self._add_indexed(buffer, tensor.reshape(-1), index.reshape(-1), name, numel)
-        else:
-            for flat, first in _flat_pieces(tensor, start, m):
+        for tensor, start, index in pieces:
+            if index is not None:
+                self._add_indexed(buffer, tensor.detach().reshape(-1), index.reshape(-1), name, numel)
+                continue
+            for flat, first in _flat_pieces(tensor.detach(), start, m):
                 if whole:
                     buffer[first : first + flat.numel()].copy_(flat)
                 else:
@@ -134,8 +151,8 @@ class CountSketch:
         """Stage one for contiguous entries, added into a buffer [m + one row]."""
         m = self.row_length
         shifts, signs = self._rows(name, numel)
-        row_signs, _, _ = self._shared_on(flat.device)
-        _, scratch = self._scratch_on(flat.device)
+        row_signs, _, _ = self._shared_on(buffer.device)
+        _, scratch = self._scratch_on(buffer.device)
         position = first
         for piece in torch.split(flat, len(scratch)):
             # A copy into a small scratch is a cheaper conversion than mixed-type arithmetic, which makes one too.

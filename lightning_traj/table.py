@@ -27,8 +27,6 @@ from lightning_traj.uncertainty import Gradient
 
 Array = NDArray[np.float64]
 
-WINDOW = 8  # optimizer steps that the oscillation measures look back on, at most
-
 
 @dataclass(frozen=True)
 class Counted:
@@ -40,6 +38,8 @@ class Counted:
         relative: The same about θ_0, as accurate as differences can be had, [n, n].
         local: Gram matrix of θ_T, d_T, u_T and u_{T−1}, updates being those between scheduled snapshots, [4, 4].
         path: Path length up to θ_T.
+        window: ‖u_i‖², ⟨u_i, u_{i−1}⟩ and ‖u_1 + … + u_i‖² of the steps of the newest window of consecutive optimizer
+            steps, [3, L]; L is 0 where there is none yet.
     """
 
     steps: NDArray[np.int64]
@@ -47,6 +47,7 @@ class Counted:
     relative: Array
     local: Array
     path: float
+    window: Array
 
     @cached_property
     def map(self) -> Array:
@@ -64,12 +65,9 @@ class Counted:
         return measures.update_gram(self.relative)
 
     @cached_property
-    def window(self) -> Array:
-        """Gram matrix of the newest snapshots that are one optimizer step apart, three at least, or empty."""
-        gaps = np.flatnonzero(np.diff(self.steps) != 1)
-        first = max(gaps[-1] + 1 if len(gaps) else 0, len(self.steps) - 1 - WINDOW)
-        enough = len(self.steps) - first >= 3
-        return self.relative[first:, first:] if enough else np.zeros((0, 0))
+    def oscillation(self) -> measures.Oscillation:
+        """How the steps of the window follow each other."""
+        return oscillation(self.window)
 
     @property
     def has_updates(self) -> bool:
@@ -125,13 +123,20 @@ def _local_angle(vector: int, difference: int) -> Error:
     return Error("local", lambda counted: uncertainty.difference_angle_gradient(counted.local, vector, difference))
 
 
-def _update_angle(counted: Counted) -> float:
+def oscillation(window: Array) -> measures.Oscillation:
+    """How the steps of a window follow each other, from its sums [3, L] (see ``Counted``)."""
+    squares, products, totals = window
+    return measures.oscillation(squares, products[1:], float(totals[-1]) if len(totals) else 0.0)
+
+
+def update_angle(local: Array) -> Array:
+    """Angle between the last two scheduled updates, in degrees, from local Gram matrices [..., 4, 4]."""
     uu, uv, vv = (
-        counted.local[UPDATE, UPDATE],
-        counted.local[UPDATE, PREVIOUS_UPDATE],
-        counted.local[PREVIOUS_UPDATE, PREVIOUS_UPDATE],
+        local[..., UPDATE, UPDATE],
+        local[..., UPDATE, PREVIOUS_UPDATE],
+        local[..., PREVIOUS_UPDATE, PREVIOUS_UPDATE],
     )
-    return float(measures.angle_from_difference(uu, uu - uv, uu - 2 * uv + vv))
+    return measures.angle_from_difference(uu, uu - uv, uu - 2 * uv + vv)
 
 
 def _tortuosity(counted: Counted) -> float:
@@ -192,7 +197,7 @@ MEASURES: dict[str, Measure] = {
         Error("updates", lambda c: uncertainty.tortuosity_gradient(c.updates, c.path)),
     ),
     "update_angle": Measure(
-        _update_angle,
+        lambda c: float(update_angle(c.local)),
         "Angle",
         "∠(u_{T−1}, u_T)",
         "[0, 180]",
@@ -280,15 +285,15 @@ MEASURES: dict[str, Measure] = {
         Error("displacements", lambda c: uncertainty.direction_drift_gradient(c.relative[1:, 1:])),
     ),
     "oscillation_cosine": Measure(
-        lambda c: measures.oscillation_cosine(c.window),
+        lambda c: c.oscillation.cosine,
         "Oscillation",
-        "mean cos(u_t, u_{t+1}) of the last 8 steps",
+        "mean cos(u_t, u_{t+1}) over a window of steps",
         "[−1, 1]",
         "",
-        "below 0: steps undo each other; needs snapshots kept of consecutive steps, EveryNSteps(1)",
+        "below 0: steps undo each other; u are consecutive optimizer steps",
     ),
     "oscillation_reversals": Measure(
-        lambda c: measures.oscillation_reversals(c.window),
+        lambda c: c.oscillation.reversals,
         "Oscillation",
         "share of these cosines below 0",
         "[0, 1]",
@@ -296,12 +301,20 @@ MEASURES: dict[str, Measure] = {
         "1: every step turns back",
     ),
     "oscillation_linearity": Measure(
-        lambda c: measures.oscillation_linearity(c.window),
+        lambda c: c.oscillation.linearity,
         "Oscillation",
         "‖Σu‖ / Σ‖u‖ of these steps",
         "[0, 1]",
         "",
         "1: straight on; near 0: on the spot",
+    ),
+    "oscillation_step_length": Measure(
+        lambda c: c.oscillation.step_length,
+        "Oscillation",
+        "mean ‖u_t‖ of these steps",
+        "≥ 0",
+        "",
+        "length of a single step",
     ),
 }
 

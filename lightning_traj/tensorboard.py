@@ -17,6 +17,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_traj.layers import attention, grouped, latest
 from lightning_traj.table import MEASURES
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def log_trajectory(
     pictures: bool = True,
 ) -> None:
     """Log the newest values (``traj/mds``), their standard errors (``traj_stderr/mds``), and the pictures.
+
+    Scalars by role besides (``traj_layers/mds/q``), whose number does not grow with the number of layers.
 
     Args:
         loggers: Those of the Trainer; none is fine.
@@ -59,12 +62,41 @@ def log_trajectory(
         f"{prefix}/relative_map": lambda: plot.relative_map(trajectory, errors=errors),
         f"{prefix}/path": lambda: plot.path(trajectory),
     }
+    scalars |= {f"{prefix}_layers/{name}": value for name, value in layer_scalars(trajectory).items()}
     _attempt(
         [
             lambda: log_scalars(loggers, scalars, step),
             lambda: log_figures(loggers, figures if pictures else {}, step, folder),
         ]
     )
+
+
+def log_layers(
+    loggers: Sequence[Any],
+    trajectory: Trajectory,
+    step: int,
+    *,
+    prefix: str = "traj",
+    folder: str | PathLike[str] | None = None,
+) -> None:
+    """Log the pictures by layer and role (``traj_layers/mds``), nine at most. Arguments as for ``log_trajectory``."""
+    from lightning_traj import layer_plot
+
+    figures = {f"{prefix}_layers/{name}": draw for name, draw in layer_plot.layer_figures(trajectory).items()}
+    log_figures(loggers, figures, step, folder)
+
+
+def layer_scalars(trajectory: Trajectory) -> dict[str, float]:
+    """Measures of each role where there are several (``mds/q``), and the mean and largest heterogeneity of q, k, v."""
+    scalars: dict[str, float] = {}
+    roles = grouped(trajectory, "role")
+    if len(roles) > 1:
+        for measure in _BY_ROLE:
+            scalars |= {f"{measure}/{role}": value for role, value in latest(trajectory, measure, roles).items()}
+    spread = [module["heterogeneity"] for module in attention(trajectory).values()]
+    if spread := [value for value in spread if isfinite(value)]:
+        scalars |= {"heterogeneity_mean": sum(spread) / len(spread), "heterogeneity_max": max(spread)}
+    return scalars
 
 
 def log_scalars(loggers: Sequence[Any], values: Mapping[str, float], step: int) -> None:
@@ -184,7 +216,9 @@ def event_folders(loggers: Sequence[Any]) -> list[str]:
 
 # Inside -----------------------------------------------------------------------------------------------------
 
-# Oscillation is undefined but for snapshots at consecutive steps: its columns would stay empty.
+_BY_ROLE = ("mds", "direction_drift")
+
+# Oscillation is of single steps, and tells little about a whole run.
 _COLUMNS = [name for name, measure in MEASURES.items() if measure.group != "Oscillation"]
 
 
@@ -238,4 +272,8 @@ def _layout(prefixes: Sequence[str], tag: Callable[[str], str]) -> dict[str, dic
         for (group, _, _), names in charts.items():
             tags = [f"^{re.escape(tag(f'{prefix}/{name}'))}$" for name in names]
             layout.setdefault(f"{prefix}: {group}", {})[", ".join(names)] = ["Multiline", tags]
+        layers = re.escape(tag(f"{prefix}_layers/"))
+        curves = {f"{measure} by role": f"^{layers}{measure}/[^/]+$" for measure in _BY_ROLE}
+        curves["q, k, v heterogeneity"] = f"^{layers}heterogeneity_(mean|max)$"
+        layout[f"{prefix}: Layers and roles"] = {chart: ["Multiline", [tags]] for chart, tags in curves.items()}
     return layout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_traj import measures
-from lightning_traj.blocks import Block, Select, block_groups, select_blocks
+from lightning_traj.blocks import Block, Select, block_groups, group_blocks, select_blocks
 from lightning_traj.files import replace_atomically
 from lightning_traj.gram import displacement_gram, snapshot_gram
 from lightning_traj.table import MEASURES, Counted, standard_errors
@@ -23,9 +23,30 @@ from lightning_traj.table import MEASURES, Counted, standard_errors
 Array = NDArray[np.float64]
 FORMAT = "lightning_traj.trajectory"
 FORMAT_VERSION = 1
+SUMS = 16  # Gram matrices of selections that are kept, since a log asks for the same ones again and again
 ROUNDING = 1e-13  # of its norm: a block that moved less has not moved
 
 __all__ = ["MEASURES", "Trajectory"]
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Windows of consecutive optimizer steps u_1, …, u_L, W of them.
+
+    Attributes:
+        sums: ‖u_i‖², ⟨u_i, u_{i−1}⟩ and ‖u_1 + … + u_i‖² of each window, block and step, float64 [W, B, 3, L].
+        steps: Optimizer steps taken when each window ended.
+        counts: Steps that each has, at most L.
+    """
+
+    sums: Array = field(default_factory=lambda: np.zeros((0, 0, 3, 0)))
+    steps: tuple[int, ...] = ()
+    counts: tuple[int, ...] = ()
+
+    def of(self, chosen: Sequence[int], index: int) -> Array:
+        """The sums of one window over some blocks, [3, its steps]."""
+        counted: Array = self.sums[index, chosen].sum(axis=0)[:, : self.counts[index]]
+        return counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +62,7 @@ class Trajectory:
             scheduled snapshots, whether or not their neighbours were kept.
         paths: Path length up to each snapshot, over all that were scheduled, of everything, each layer, role and
             block (``block_groups``), float64 [n, groups].
+        windows: Of consecutive optimizer steps, for oscillation.
         settings: How it was recorded: ``snapshot``, ``sketch_dim``, ``seed``, …; plain values.
         sketches: The snapshots' rows, θ_0 first and then displacements, float32 [n, k], where they were kept.
     """
@@ -51,6 +73,7 @@ class Trajectory:
     anchored: Array
     local: Array
     paths: Array
+    windows: Windows = field(default_factory=Windows)
     settings: Mapping[str, Any] = field(default_factory=dict)
     sketches: NDArray[np.float32] | None = None
     _sums: dict[tuple[int, ...], Array] = field(default_factory=dict, init=False, repr=False)
@@ -80,9 +103,9 @@ class Trajectory:
         """Indices of the blocks that are counted.
 
         Args:
-            select: ``"role:q"``, ``"layer:h.3"``, a glob over block names, or a predicate over blocks; a bare word is
-                tried as an exact role, an exact layer, a glob. None: every block that has changed since θ_0 (all of
-                them as long as none has).
+            select: ``"role:q"``, ``"layer:h.3"`` (that module and all in it), a glob over block names, or a predicate
+                over blocks; a bare word is tried as a role, a layer, a glob. None: every block that has changed since
+                θ_0 (all of them as long as none has).
 
         Raises:
             ValueError: nothing is selected; the message lists what there is.
@@ -141,6 +164,30 @@ class Trajectory:
         sketched = [i for i in chosen if self.blocks[i].numel > dim]
         return standard_errors(self._latest(select), self.anchored[sketched], self.local[-1][sketched], dim)
 
+    def table(self, by: str = "layer", select: Select = None) -> dict[str, dict[str, float]]:
+        """The summary of each group of blocks, and how many blocks and parameters it counts.
+
+        Args:
+            by: ``"layer"`` (module), ``"role"``, ``"layer x role"``, ``"depth"`` (numbered blocks of the network, such
+                as ``h.3``), ``"depth x role"`` or ``"block"``.
+            select: What is grouped; None: every block that has changed.
+
+        Returns:
+            {group: {"blocks": …, "numel": …, measure: value, …}} in the order of the model, NaN where undefined.
+        """
+        rows = {}
+        for label, members in self.groups(by, select).items():
+            chosen = self.select(members)
+            numel = sum(self.blocks[i].numel for i in chosen)
+            rows[label] = {"blocks": len(chosen), "numel": numel, **self.summary(members)}
+        return rows
+
+    def groups(self, by: str, select: Select = None) -> dict[str, Callable[[Block], bool]]:
+        """What ``table`` groups, as selections: {group: predicate over blocks}."""
+        chosen = [self.blocks[i] for i in self.select(select)]
+        grouped = group_blocks(chosen, by)
+        return {label: {chosen[i] for i in members}.__contains__ for label, members in grouped.items()}
+
     def series(self, select: Select = None) -> dict[str, Array]:
         """Every scalar at every kept snapshot, as it stood then, float64 [n]; the blocks counted are those of today."""
         states = [_evaluate(state) for state in self._states(select, range(1, len(self) + 1))]
@@ -158,7 +205,11 @@ class Trajectory:
             "blocks": [asdict(block) for block in self.blocks],
             "settings": dict(self.settings),
         }
-        arrays = {name: getattr(self, name) for name in _TENSORS}
+        windows = {
+            f"window_{name}": np.array(values, dtype=_TENSORS[f"window_{name}"])
+            for name, values in vars(self.windows).items()
+        }
+        arrays = {**{name: getattr(self, name) for name in _TENSORS if name not in windows}, **windows}
         tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
         with replace_atomically(path) as temporary:
             save_file(tensors, temporary, metadata={"lightning_traj": json.dumps(header)})
@@ -194,10 +245,17 @@ class Trajectory:
                     raise ValueError(f"{name} holds {values.dtype}, where {_TENSORS[name]} was expected")
             if len(tensors["steps"]) == 0 or not all(isinstance(block.numel, int) for block in blocks):
                 raise ValueError("it has no snapshots, or blocks without a size")
+            windows = Windows(
+                tensors.pop("window_sums"),
+                tuple(tensors.pop("window_steps").tolist()),
+                tuple(tensors.pop("window_counts").tolist()),
+            )
+            if windows.sums.ndim != 4 or len(windows.sums) != len(windows.steps) != len(windows.counts):
+                raise ValueError(f"its windows have the shape {windows.sums.shape}")
             settings = dict(header["settings"])
             if settings["snapshot"] == "sketch" and not isinstance(settings["sketch_dim"], int):
                 raise ValueError(f"its sketch_dim is {settings['sketch_dim']!r}")
-            return cls(blocks=blocks, settings=settings, **tensors)
+            return cls(blocks=blocks, settings=settings, windows=windows, **tensors)
         except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(
                 f"path={str(path)!r} cannot be read as a trajectory: {error}. Pass a file that "
@@ -244,26 +302,31 @@ class Trajectory:
         return np.logical_or(displaced, walked)
 
     def _anchored(self, select: Select) -> Array:
-        """Gram(θ_0, d_1, …, d_T) of all that is counted, [n, n]; kept, since a log asks for it again and again."""
+        """Gram(θ_0, d_1, …, d_T) of all that is counted, [n, n]."""
         chosen = tuple(self.select(select))
         if chosen not in self._sums:
             # Indexing copies: spare it where all are counted.
             counted: Array = self.anchored if len(chosen) == len(self.blocks) else self.anchored[list(chosen)]
+            while len(self._sums) >= SUMS:
+                del self._sums[next(iter(self._sums))]
             self._sums[chosen] = counted.sum(axis=0)
         return self._sums[chosen]
 
     def _states(self, select: Select, counts: Iterable[int]) -> Iterator[Counted]:
         """What the first n snapshots amount to for a selection, for each n."""
         chosen = self.select(select)
+        ended = np.array(self.windows.steps)
         anchored, local, path = self._anchored(select), self.local[:, chosen].sum(axis=1), self._path(chosen)
         for n in counts:
             relative = displacement_gram(anchored[:n, :n])
+            window = int((ended <= self.steps[n - 1]).sum()) - 1  # the newest by then
             yield Counted(
                 steps=self.steps[:n],
                 gram=snapshot_gram(anchored[:n, :n]),
                 relative=relative,
                 local=local[n - 1],
                 path=measures.path_length(relative) if path is None else float(path[n - 1]),
+                window=self.windows.of(chosen, window) if window >= 0 else np.zeros((3, 0)),
             )
 
     def _latest(self, select: Select) -> Counted:
@@ -285,6 +348,9 @@ _TENSORS = {
     "anchored": "float64",
     "local": "float64",
     "paths": "float64",
+    "window_sums": "float64",
+    "window_steps": "int64",
+    "window_counts": "int64",
     "sketches": "float32",  # may be missing
 }
 

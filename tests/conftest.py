@@ -76,12 +76,15 @@ def stacked() -> Callable[..., NDArray[np.float64]]:
 
 @pytest.fixture(scope="session")
 def recorded() -> Callable[..., Recorder]:
-    """A Recorder that has taken these snapshots, one a step and ten steps an epoch."""
+    """A Recorder that has taken these snapshots, one a step and ten steps an epoch, in windows end to end."""
 
     def record(snapshots: Snapshots, recorder: Recorder | None = None, first: int = 0, **settings: Any) -> Recorder:
         recorder = Recorder(**settings) if recorder is None else recorder
         for step, snapshot in enumerate(snapshots, start=first):
             assert recorder.record(snapshot, step, step / 10)
+            recorder.add_to_window(snapshot, step)
+            if not recorder.windows.running:
+                recorder.begin_window(snapshot, step)
         return recorder
 
     return record

@@ -94,6 +94,16 @@ def saturation(thetas: Array, steps: list[int], threshold: float = 0.9) -> float
     raise AssertionError("the last direction agrees with itself")
 
 
+def running_similarity(vectors: list[Array]) -> list[float]:
+    """Mean directional similarity of the first 1, 2, … vectors."""
+    return [mean_directional_similarity(vectors[: t + 1]) for t in range(len(vectors))]
+
+
+def running_drift(thetas: Array, window: int = 5) -> list[float]:
+    """Direction drift of the first 2, 3, … snapshots."""
+    return [direction_drift(thetas[: t + 1], window) for t in range(1, len(thetas))]
+
+
 def direction_drift(thetas: Array, window: int = 5) -> float:
     displacements = vectors_of(thetas, "displacements")
     if not displacements:
@@ -188,6 +198,10 @@ def oscillation_reversals(thetas: Array) -> float:
     updates = vectors_of(thetas, "updates")
     cosines = [cosine(updates[t], updates[t + 1]) for t in range(len(updates) - 1)]
     return mean_of_defined([value if math.isnan(value) else float(value < 0) for value in cosines])
+
+
+def oscillation_step_length(thetas: Array) -> float:
+    return float(np.mean([np.linalg.norm(u) for u in vectors_of(thetas, "updates")])) if len(thetas) > 1 else math.nan
 
 
 def oscillation_linearity(thetas: Array) -> float:

@@ -12,7 +12,7 @@ import pytest
 
 from conftest import ROOT
 
-NAMES = ("_setting", "full_row", "measures", "memory", "sketch", "training")
+NAMES = ("_setting", "blocks", "full_row", "measures", "memory", "sketch", "training")
 
 
 @pytest.fixture
@@ -57,6 +57,15 @@ def test_full_row(benchmark: dict[str, ModuleType]) -> None:
     full_row.check(rows, blocks=3)
     with pytest.raises(AssertionError, match="wrong"):
         full_row.check(rows, blocks=3, limit=0.0)
+
+
+def test_blocks(benchmark: dict[str, ModuleType]) -> None:
+    blocks = benchmark["blocks"]
+    values = blocks.trained(blocks.network(blocks=8, numel=100_000))
+    assert len(blocks.recording(values)[0].blocks) == 8
+    blocks.check(values)
+    with pytest.raises(AssertionError, match="and is"):
+        blocks.check(values, sigmas=0.0)
 
 
 def test_measures(benchmark: dict[str, ModuleType]) -> None:

@@ -7,12 +7,14 @@ import torch
 
 from lightning_traj.blocks import (
     Block,
+    attention_layers,
     block_entries,
     block_groups,
+    block_units,
     check_patterns,
     clean_name,
+    group_blocks,
     is_wanted,
-    make_block,
     select_blocks,
 )
 
@@ -58,12 +60,6 @@ def test_complex_entries_are_pairs_of_reals():
     tensor = torch.tensor([1 + 2j, 3 - 4j])
     assert block_entries(tensor).tolist() == [[1, 2], [3, -4]]
     assert block_entries(tensor.conj()).tolist() == [[1, -2], [3, 4]]
-    assert make_block("w", block_entries(tensor)).numel == 4
-
-
-def test_a_block_belongs_to_the_module_of_its_parameter():
-    assert make_block("h.0.fc.weight", torch.ones(2, 3)) == Block("h.0.fc.weight", "h.0.fc", "other", 6)
-    assert make_block("weight", torch.ones(2)).layer == ""
 
 
 @pytest.mark.parametrize(
@@ -72,6 +68,8 @@ def test_a_block_belongs_to_the_module_of_its_parameter():
         (None, [block.name for block in BLOCKS]),
         ("role:q", ["h.0.attn.q.weight", "h.1.attn.q.weight"]),
         ("layer:h.1.norm", ["h.1.norm.weight", "h.1.norm.bias"]),
+        ("layer:h.1", ["h.1.attn.q.weight", "h.1.norm.weight", "h.1.norm.bias"]),  # all that is in it
+        ("h.1.attn", ["h.1.attn.q.weight"]),
         ("layer:", ["q"]),
         ("", ["q"]),  # the root module
         ("h.1.*", ["h.1.attn.q.weight", "h.1.norm.weight", "h.1.norm.bias"]),
@@ -86,7 +84,7 @@ def test_select(select, expected):
     assert names(select) == expected
 
 
-@pytest.mark.parametrize("select", ["role:v", "layer:h.1", "H.*", "role:", lambda block: False])
+@pytest.mark.parametrize("select", ["role:v", "layer:h.11", "layer:h.1.nor", "H.*", "role:", lambda block: False])
 def test_selecting_nothing_lists_what_there_is(select):
     with pytest.raises(ValueError, match="matches none of 7 blocks; roles: 'other', 'q', 'k', 'norm'; layers: 'embed'"):
         names(select)
@@ -117,7 +115,16 @@ def test_long_listings_are_cut():
     ],
 )
 def test_include_and_exclude(include, exclude, wanted):
-    assert "".join(name for name in "abc" if is_wanted(name, include, exclude)) == wanted
+    assert "".join(name for name in "abc" if is_wanted({name}, include, exclude)) == wanted
+
+
+def test_a_part_is_wanted_by_its_own_name_or_that_of_its_parameter():
+    names = {"attn.weight:q", "attn.weight"}
+    assert is_wanted(names, "*.weight", None)
+    assert is_wanted(names, "*:q", None)
+    assert not is_wanted(names, "*:k", None)
+    assert not is_wanted(names, "*.weight", "*:q")
+    assert not is_wanted(names, None, "attn.*t")
 
 
 def test_a_pattern_that_matches_nothing_is_named():
@@ -133,6 +140,73 @@ def test_groups_end_with_the_single_blocks():
     groups = block_groups(BLOCKS)
     assert groups["all"] == list(range(7))
     assert groups["layer:h.1.norm"] == [4, 5]
+    assert groups["layer:h.1"] == [3, 4, 5]
+    assert groups["layer:h"] == [1, 2, 3, 4, 5]
+    assert groups["layer:"] == [6]
     assert groups["role:q"] == [1, 3]
     assert list(groups)[-7:] == [f"block:{block.name}" for block in BLOCKS]
     assert list(groups.values())[-7:] == [[i] for i in range(7)]
+
+
+@pytest.mark.parametrize(
+    ("by", "expected"),
+    [
+        ("role", {"other": [0, 6], "q": [1, 3], "k": [2], "norm": [4, 5]}),
+        ("depth", {"embed": [0], "h.0": [1, 2], "h.1": [3, 4, 5], "": [6]}),
+        (
+            "depth x role",
+            {"embed other": [0], "h.0 q": [1], "h.0 k": [2], "h.1 q": [3], "h.1 norm": [4, 5], " other": [6]},
+        ),
+        ("block", {block.name: [i] for i, block in enumerate(BLOCKS)}),
+    ],
+)
+def test_grouping(by, expected):
+    assert group_blocks(BLOCKS, by) == expected
+    assert list(group_blocks(BLOCKS, by)) == list(expected)  # in the order of the model
+
+
+def test_every_grouping_is_a_partition():
+    for by in ("layer", "role", "layer x role", "depth", "depth x role", "block"):
+        assert sorted(i for members in group_blocks(BLOCKS, by).values() for i in members) == list(range(7))
+
+
+def test_an_unknown_grouping_is_refused():
+    with pytest.raises(ValueError, match="by='colour': pass one of 'layer', 'role', 'layer x role', 'depth'"):
+        group_blocks(BLOCKS, "colour")
+
+
+def layers(*names):
+    return [Block(f"{name}.weight", name, "other", 1) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("names", "units"),
+    [
+        (["wte", "h.0.ln_1", "h.0.attn.q", "h.11.ln_1", "h.11.fc", "f"], ["wte", "h.0", "h.0", "h.11", "h.11", "f"]),
+        # a stage is a container of numbered blocks, and no unit
+        (["conv", "s.0.0.conv1", "s.0.0.bn", "s.0.1.conv1", "s.0.1.bn"], ["conv", "s.0.0", "s.0.0", "s.0.1", "s.0.1"]),
+        (["layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "layer1.1.bn"], ["layer1.0"] * 2 + ["layer1.1"] * 2),
+        # the outermost: experts and inner sequences are within their layer
+        (["l.3.attn", "l.3.mlp.experts.0.w1", "l.3.mlp.experts.1.w1"], ["l.3"] * 3),
+        (["blocks.2.norm", "blocks.2.mlp.0", "blocks.2.mlp.2"], ["blocks.2"] * 3),
+        # layers that are numbered themselves
+        (["net.0", "net.2", "net.4"], ["net.0", "net.2", "net.4"]),
+        (["fc1", "fc2"], ["fc1", "fc2"]),
+        (["encoder.encoder_layer_0.ln_1", "encoder.encoder_layer_0.mlp.0"], ["encoder.encoder_layer_0"] * 2),
+    ],
+)  # fmt: skip
+def test_units_of_depth(names, units):
+    assert block_units(layers(*names)) == units
+
+
+def test_attention_is_fused_or_side_by_side():
+    def of(*owners):
+        return [Block(f"{layer}.weight:{role}", layer, role, 1) for layer, role in owners]
+
+    fused = of(("h.0.attn.c_attn", "q"), ("h.0.attn.c_attn", "k"), ("h.0.attn.c_attn", "v"))
+    assert attention_layers(fused) == {"h.0.attn.c_attn": {"q": [0], "k": [1], "v": [2]}}
+    separate = of(
+        ("l.0.attn.q", "q"), ("l.0.attn.k", "k"), ("l.0.attn.v", "v"), ("l.0.cross.q", "q"), ("l.0.mlp", "mlp_in")
+    )
+    assert attention_layers(separate) == {"l.0.attn": {"q": [0], "k": [1], "v": [2]}}  # cross has no k and v
+    assert attention_layers(BLOCKS) == {}

@@ -483,9 +483,9 @@ def test_cost_is_said_and_summary_printed(fit: Any, capsys: Any, caplog: Any) ->
 # Bad input ------------------------------------------------------------------------------------------------------
 
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"schedule": 5}, TypeError, "schedule=5 is no schedule: pass EveryNEpochs(n) or EveryNSteps(n)."),
-    ({"schedule": EveryNEpochs}, TypeError, "is no schedule: pass EveryNEpochs(n) or EveryNSteps(n)."),
-    ({"schedule": "epoch"}, TypeError, "schedule='epoch' is no schedule: pass EveryNEpochs(n) or EveryNSteps(n)."),
+    ({"schedule": 5}, TypeError, "schedule=5 is no schedule: pass one such as EveryNEpochs(1) or EveryNSteps(100)."),
+    ({"schedule": EveryNEpochs}, TypeError, "is no schedule: pass one such as EveryNEpochs(1) or EveryNSteps(100)."),
+    ({"schedule": "epoch"}, TypeError, "schedule='epoch' is no schedule: pass one such as EveryNEpochs(1)"),
     ({"snapshot": "half"}, ValueError, "snapshot='half': pass 'sketch' or 'full'."),
     ({"snapshot": None}, ValueError, "snapshot=None: pass 'sketch' or 'full'."),
     ({"snapshot": ["full"]}, ValueError, "snapshot=['full']: pass 'sketch' or 'full'."),
@@ -494,7 +494,9 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"sketch_dim": 2.5}, TypeError, "sketch_dim=2.5 is no integer: pass an int."),
     ({"sketch_dim": True}, TypeError, "sketch_dim=True is no integer: pass an int."),
     ({"sketch_dim": "2048"}, TypeError, "sketch_dim='2048' is no integer: pass an int."),
-    ({"blocks": "layer"}, ValueError, "blocks='layer': pass 'tensor'."),
+    ({"blocks": "layers"}, ValueError, "blocks='layers': pass 'tensor', 'layer', 'role', 'model', or a function"),
+    ({"fused": ["*.qkv"]}, TypeError, "fused=['*.qkv']: pass a dict from glob patterns over parameter names"),
+    ({"fused": {"*.qkv": "thirds"}}, TypeError, "fused['*.qkv']='thirds' is no layout: pass a FusedLayout."),
     ({"include": 3}, TypeError, 'include=3: pass a glob pattern such as "*.weight", a list of them, or None.'),
     ({"include": [3]}, TypeError, "include=[3]: pass a glob pattern"),
     ({"include": [None]}, TypeError, "include=[None]: pass a glob pattern"),

@@ -76,9 +76,11 @@ SERIES_AND_SCALARS = {
         lambda thetas: reference.saturation(thetas, steps(len(thetas)), THRESHOLD),
     ),
     "direction_drift": (measures.direction_drift, reference.direction_drift),
+    "running_drift": (measures.running_drift, reference.running_drift),
     "oscillation_cosine": (measures.oscillation_cosine, reference.oscillation_cosine),
     "oscillation_reversals": (measures.oscillation_reversals, reference.oscillation_reversals),
     "oscillation_linearity": (measures.oscillation_linearity, reference.oscillation_linearity),
+    "oscillation_step_length": (measures.oscillation_step_length, reference.oscillation_step_length),
 }
 ANGLES = {
     "update_angle": (measures.update_angle, reference.update_angle),
@@ -99,6 +101,7 @@ OF_A_MAP = {
         measures.mean_directional_similarity,
         reference.mean_directional_similarity,
     ),
+    "running_similarity": (measures.running_similarity, reference.running_similarity),
     "effective_rank": (measures.effective_rank, reference.effective_rank),
     "participation_ratio": (measures.participation_ratio, reference.participation_ratio),
     "top1_share": (measures.top1_share, reference.top1_share),
@@ -107,6 +110,7 @@ TESTED_BY_THEMSELVES = {
     "angle_map",
     "angle_from_difference",
     "heterogeneity",
+    "oscillation",
     "pca",
     "random_walk_first_ratio",
 }
@@ -407,7 +411,8 @@ def test_no_snapshot():
         value = measure(gram)
         assert np.size(value) == 0 or math.isnan(value) or name == "path_length", name
     for measure, _ in OF_A_MAP.values():
-        assert math.isnan(measure(gram))
+        value = measure(gram)
+        assert np.size(value) == 0 or math.isnan(value)
     coordinates, ratios = measures.pca(gram)
     assert coordinates.shape == (0, 0)
     assert ratios.shape == (0,)
@@ -493,7 +498,7 @@ def test_ranges_and_invariance(seed, n, log_scale):
     rotation, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((12, 12)))
     rotated = 1000 * thetas @ rotation
     for name, (measure, _) in {**SERIES_AND_SCALARS, **ANGLES}.items():
-        length = name in {"parameter_norm", "displacement", "update_length", "path_length"}
+        length = name in {"parameter_norm", "displacement", "update_length", "path_length", "oscillation_step_length"}
         expected = np.multiply(measure(gram), 1000 if length else 1)
         np.testing.assert_allclose(measure(rotated @ rotated.T), expected, rtol=1e-6, atol=1e-6, err_msg=name)
 
@@ -570,3 +575,39 @@ def test_importing_measures_loads_neither_torch_nor_lightning():
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_oscillation_from_inner_products_that_add_up():
+    thetas = random_walk(9)
+    halves = [np.diff(thetas[:, part], axis=0) for part in (slice(0, 100), slice(100, None))]
+    squares = sum((u**2).sum(axis=1) for u in halves)
+    products = sum((u[1:] * u[:-1]).sum(axis=1) for u in halves)
+    total = sum((u.sum(axis=0) ** 2).sum() for u in halves)
+    found = measures.oscillation(squares, products, total)
+    for name in ("cosine", "reversals", "linearity", "step_length"):
+        assert getattr(found, name) == pytest.approx(getattr(reference, f"oscillation_{name}")(thetas), rel=1e-12)
+
+
+def test_zigzag_of_gradient_descent_on_a_quadratic():
+    """Steps of x <- x - lr * h * x shrink or grow by r = 1 - lr * h, and turn back where r is negative."""
+    for curvature, cosine in ((0.5, 1.0), (1.9, -1.0)):
+        r = 1 - curvature
+        thetas = np.array([[3.0 * r**t, 0.0] for t in range(9)])
+        found = measures.oscillation_cosine(thetas @ thetas.T)
+        assert found == pytest.approx(cosine, abs=1e-6)
+        steps_taken = [abs(3.0 * r**t * (r - 1)) for t in range(8)]
+        linearity = abs(3.0 * (1 - r**8)) / sum(steps_taken)
+        assert measures.oscillation_linearity(thetas @ thetas.T) == pytest.approx(linearity, rel=1e-6)
+    # A steep and a flat direction: the cosine between two steps is (a² r_a + b² r_b) / (|u| |u'|).
+    a, b, r_a, r_b = 1.0, 2.0, -0.9, 0.9
+    thetas = np.array([[a * r_a**t, b * r_b**t] for t in range(2 + 1)])
+    first = np.array([a * (r_a - 1), b * (r_b - 1)])
+    second = first * [r_a, r_b]
+    expected = first @ second / np.linalg.norm(first) / np.linalg.norm(second)
+    assert measures.oscillation_cosine(thetas @ thetas.T) == pytest.approx(expected, abs=1e-12)
+
+
+def test_inner_products_of_oscillation_have_to_match():
+    with pytest.raises(ValueError, match="products must hold one entry less than squares, got 2 for 2"):
+        measures.oscillation([1, 1], [0, 0], 1.0)
+    assert math.isnan(measures.oscillation([], [], 0.0).cosine)

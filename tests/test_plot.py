@@ -7,20 +7,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import combinations
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from numpy.typing import ArrayLike
 from PIL import Image
 
 import lightning_traj
+from figures import assert_readable, words
 from lightning_traj import measures, plot
 from lightning_traj.recorder import Recorder
 from lightning_traj.trajectory import Trajectory
@@ -82,22 +80,6 @@ def axes_labels(figure: Figure) -> tuple[str, str]:
     return figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()
 
 
-def written(figure: Figure) -> list[Text]:
-    """All text that is drawn: ticks beyond the limits of an axis are not."""
-    texts = figure.texts.copy()
-    for axes in figure.axes:
-        texts += [*axes.texts, axes.xaxis.label, axes.yaxis.label]
-        for axis in (axes.xaxis, axes.yaxis):
-            low, high = sorted(axis.get_view_interval())
-            ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
-            texts += [label for place, label in ticks if low <= place <= high]
-    return [text for text in texts if text.get_text()]
-
-
-def words(figure: Figure) -> list[str]:
-    return [text.get_text() for text in written(figure)]
-
-
 def ticks(figure: Figure) -> dict[str, float]:
     axis = figure.axes[0].xaxis
     return {label.get_text(): place for label, place in zip(axis.get_ticklabels(), axis.get_ticklocs(), strict=True)}
@@ -109,15 +91,8 @@ def test_everything_written_is_inside_the_figure_and_apart(case: str, name: str)
     figure = FIGURES[name](example(case))
     assert figure.dpi == 100
     assert tuple(figure.get_size_inches()) == ((10, 8) if name == "overview" else (5, 4))
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    boxes = [(text.get_text(), text.get_window_extent(canvas.get_renderer())) for text in written(figure)]
-    for text, box in boxes:
-        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, f"{text!r} is cut off"
-        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1, f"{text!r} is cut off"
-    free = [(text, box) for text, box in boxes if text.strip() not in ("start", "end")]  # these lie on the path
-    for (one, box), (other, its) in combinations(free, 2):
-        assert not box.overlaps(its), f"{one!r} lies on {other!r}"
+    # Start and end lie on the path.
+    assert_readable(figure, on_others=("start", "end"))
 
 
 def test_map_shows_the_angles_of_the_map_on_a_stated_scale() -> None:
@@ -268,7 +243,7 @@ sys.exit("matplotlib.pyplot" in sys.modules)
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
-def test_only_plot_imports_matplotlib() -> None:
+def test_only_the_figures_import_matplotlib() -> None:
     def imported(path: Path) -> set[str]:
         names = set()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -284,4 +259,5 @@ def test_only_plot_imports_matplotlib() -> None:
         return node.col_offset > 0 and above[-1] == "if TYPE_CHECKING:"
 
     files = Path(lightning_traj.__file__).parent.glob("*.py")
-    assert [path.name for path in files if "matplotlib" in imported(path)] == ["plot.py"]
+    having = {path.name for path in files if "matplotlib" in imported(path)}
+    assert having == {"drawing.py", "heatmap.py", "layer_plot.py", "plot.py"}

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from conftest import ROOT
-from lightning_traj import EveryNEpochs, Trajectory, TrajectoryCallback
+from lightning_traj import EveryNEpochs, FusedLayout, Trajectory, TrajectoryCallback
 from lightning_traj.table import MEASURES
 
 README = (ROOT / "README.md").read_text()
-SCRIPT, ARGUMENTS, AFTERWARDS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+SCRIPT, ARGUMENTS, DECLARED, AFTERWARDS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def row(name):
@@ -64,8 +64,12 @@ def test_arguments_are_the_defaults():
     shown = eval(ARGUMENTS, {"TrajectoryCallback": dict, "EveryNEpochs": EveryNEpochs})
     parameters = inspect.signature(TrajectoryCallback).parameters.values()
     defaults = {parameter.name: parameter.default for parameter in parameters}
-    assert defaults.pop("blocks") == "tensor"  # the only choice: not worth a line
     assert shown == defaults
+
+
+def test_declaration_in_a_line():
+    names = {"TrajectoryCallback": TrajectoryCallback, "FusedLayout": FusedLayout}
+    assert isinstance(eval(DECLARED, names), TrajectoryCallback)
 
 
 def test_table_of_tags_is_that_of_the_code():

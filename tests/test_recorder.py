@@ -101,9 +101,11 @@ def test_path_lengths_of_every_group(new, walk, stacked, recorded, mode):
     assert list(groups) == [
         "all",
         "layer:embed",
+        "layer:h",
+        "layer:h.0",
         "layer:h.0.q",
         "layer:",
-        "role:other",
+        *dict.fromkeys(f"role:{block.role}" for block in trajectory.blocks),
         *(f"block:{name}" for name in SHAPES),
     ]
     for column, members in enumerate(groups.values()):
@@ -197,13 +199,13 @@ def test_a_thousand_snapshots_are_thinned_to_a_few(new, thousand, maximum, often
 def sketched_names(monkeypatch):
     """The names of the blocks that were sketched, in order."""
     calls = []
-    sketch = CountSketch.__call__
+    sketch = CountSketch.of_pieces
 
     def counting(self, tensor, name, *args, **kwargs):
         calls.append(name)
         return sketch(self, tensor, name, *args, **kwargs)
 
-    monkeypatch.setattr(CountSketch, "__call__", counting)
+    monkeypatch.setattr(CountSketch, "of_pieces", counting)
 
     def since():
         names, calls[:] = list(calls), []
@@ -470,10 +472,11 @@ def test_only_what_is_new_is_copied_to_the_host_and_in_one_piece(new, walk, reco
     collected(recorder)
     groups = len(block_groups(recorder.blocks))
 
-    def size(rows, n):
-        return 8 * rows * (4 * n + 16 * 4 + groups + 1)  # Gram rows, local Gram matrices, path lengths, finite or not
+    def size(rows, n, windows):
+        # Gram rows, local Gram matrices, path lengths, finite or not; sums of windows of 8 steps
+        return 8 * rows * (4 * n + 16 * 4 + groups + 1) + 8 * windows * 4 * 3 * 8
 
-    assert copied == [size(30, 30), size(2, 32)]
+    assert copied == [size(30, 30, windows=3), size(2, 32, windows=0)]
     collected(recorder)
     assert len(copied) == 2  # nothing new: nothing copied
 
@@ -494,7 +497,11 @@ def test_recording_never_waits_for_the_device(new, frozen):
     assert recorder.device.type == "meta"
     for step in range(12):
         assert recorder.record(parameters(late=step > 5), step, 0.0)
+        recorder.add_to_window(parameters(late=step > 5), step)
+        if not recorder.windows.running:
+            recorder.begin_window(parameters(late=step > 5), step)
     assert len(recorder) <= 4
+    assert recorder.windows.counts == [5]  # cut short where a block came
     assert recorder.state_dict()["anchored"].device.type == "meta"
     with pytest.raises((NotImplementedError, RuntimeError)):
         recorder.collect()  # which does need the values: the check can fail

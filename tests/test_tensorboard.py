@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 
 from lightning_traj import tensorboard
+from lightning_traj.layers import PROGRESS
 from lightning_traj.recorder import Recorder
 from lightning_traj.table import MEASURES
 from lightning_traj.trajectory import Trajectory
@@ -230,6 +232,83 @@ def test_a_failing_picture_keeps_nothing_from_the_others() -> None:
     assert set(logger.images) == {"traj/path"}
 
 
+# By layer and role
+
+
+def transformer(depth: int, n: int = 4) -> Trajectory:
+    rng = np.random.default_rng(depth)
+    names = [f"h.{i}.attn.{role}_proj.weight" for i in range(depth) for role in "qkv"]
+    names += [f"h.{i}.ln.weight" for i in range(depth)]
+    recorder, theta = Recorder(sketch_dim=16), rng.standard_normal((len(names), 9))
+    for t in range(n):
+        snapshot = {name: torch.tensor(row) for name, row in zip(names, theta, strict=True)}
+        recorder.record(snapshot, 10 * t, t)
+        recorder.begin_window(snapshot, 10 * t)
+        for step in (1, 2):
+            moved = {name: tensor + step * torch.rand(tensor.shape) for name, tensor in snapshot.items()}
+            recorder.add_to_window(moved, 10 * t + step)
+        recorder.windows.end(10 * t + step)
+        theta = theta + 0.3 * rng.standard_normal(theta.shape)
+    return recorder.collect()[0]
+
+
+def logged(trajectory: Trajectory, **settings: Any) -> tuple[dict[str, float], set[str]]:
+    logger = Gallery()
+    tensorboard.log_trajectory([logger], trajectory, trajectory.summary(), 3, **settings)
+    tensorboard.log_layers([logger], trajectory, 3, prefix=settings.get("prefix", "traj"))
+    ((scalars, _),) = logger.metrics
+    return scalars, set(logger.images)
+
+
+def by_layer(tags: Any) -> set[str]:
+    return {tag for tag in tags if "_layers/" in tag}
+
+
+def test_scalars_by_role_are_those_of_the_roles() -> None:
+    trajectory = transformer(3)
+    scalars, pictures = logged(trajectory, prefix="late")
+    table = trajectory.table("role")
+    roles = {"q", "k", "v", "norm"}
+    for measure in ("mds", "direction_drift"):
+        for role in roles:
+            assert scalars[f"late_layers/{measure}/{role}"] == pytest.approx(table[role][measure])
+    similarity = {(i, role): trajectory.summary(f"h.{i}.attn.{role}_proj.*")["mds"] for i in range(3) for role in "qkv"}
+    spread = [np.ptp([similarity[i, role] for role in "qkv"]) for i in range(3)]
+    assert scalars["late_layers/heterogeneity_mean"] == pytest.approx(np.mean(spread))
+    assert scalars["late_layers/heterogeneity_max"] == pytest.approx(max(spread))
+    assert len(by_layer(scalars)) == 2 * len(roles) + 2
+    assert by_layer(pictures) == {
+        f"late_layers/{name}" for name in (*PROGRESS, "roles", "heterogeneity", "different", "role_maps")
+    }
+    assert len(pictures) <= 12
+
+
+def test_tags_do_not_multiply_with_layers() -> None:
+    few, many = logged(transformer(3)), logged(transformer(60))
+    assert few[0].keys() == many[0].keys()
+    assert few[1] == many[1]
+
+
+def test_every_tag_by_layer_has_its_chart(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, name="", prefix="big")
+    tensorboard.add_layout([logger])
+    logger.finalize("success")
+    charts = layout(tmp_path)["traj: Layers and roles"]
+    for tag in by_layer(logged(transformer(3))[0]):
+        assert sum(bool(re.search(chart, f"big-{tag}")) for (chart,) in charts.values()) == 1
+
+
+def test_what_is_by_layer_is_left_out_where_it_is_not_wanted_or_says_nothing(trajectory: Trajectory) -> None:
+    several = transformer(3)
+    scalars, pictures = logged(trajectory)
+    assert by_layer(scalars) == by_layer(pictures) == set()
+    assert by_layer(logged(several, pictures=False)[0]) == by_layer(logged(several)[0])
+    assert logged(several, pictures=False)[1] == by_layer(logged(several)[1])
+    one = logged(transformer(3, n=1))
+    assert by_layer(one[1]) == set()
+    assert not any("direction_drift" in tag for tag in one[0])
+
+
 # Custom scalars
 
 
@@ -251,8 +330,14 @@ def test_layout_has_each_measure_once_in_its_group(tmp_path: Path) -> None:
     logger.finalize("success")
     charts = layout(tmp_path)
     groups = dict.fromkeys(measure.group for measure in MEASURES.values())
-    assert list(charts) == [f"{prefix}: {group}" for prefix in ("traj", "late") for group in groups]
+    assert list(charts) == [f"{p}: {group}" for p in ("traj", "late") for group in (*groups, "Layers and roles")]
     assert charts["traj: Direction"]["mds, mds_relative"] == ["^traj/mds$", "^traj/mds_relative$"]
+    by_layer = {p: charts.pop(f"{p}: Layers and roles") for p in ("traj", "late")}
+    assert by_layer["late"] == {
+        "mds by role": ["^late_layers/mds/[^/]+$"],
+        "direction_drift by role": ["^late_layers/direction_drift/[^/]+$"],
+        "q, k, v heterogeneity": ["^late_layers/heterogeneity_(mean|max)$"],
+    }
     patterns = [tag for category in charts.values() for tags in category.values() for tag in tags]
     assert sorted(patterns) == sorted(f"^{p}/{name}$" for p in ("traj", "late") for name in MEASURES)
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 import reference
 from lightning_traj import Trajectory, measures
 from lightning_traj.blocks import Block
-from lightning_traj.table import MEASURES, WINDOW
+from lightning_traj.table import MEASURES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,6 +29,7 @@ SHAPES = {
     "h.0.lora.B": (8, 2),
     "frozen.weight": (9, 9),
 }
+WINDOW = 8  # optimizer steps: the windows of the walks follow each other
 ARRAYS = ("steps", "epochs", "anchored", "local", "paths", "sketches")
 
 
@@ -63,11 +64,13 @@ def summary_by_definition(thetas, steps):
         return values[-1] if len(values) else math.nan
 
     displacements = reference.vectors_of(thetas, "displacements")
-    window = thetas[-WINDOW - 1 :] if len(thetas) > 2 else thetas[:0]
+    end = (len(thetas) - 1) // WINDOW * WINDOW
+    window = thetas[end - WINDOW : end + 1] if end else thetas[:0]
     of_window = {
         "oscillation_cosine": reference.oscillation_cosine,
         "oscillation_reversals": reference.oscillation_reversals,
         "oscillation_linearity": reference.oscillation_linearity,
+        "oscillation_step_length": reference.oscillation_step_length,
     }
     vectors = list(thetas)
     return {
@@ -190,7 +193,7 @@ def test_what_has_not_changed_is_not_counted_unless_it_is_asked_for(full):
     assert full.counted() == "4 of 5 blocks, 736 of 817 parameters"
     assert full.counted("frozen") == "1 of 5 blocks, 81 of 817 parameters"
     assert full.counted("*") == "all 5 blocks, 817 parameters"
-    assert full.counted("role:other") == "all 5 blocks, 817 parameters"
+    assert full.counted("role:q") == "1 of 5 blocks, 108 of 817 parameters"
     assert repr(full) == "Trajectory(12 snapshots, 4 of 5 blocks, 736 of 817 parameters, full)"
     with pytest.raises(ValueError, match="select='nothing' matches none of 5 blocks"):
         full.summary("nothing")
@@ -273,12 +276,13 @@ def test_save_and_load(kind, request, tmp_path):
 def test_the_file_is_tensors_and_a_header(sketched, tmp_path):
     path = tmp_path / "t.safetensors"
     sketched.save(path)
-    assert set(load_file(path)) == set(ARRAYS)
+    windows = {"window_sums", "window_steps", "window_counts"}
+    assert set(load_file(path)) == {*ARRAYS, *windows}
     header = path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")]
     metadata = json.loads(json.loads(header)["__metadata__"]["lightning_traj"])
     assert metadata["format"] == "lightning_traj.trajectory"
     assert metadata["version"] == 1
-    assert metadata["blocks"][1] == {"name": "h.0.q.weight", "layer": "h.0.q", "role": "other", "numel": 108}
+    assert metadata["blocks"][1] == {"name": "h.0.q.weight", "layer": "h.0.q", "role": "q", "numel": 108}
     assert metadata["settings"]["include"] == ["*"]
 
 

@@ -1,0 +1,273 @@
+"""Figures of a trajectory by layer and role: which part of the network still turns.
+
+Their number doesn't grow with the number of layers, and neither do their sizes beyond a page's: past ``MOST_ROWS``,
+neighbouring layers are drawn as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from math import ceil, floor, isfinite, log10
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from lightning_traj import layers, measures
+from lightning_traj.blocks import ATTENTION, Select, attention_layers
+from lightning_traj.drawing import (
+    AGREEMENT,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    Array,
+    Times,
+    angle_scale,
+    counted_in_words,
+    draw_angle_bar,
+    fix_labels,
+    new_figure,
+    own_style,
+    say_undefined,
+    similarity_in_words,
+    size_in_inches,
+)
+from lightning_traj.heatmap import COLOURS, LETTER, draw_heatmap, evenly, height_of, name_rows, room_for
+from lightning_traj.labels import cut, in_lines, numbered, shortened
+
+if TYPE_CHECKING:
+    from lightning_traj.trajectory import Trajectory
+
+MOST_ROWS = 96
+_HEAD, _FOOT, _BAR = 0.72, 0.52, 1.4  # inches: above the panels, below them, and to their right
+
+
+def layer_figures(trajectory: Trajectory, select: Select = None) -> dict[str, Callable[[], Figure]]:
+    """The figures that make sense for this trajectory, by name, each to be drawn when it is called."""
+    if len(trajectory) < 2:
+        return {}
+    several_updates = len(trajectory) > 2  # what is measured between them is undefined before
+    several_layers = len(layers.grouped(trajectory, "depth", select)) > 1
+    several_roles = len(layers.grouped(trajectory, "role", select)) > 1
+    figures: dict[str, Callable[[], Figure]] = {}
+    if several_layers:
+        names = [*layers.PROGRESS] if several_updates else ["mds"]
+        if not trajectory.windows.steps and several_updates:
+            names.remove("oscillation_cosine")
+        figures |= {name: partial(progress, trajectory, name, select) for name in names}
+    if several_layers and several_roles and several_updates:
+        figures["roles"] = partial(layers_by_roles, trajectory, select)
+    if attention_layers([trajectory.blocks[i] for i in trajectory.select(select)]):
+        figures["heterogeneity"] = partial(heterogeneity, trajectory, select)
+    if several_layers or several_roles:
+        figures["different"] = partial(most_different, trajectory, select)
+    if several_roles:
+        figures["role_maps"] = partial(role_maps, trajectory, select)
+    return figures
+
+
+@own_style()
+def progress(trajectory: Trajectory, measure: str, select: Select = None) -> Figure:
+    """Heatmap, layer x time, of a measure of ``layers.PROGRESS``: each cell as it stood at that snapshot.
+
+    6 inch wide, and as high as its rows need.
+    """
+    groups, merged = layers.at_most(layers.grouped(trajectory, "depth", select), MOST_ROWS)
+    labels, values = layers.progress(trajectory, measure, groups)
+    defined = np.flatnonzero(~np.isnan(values).all(axis=0))
+    first = int(defined[0]) if len(defined) else 0  # an update angle needs three snapshots, …
+    colours, names = COLOURS[measure], shortened(labels)
+    left, height = room_for(names), height_of(len(names))
+    title = f"{colours.title} by layer{colours.remark}"
+    figure = new_figure(6, height + _HEAD + _FOOT, title, _said(trajectory, select, merged))
+    axes = _panel(figure, left, _FOOT, 6 - left - _BAR, height)
+    times = Times(trajectory, first)
+    draw_heatmap(axes, colours.amount(values[:, first:]), colours)
+    name_rows(axes, names)
+    axes.set_xticks(*times.ticks(), fontsize=9)
+    _label_below(axes, times.label)
+    return figure
+
+
+@own_style()
+def layers_by_roles(trajectory: Trajectory, select: Select = None) -> Figure:
+    """MDS and direction drift of each layer's roles at the newest snapshot; cells without blocks stay white."""
+    groups, merged = layers.at_most(layers.grouped(trajectory, "depth", select), MOST_ROWS)
+    roles = layers.present_roles(trajectory.blocks[i] for i in trajectory.select(select))
+    names = shortened(list(groups))
+    left, width, height = room_for(names), max(1.6, 0.2 * len(roles)), height_of(len(names))
+    foot, apart = 0.3 + LETTER * max(map(len, roles)), width + _BAR + 0.1
+    figure = new_figure(
+        left + apart + width + _BAR,
+        height + _HEAD + foot + 0.2,
+        "layers by roles, newest snapshot",
+        _said(trajectory, select, merged),
+    )
+    for panel, measure in enumerate(("mds", "direction_drift")):
+        axes = _panel(figure, left + panel * apart, foot, width, height)
+        axes.text(0, 1 + 0.08 / height, COLOURS[measure].title, fontsize=10, transform=axes.transAxes)
+        values = np.full((len(groups), len(roles)), np.nan)
+        absent = np.ones(values.shape, dtype=bool)
+        for row, blocks in enumerate(groups.values()):
+            for role, value in layers.latest(trajectory, measure, layers.by_role(trajectory, blocks)).items():
+                cell = row, roles.index(role)
+                values[cell], absent[cell] = value, False
+        draw_heatmap(axes, COLOURS[measure].amount(values), COLOURS[measure], absent)
+        name_rows(axes, names if panel == 0 else [])
+        axes.set_xticks([])
+        for column, role in enumerate(roles):  # not as ticks, which take five times as long
+            place = (column + 0.5) / len(roles)
+            axes.text(
+                place, -0.07 / height, role, fontsize=8, rotation=90, ha="center", va="top", transform=axes.transAxes
+            )
+    return figure
+
+
+@own_style()
+def heterogeneity(trajectory: Trajectory, select: Select = None) -> Figure:
+    """MDS of q, k and v of each attention module, over depth, and below how far apart they are. 6 inch wide."""
+    modules = layers.attention(trajectory, select)
+    names, counts = numbered(list(modules))
+    longest = LETTER * max(map(len, names))
+    foot = _FOOT if counts else 0.3 + longest
+    figure = new_figure(6, 4.15 + foot, "q, k and v over depth", counted_in_words(trajectory, select))
+    left, width, places = 0.95, 4.9, np.arange(len(names))
+    above, below = _panel(figure, left, foot + 1.3, width, 1.95), _panel(figure, left, foot, width, 1.1)
+    size = 3.5 if len(names) <= 60 else 0
+    for role, colour, marker in zip(ATTENTION, (BLUE, ORANGE, GREEN), "os^", strict=True):
+        values = [module[role] for module in modules.values()]
+        above.plot(places, values, marker=marker, markersize=size, linewidth=1, color=colour, label=role)
+    spread = np.array([module["heterogeneity"] for module in modules.values()])
+    below.vlines(places, 0, spread, color=GREY, linewidth=min(12, 150 / len(names)))
+    above.legend(ncols=3, fontsize=9, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1)
+    for axes, label in ((above, "MDS ω"), (below, "max − min ω")):
+        axes.set_xlim(-0.6, len(names) - 0.4)
+        axes.set_ylabel(label, fontsize=9)
+        axes.yaxis.set_label_coords(-0.78 / width, 0.5)
+    _set_values(above, *_span([module[role] for module in modules.values() for role in ATTENTION]))
+    _set_values(below, 0.0, max(float(np.nanmax(spread, initial=0.0)) * 1.08, 1e-6))
+    shown = evenly(len(names), width / (0.1 + longest if counts else 0.16))
+    above.set_xticks(places[shown], [])
+    below.set_xticks(places[shown], [names[i] for i in shown], rotation=0 if counts else 90, fontsize=8)
+    if counts:
+        _label_below(below, f"attention module, {cut(counts, 36)}")
+    return figure
+
+
+@own_style()
+def most_different(trajectory: Trajectory, select: Select = None) -> Figure:
+    """Maps of the five blocks that differ most from the map of everything counted, beside that one."""
+    panels = {"everything counted": trajectory.select(select)}
+    blocks = {block.name: i for i, block in enumerate(trajectory.blocks)}
+    for name in layers.most_different(trajectory, 5, select):
+        panels[name] = [blocks[name]]
+    title, counted = "blocks whose maps differ most", counted_in_words(trajectory, select)
+    return _small_maps(trajectory, title, counted, panels, across=3, side=1.75)
+
+
+@own_style()
+def role_maps(trajectory: Trajectory, select: Select = None) -> Figure:
+    """Maps by role, of eight roles at most: q, k and v first."""
+    groups = layers.by_role(trajectory, trajectory.select(select))
+    counted, roles = counted_in_words(trajectory, select), list(groups)
+    if len(roles) > 8:
+        counted += f"; not shown: {', '.join(roles[8:])}"
+    panels = {role: groups[role] for role in roles[:8]}
+    return _small_maps(trajectory, "maps by role", counted, panels, across=4, side=1.45)
+
+
+# Parts ------------------------------------------------------------------------------------------------------
+
+
+def _small_maps(
+    trajectory: Trajectory, title: str, counted: str, panels: Mapping[str, Sequence[int]], across: int, side: float
+) -> Figure:
+    """Maps of several groups of blocks, in one range of colours, with times at the last one of the first column."""
+    across = min(across, len(panels))
+    down = ceil(len(panels) / across)
+    names = [in_lines(name, int(side / LETTER)) for name in panels]
+    left, gap, foot = 0.65, 0.15, 0.6
+    over = 0.3 + 0.14 * max(name.count("\n") + 1 for name in names)
+    wide, high = across * (side + gap) - gap, down * (side + over) - over
+    figure = new_figure(max(4.8, left + wide + 1.85), foot + high + over + _HEAD - 0.12, title, counted)
+    maps = [layers.map_of(trajectory, blocks) for blocks in panels.values()]
+    angles = [measures.angle_map(cosines) for cosines in maps]
+    scale = angle_scale(*angles)
+    frame = _panel(figure, left, foot, wide, high)  # one for all maps, in inches: axes of their own take twice the time
+    for place, (name, cosines) in enumerate(zip(names, maps, strict=True)):
+        row, column = divmod(place, across)
+        x, y = column * (side + gap), (down - 1 - row) * (side + over)
+        _draw_small_map(frame, x, y, side, angles[place], scale)
+        frame.text(x, y + side + 0.06, f"{name}\n{similarity_in_words('MDS', cosines)}", fontsize=8)
+    frame.set(xlim=(0, wide), ylim=(0, high))
+    frame.set_axis_off()
+    draw_angle_bar(frame, scale, "angle (cosine)\n")
+    if any(np.isnan(some).any() for some in angles):
+        say_undefined(frame)
+    _draw_times(_panel(figure, left, foot, side, side), Times(trajectory))
+    return figure
+
+
+def _draw_small_map(frame: Axes, x: float, y: float, side: float, angles: Array, scale: PowerNorm) -> None:
+    if np.isnan(angles).any():
+        hatched = Rectangle((x, y), side, side, linewidth=0, facecolor="0.9", edgecolor="0.5", hatch="////")
+        hatched.set_zorder(-1)  # behind the map
+        frame.add_patch(hatched)
+    extent = (x, x + side, y, y + side)
+    frame.imshow(angles, cmap=AGREEMENT, norm=scale, interpolation="nearest", extent=extent, aspect="auto")
+    frame.add_patch(Rectangle((x, y), side, side, fill=False, linewidth=0.6, clip_on=False))
+
+
+def _draw_times(axes: Axes, times: Times) -> None:
+    """Times along a small map, over which these axes lie."""
+    axes.patch.set_visible(False)
+    n = len(times.values)
+    axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5))
+    axes.set_xticks(*times.ticks(4), fontsize=8)
+    axes.set_yticks(*times.ticks(4), fontsize=8)
+    axes.set_xlabel(times.unit, fontsize=9)
+    axes.set_ylabel(times.unit, fontsize=9)
+    fix_labels(axes)
+
+
+def _said(trajectory: Trajectory, select: Select, merged: int) -> str:
+    """What was counted, and how many layers a row stands for if not for one."""
+    counted = counted_in_words(trajectory, select)
+    return counted if merged == 1 else f"{counted}; a row is {merged} neighbouring layers"
+
+
+# Places and names -------------------------------------------------------------------------------------------
+
+
+def _panel(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Axes at a place in inches."""
+    whole, high = figure.get_size_inches()
+    return figure.add_axes((left / whole, bottom / high, width / whole, height / high))
+
+
+def _label_below(axes: Axes, label: str) -> None:
+    axes.set_xlabel(label)
+    axes.xaxis.set_label_coords(0.5, -0.28 / size_in_inches(axes)[1])
+
+
+def _set_values(axes: Axes, low: float, high: float) -> None:
+    """Range and ticks of a vertical axis, with as many decimals as tell ticks apart."""
+    ticks = MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)
+    decimals = max(0, -floor(log10(ticks[1] - ticks[0]) + 1e-9))
+    axes.set_ylim(low, high)
+    inside = [tick for tick in ticks if low <= tick <= high]
+    axes.set_yticks(inside, [f"{tick:.{decimals}f}" for tick in inside], fontsize=8)
+
+
+def _span(values: Sequence[float], least: float = 1e-6) -> tuple[float, float]:
+    """A range around these values; below ``least`` are roundings."""
+    defined = [value for value in values if isfinite(value)] or [0.0, 1.0]
+    low, high = min(defined), max(defined)
+    spare = max(0.06 * (high - low), (least - (high - low)) / 2)
+    return low - spare, high + spare

@@ -1,0 +1,249 @@
+"""Parameters of a model -> ordered, disjoint blocks, and where the entries of each block are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_traj.blocks import (
+    Block,
+    Patterns,
+    block_entries,
+    check_patterns,
+    clean_name,
+    enclosing,
+    is_wanted,
+    matches,
+)
+from lightning_traj.fused import FusedLayout, known_layout, looks_fused
+from lightning_traj.roles import role_of
+
+Granularity = str | Callable[[Block], str]
+GRANULARITIES = ("tensor", "layer", "role", "model")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Entries of a block: a parameter, or a part of a fused one.
+
+    Attributes:
+        parameter: The parameter's clean name.
+        part: The part's role; empty for a whole parameter.
+        layout: Where the part lies.
+    """
+
+    parameter: str
+    part: str = ""
+    layout: FusedLayout | None = None
+
+    def entries(self, parameter: Tensor) -> Tensor | None:
+        """The piece's real entries, a view of the parameter; None where it has none (yet)."""
+        if self.layout is None or block_entries(parameter) is None:
+            return block_entries(parameter)
+        return block_entries(self.layout.part(parameter, self.part))
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Which blocks the parameters met so far make up, and of which pieces.
+
+    Attributes:
+        granularity: ``"tensor"``, ``"layer"``, ``"role"``, ``"model"``, or a function from a tensor's block to the name
+            of the block that it is added to.
+        fused: Declared layouts of fused tensors, by pattern over parameter names.
+        include, exclude: Patterns over names of parameters and parts.
+        blocks: The blocks, in order.
+        pieces: Of each block, one after the other.
+        excluded: Names of the pieces left out.
+        undeclared: Parameters that look fused, and whose layout is neither known nor declared.
+    """
+
+    granularity: Granularity = "tensor"
+    fused: Mapping[str, FusedLayout] = field(default_factory=dict)
+    include: Patterns | None = None
+    exclude: Patterns | None = None
+    blocks: tuple[Block, ...] = ()
+    pieces: tuple[tuple[Piece, ...], ...] = ()
+    excluded: frozenset[str] = frozenset()
+    undeclared: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the user has asked for, as plain values."""
+        name = getattr(self.granularity, "__qualname__", repr(self.granularity))
+        return {
+            "blocks": self.granularity if isinstance(self.granularity, str) else f"function {name}",
+            "fused": {pattern: asdict(layout) for pattern, layout in self.fused.items()},
+            "include": _plain(self.include),
+            "exclude": _plain(self.exclude),
+        }
+
+    def check(self, parameters: Mapping[str, Tensor], model: nn.Module | None = None) -> None:
+        """Raise ValueError: a pattern matches nothing, or nothing is left to record."""
+        names = [clean_name(name) for name in parameters]
+        check_patterns("fused", list(self.fused), names)
+        pieces = [block.name for name in parameters for block, _ in self._pieces_of(name, parameters[name], model)]
+        known = list(dict.fromkeys([*names, *pieces]))
+        check_patterns("include", self.include, known)
+        check_patterns("exclude", self.exclude, known)
+        if names and not any(is_wanted({name}, self.include, self.exclude) for name in known):
+            raise ValueError(
+                f"include={self.include!r}, exclude={self.exclude!r} leave none of {len(names)} parameters: "
+                "record at least one."
+            )
+
+    def extended(self, parameters: Mapping[str, Tensor], model: nn.Module | None = None) -> Partition:
+        """The partition with the blocks of parameters that are new; itself where none is.
+
+        Args:
+            parameters: By qualified name.
+            model: Whose parameters they are: types of modules tell more than names.
+
+        Raises:
+            ValueError: a declared layout does not fit, or two declarations match one tensor.
+        """
+        known = self._known
+        new = [name for name in parameters if clean_name(name) not in known]
+        found = [piece for name in new for piece in self._pieces_of(name, parameters[name], model)]
+        if not found:
+            return self
+        wanted = [self._is_wanted(block, piece) for block, piece in found]
+        # A block of several tensors is as long as it was at first: what comes later is a block of its own.
+        group = self._group if not self.blocks else _itself
+        grouped: dict[str, list[tuple[Block, Piece]]] = {}
+        for (block, piece), is_in in zip(found, wanted, strict=True):
+            if is_in:
+                grouped.setdefault(group(block), []).append((block, piece))
+        whole = [piece.parameter for _, piece in found if not piece.part]
+        shapes = {clean_name(name): parameters[name] for name in new}
+        unknown = [name for name in whole if looks_fused(name, shapes[name].shape)]
+        return replace(
+            self,
+            blocks=(*self.blocks, *(_merged(name, [b for b, _ in members]) for name, members in grouped.items())),
+            pieces=(*self.pieces, *(tuple(piece for _, piece in members) for members in grouped.values())),
+            excluded=self.excluded | {p.parameter for (_, p), is_in in zip(found, wanted, strict=True) if not is_in},
+            undeclared=(*self.undeclared, *unknown),
+        )
+
+    def entries(self, parameters: Mapping[str, Tensor]) -> list[list[Tensor]]:
+        """The real entries of each block, piece by piece; empty where one of its parameters is gone.
+
+        Raises:
+            ValueError: a parameter has changed its size.
+        """
+        cleaned = {clean_name(name): tensor for name, tensor in parameters.items()}
+        listed = []
+        for block, pieces in zip(self.blocks, self.pieces, strict=True):
+            present = [piece.entries(cleaned[piece.parameter]) for piece in pieces if piece.parameter in cleaned]
+            tensors = [tensor for tensor in present if tensor is not None]
+            if len(tensors) < len(pieces):
+                tensors = []
+            if tensors and (numel := sum(tensor.numel() for tensor in tensors)) != block.numel:
+                raise ValueError(f"parameter {block.name!r} had {block.numel} entries and now has {numel}.")
+            listed.append(tensors)
+        return listed
+
+    # Inside
+
+    @cached_property
+    def _known(self) -> set[str]:
+        return {piece.parameter for pieces in self.pieces for piece in pieces} | self.excluded
+
+    def _is_wanted(self, block: Block, piece: Piece) -> bool:
+        return is_wanted({block.name, piece.parameter}, self.include, self.exclude)
+
+    def _pieces_of(self, raw: str, parameter: Tensor, model: nn.Module | None) -> Iterator[tuple[Block, Piece]]:
+        """The pieces that a parameter is made of, each as a block."""
+        entries = block_entries(parameter)
+        if entries is None:
+            return
+        name = clean_name(raw)
+        layer = name.rpartition(".")[0]
+        owner, parent = _owners(model, raw)
+        role = role_of(name, parameter.ndim, owner, parent)
+        layout = self._layout(name, parameter, owner, parent)
+        if layout is None:
+            yield Block(name, layer, role, entries.numel()), Piece(name)
+            return
+        for part in layout.parts:
+            piece = Piece(name, part, layout)
+            tensor = piece.entries(parameter)
+            assert tensor is not None
+            yield Block(f"{name}:{part}", layer, "bias" if role == "bias" else part, tensor.numel()), piece
+
+    def _layout(
+        self, name: str, parameter: Tensor, owner: nn.Module | None, parent: nn.Module | None
+    ) -> FusedLayout | None:
+        declared = [pattern for pattern in self.fused if matches(name, pattern)]
+        if len(declared) > 1:
+            raise ValueError(
+                f"fused: {declared[0]!r} and {declared[1]!r} both match the parameter {name!r}: declare it once."
+            )
+        if declared:
+            layout = self.fused[declared[0]]
+            layout.check(name, parameter.shape)
+            return layout
+        return None if owner is None else known_layout(owner, parent, name.rpartition(".")[2])
+
+    def _group(self, block: Block) -> str:
+        """Name of the block that a tensor's, or a part's, is added to."""
+        if callable(self.granularity):
+            name = self.granularity(block)
+            if not isinstance(name, str) or not name:
+                raise TypeError(
+                    f"blocks={self.settings['blocks']} returned {name!r} for {block.name!r}: return the name of the "
+                    "block that it is to be added to, a string."
+                )
+            return name
+        names = {"tensor": block.name, "layer": block.layer or "root", "role": block.role, "model": "model"}
+        return names[self.granularity]
+
+
+_WRAPPED = ("_orig_mod", "base_layer")  # what torch.compile and PEFT call the module that they wrap
+
+
+def piece_from_state(state: Mapping[str, Any]) -> Piece:
+    """A piece again, from the plain values that ``dataclasses.asdict`` has made of it."""
+    layout = state["layout"]
+    return Piece(state["parameter"], state["part"], None if layout is None else FusedLayout(**layout))
+
+
+def _itself(block: Block) -> str:
+    return block.name
+
+
+def _merged(name: str, members: Sequence[Block]) -> Block:
+    """One block of several: in what module they all lie, and their role where it is one."""
+    roles = {block.role for block in members}
+    shared = [module for module in enclosing(members[0].layer) if all(module in enclosing(b.layer) for b in members)]
+    return Block(
+        name=name,
+        layer=shared[-1] if shared else "",
+        role=roles.pop() if len(roles) == 1 else "other",
+        numel=sum(block.numel for block in members),
+    )
+
+
+def _owners(model: nn.Module | None, name: str) -> tuple[nn.Module | None, nn.Module | None]:
+    """The module that owns a parameter, and the one that has it as a child, wrappers left aside."""
+    if model is None:
+        return None, None
+    modules: list[nn.Module | None] = [None]
+    module: Any = model
+    for child in name.split(".")[:-1]:
+        module = getattr(module, child, None)
+        if child in _WRAPPED:
+            modules[-1] = module
+        else:
+            modules.append(module)
+    modules[0] = model
+    owner = modules[-1]
+    return owner, modules[-2] if len(modules) > 1 else None
+
+
+def _plain(patterns: Patterns | None) -> str | list[str] | None:
+    return patterns if patterns is None or isinstance(patterns, str) else list(patterns)

@@ -1,0 +1,116 @@
+"""Windows of consecutive optimizer steps, each in the memory of three snapshots: on and on, or back and forth?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_traj.gram import DISPLACEMENT, PREVIOUS_UPDATE, UPDATE, local_grams
+from lightning_traj.thinning import thinned
+
+LEAST = 2  # steps: with fewer there is no angle between them
+
+
+class StepWindows:
+    """Windows of consecutive optimizer steps; of each, what is needed to tell oscillation in any set of blocks.
+
+    Args:
+        length: Optimizer steps of a window.
+        limit: Windows kept; past that, every second one is dropped.
+
+    Attributes:
+        sums: ‖u_i‖², ⟨u_i, u_{i−1}⟩ and ‖u_1 + … + u_i‖² of each finished window, block and step i, float64
+            [B, 3, length] each, on the device of the rows; zero after a window that was cut short.
+        steps: Optimizer steps taken when each window ended.
+        counts: Steps that each has.
+    """
+
+    def __init__(self, length: int, limit: int) -> None:
+        self.length, self.limit = length, limit
+        self.sums: list[Tensor] = []
+        self.steps: list[int] = []
+        self.counts: list[int] = []
+        self.order: list[int] = []
+        self.stride = 1
+        self._rows: list[list[Tensor]] = []  # of the running window: where it began, the last two
+        self._parts: list[Tensor] = []  # of its steps so far, [B, 3]
+        self._landed: dict[int, NDArray[np.float64]] = {}  # sums on the host, by order
+
+    @property
+    def running(self) -> bool:
+        """Whether a window has begun, and waits for more steps."""
+        return bool(self._rows)
+
+    def begin(self, row: Sequence[Tensor]) -> None:
+        """Begin a window at the parameters whose sketches these are, one a block."""
+        self._rows = [list(row)] * 3
+        self._parts = []
+
+    def add(self, row: Sequence[Tensor], step: int) -> None:
+        """Take in the parameters after the next step."""
+        start, latest, before = self._rows
+        if len(row) != len(start):  # blocks were added: there is no difference to take
+            self.end(step - 1)
+            return
+        local = local_grams(row, start, latest, before)
+        pairs = ((UPDATE, UPDATE), (UPDATE, PREVIOUS_UPDATE), (DISPLACEMENT, DISPLACEMENT))
+        self._parts.append(torch.stack([local[:, i, j] for i, j in pairs], dim=1))
+        self._rows = [start, list(row), latest]
+        if len(self._parts) == self.length:
+            self.end(step)
+
+    def end(self, step: int) -> None:
+        """End the running window, after ``step`` optimizer steps in all, even if it is shorter than planned."""
+        if len(self._parts) >= LEAST:
+            parts = torch.stack(self._parts, dim=2)
+            self.sums.append(torch.nn.functional.pad(parts, (0, self.length - parts.shape[2])))
+            self.steps.append(step)
+            self.counts.append(len(self._parts))
+            self.order.append(self.order[-1] + 1 if self.order else 0)
+            keep, self.stride = thinned(self.order, self.stride, self.limit)
+            for attribute in ("sums", "steps", "counts", "order"):
+                setattr(self, attribute, [getattr(self, attribute)[i] for i in keep])
+        self._rows, self._parts = [], []
+
+    def fresh(self) -> list[Tensor]:
+        """The sums that are not on the host yet."""
+        return [window for window, order in zip(self.sums, self.order, strict=True) if order not in self._landed]
+
+    def landed(self, windows: Sequence[NDArray[np.float64]]) -> None:
+        """Take note of what ``fresh`` gave, now on the host."""
+        fresh = [order for order in self.order if order not in self._landed]
+        landed = {**self._landed, **dict(zip(fresh, windows, strict=True))}
+        self._landed = {order: landed[order] for order in self.order}
+
+    def on_host(self, blocks: int) -> NDArray[np.float64]:
+        """All sums, [W, blocks, 3, length]; blocks that came later have taken no steps in earlier windows."""
+        stacked = np.zeros((len(self.order), blocks, 3, self.length))
+        for i, order in enumerate(self.order):
+            stacked[i, : len(self._landed[order])] = self._landed[order]
+        return stacked
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as tensors and primitives."""
+        return {
+            "sums": list(self.sums),
+            "steps": list(self.steps),
+            "counts": list(self.counts),
+            "order": list(self.order),
+            "stride": self.stride,
+            "rows": [list(row) for row in self._rows],
+            "parts": list(self._parts),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on where ``state_dict`` was taken."""
+        self.sums = [window.to(device) for window in state["sums"]]
+        self.steps, self.counts, self.order = (list(state[name]) for name in ("steps", "counts", "order"))
+        self.stride = state["stride"]
+        self._rows = [[tensor.to(device) for tensor in row] for row in state["rows"]]
+        self._parts = [part.to(device) for part in state["parts"]]
+        self._landed = {}
