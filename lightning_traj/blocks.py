@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from string import digits
 
 import torch
 from torch import Tensor
@@ -90,11 +90,12 @@ def block_groups(blocks: Sequence[Block]) -> dict[str, list[int]]:
     return groups | {f"block:{block.name}": [i] for i, block in enumerate(blocks)}
 
 
-def group_blocks(blocks: Sequence[Block], by: str) -> dict[str, list[int]]:
-    """Indices of the blocks of each group, in the order of the model.
+def group_blocks(blocks: Sequence[Block], by: str, chosen: Iterable[int]) -> dict[str, list[int]]:
+    """Indices of the chosen blocks of each group, in the order of the model.
 
     Args:
-        blocks: The blocks to be grouped.
+        blocks: All blocks of the model.
+        chosen: Indices of those to be grouped.
         by: ``"layer"`` (the module), ``"role"``, ``"layer x role"``, ``"depth"`` (``block_units``), ``"depth x role"``
             or ``"block"``. Names of two are joined by a space.
 
@@ -113,7 +114,7 @@ def group_blocks(blocks: Sequence[Block], by: str) -> dict[str, list[int]]:
     if by not in labels:
         raise ValueError(f"by={by!r}: pass one of {', '.join(map(repr, GROUPINGS))}.")
     groups: dict[str, list[int]] = {}
-    for i in range(len(blocks)):
+    for i in chosen:
         groups.setdefault(" ".join(labels[by](i)), []).append(i)
     return groups
 
@@ -121,21 +122,24 @@ def group_blocks(blocks: Sequence[Block], by: str) -> dict[str, list[int]]:
 def block_units(blocks: Sequence[Block]) -> list[str]:
     """The unit of depth that each block lies in: the numbered module that a network repeats (``h.3``), or its layer.
 
-    It is the outermost module whose name ends in a number and that contains more than one layer, and other things
-    than numbered modules (``stages.0`` of blocks 0, 1, 2 is no unit, ``stages.0.2`` is one).
+    It is the outermost module whose name ends in a number, that has several layers, some of them as in another module
+    of that name but for the number, and that is not just numbered modules itself: in ``stages.0.2.conv`` with stages of
+    blocks, ``stages.0`` is none and ``stages.0.2`` is one.
     """
-    children: dict[str, set[str]] = {}  # module -> names right below it, on the way to the layers
-    layers: dict[str, set[str]] = {}  # module -> layers in it
+    inside: dict[str, set[str]] = {}  # module -> layers in it, relative to it
     for block in blocks:
         for module in enclosing(block.layer):
-            layers.setdefault(module, set()).add(block.layer)
-            if below := block.layer[len(module) + 1 :]:
-                children.setdefault(module, set()).add(below.partition(".")[0])
+            inside.setdefault(module, set()).add(block.layer[len(module) + 1 :])
+    alike: dict[tuple[str, str], int] = {}  # name but for the number, layer in it -> how many modules have it
+    for module, layers in inside.items():
+        for layer in layers:
+            key = module.rstrip(digits), layer
+            alike[key] = alike.get(key, 0) + 1
 
     def is_unit(module: str) -> bool:
-        numbered = re.search(r"\d$", module) is not None
-        inner = children.get(module, set())
-        return numbered and len(layers[module]) > 1 and not all(name.isdigit() for name in inner)
+        layers, stem = inside[module], module.rstrip(digits)
+        repeated = stem != module and any(alike[stem, layer] > 1 for layer in layers)
+        return repeated and len(layers) > 1 and not all(layer.partition(".")[0].isdigit() for layer in layers)
 
     units = {layer: next(filter(is_unit, enclosing(layer)), layer) for layer in {block.layer for block in blocks}}
     return [units[block.layer] for block in blocks]

@@ -95,7 +95,7 @@ COLOURS: Mapping[str, Colours] = {
     "mds_relative": Colours("relative MDS", 0.5, 1e-7, similarity=True),
     "update_angle": _Linear("update angle", 1.0, 1.0, remark=" (random walk: 90°)", unit="°"),
     "direction_drift": Colours("direction drift", 0.25, 1e-7),
-    "oscillation_cosine": _Linear("cosine of consecutive steps", 1.0, 0.01, remark=" (below 0: back and forth)"),
+    "oscillation_cosine": _Linear("oscillation cosine", 1.0, 0.01, remark=" (below 0: back and forth)"),
 }
 
 

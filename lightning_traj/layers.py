@@ -33,9 +33,7 @@ PROGRESS: Mapping[str, Callable[[Trajectory, Sequence[int]], Array]] = {
 
 def grouped(trajectory: Trajectory, by: str, select: Select = None) -> Groups:
     """Indices of the blocks that are counted, group by group. As for ``Trajectory.table``."""
-    chosen = trajectory.select(select)
-    groups = group_blocks([trajectory.blocks[i] for i in chosen], by)
-    return {label: [chosen[i] for i in members] for label, members in groups.items()}
+    return group_blocks(trajectory.blocks, by, trajectory.select(select))
 
 
 def at_most(groups: Groups, most: int) -> tuple[Groups, int]:

@@ -184,9 +184,8 @@ class Trajectory:
 
     def groups(self, by: str, select: Select = None) -> dict[str, Callable[[Block], bool]]:
         """What ``table`` groups, as selections: {group: predicate over blocks}."""
-        chosen = [self.blocks[i] for i in self.select(select)]
-        grouped = group_blocks(chosen, by)
-        return {label: {chosen[i] for i in members}.__contains__ for label, members in grouped.items()}
+        grouped = group_blocks(self.blocks, by, self.select(select))
+        return {label: {self.blocks[i] for i in members}.__contains__ for label, members in grouped.items()}
 
     def series(self, select: Select = None) -> dict[str, Array]:
         """Every scalar at every kept snapshot, as it stood then, float64 [n]; the blocks counted are those of today."""

@@ -161,18 +161,22 @@ def test_groups_end_with_the_single_blocks():
     ],
 )
 def test_grouping(by, expected):
-    assert group_blocks(BLOCKS, by) == expected
-    assert list(group_blocks(BLOCKS, by)) == list(expected)  # in the order of the model
+    assert group_blocks(BLOCKS, by, range(7)) == expected
+    assert list(group_blocks(BLOCKS, by, range(7))) == list(expected)  # in the order of the model
+
+
+def test_grouping_some_blocks_names_them_as_grouping_all():
+    assert group_blocks(BLOCKS, "depth", [1, 3]) == {"h.0": [1], "h.1": [3]}
 
 
 def test_every_grouping_is_a_partition():
     for by in ("layer", "role", "layer x role", "depth", "depth x role", "block"):
-        assert sorted(i for members in group_blocks(BLOCKS, by).values() for i in members) == list(range(7))
+        assert sorted(i for members in group_blocks(BLOCKS, by, range(7)).values() for i in members) == list(range(7))
 
 
 def test_an_unknown_grouping_is_refused():
     with pytest.raises(ValueError, match="by='colour': pass one of 'layer', 'role', 'layer x role', 'depth'"):
-        group_blocks(BLOCKS, "colour")
+        group_blocks(BLOCKS, "colour", range(7))
 
 
 def layers(*names):
@@ -187,12 +191,16 @@ def layers(*names):
         (["conv", "s.0.0.conv1", "s.0.0.bn", "s.0.1.conv1", "s.0.1.bn"], ["conv", "s.0.0", "s.0.0", "s.0.1", "s.0.1"]),
         (["layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "layer1.1.bn"], ["layer1.0"] * 2 + ["layer1.1"] * 2),
         # the outermost: experts and inner sequences are within their layer
-        (["l.3.attn", "l.3.mlp.experts.0.w1", "l.3.mlp.experts.1.w1"], ["l.3"] * 3),
-        (["blocks.2.norm", "blocks.2.mlp.0", "blocks.2.mlp.2"], ["blocks.2"] * 3),
+        ([f"l.{i}.{x}" for i in (0, 1) for x in ("attn", "experts.0.w", "experts.1.w")], ["l.0"] * 3 + ["l.1"] * 3),
+        ([f"blocks.{i}.{x}" for i in (0, 1) for x in ("norm", "mlp.0", "mlp.2")], ["blocks.0"] * 3 + ["blocks.1"] * 3),
+        # a place in a sequence is no depth, what repeats within is
+        (["0", "1.l.0.q", "1.l.0.k", "1.l.1.q", "1.l.1.k", "2"], ["0", "1.l.0", "1.l.0", "1.l.1", "1.l.1", "2"]),
+        # nothing repeats
+        (["h.0.q", "h.0.k"], ["h.0.q", "h.0.k"]),
         # layers that are numbered themselves
         (["net.0", "net.2", "net.4"], ["net.0", "net.2", "net.4"]),
         (["fc1", "fc2"], ["fc1", "fc2"]),
-        (["encoder.encoder_layer_0.ln_1", "encoder.encoder_layer_0.mlp.0"], ["encoder.encoder_layer_0"] * 2),
+        (["e.layer_0.ln", "e.layer_0.mlp.0", "e.layer_1.ln", "e.layer_1.mlp.0"], ["e.layer_0"] * 2 + ["e.layer_1"] * 2),
     ],
 )  # fmt: skip
 def test_units_of_depth(names, units):
