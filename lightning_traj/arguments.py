@@ -7,11 +7,13 @@ from collections.abc import Mapping
 
 from lightning_traj.fused import FusedLayout
 from lightning_traj.partition import GRANULARITIES
+from lightning_traj.quantities import QUANTITIES
 from lightning_traj.schedule import Schedule
 
 
 def check_arguments(
     *,
+    track: object,
     schedule: object,
     snapshot: object,
     sketch_dim: object,
@@ -27,6 +29,8 @@ def check_arguments(
     name: object,
 ) -> None:
     """Raise for a wrong argument, naming it, its value and the remedy."""
+    if track not in QUANTITIES:
+        raise ValueError(f"track={track!r}: pass one of {', '.join(map(repr, QUANTITIES))}.")
     for argument, value in (("schedule", schedule), ("window_schedule", window_schedule)):
         if not isinstance(value, Schedule):
             raise TypeError(
@@ -53,6 +57,8 @@ def check_arguments(
             raise TypeError(
                 f'{argument}={patterns!r}: pass a glob pattern such as "*.weight", a list of them, or None.'
             )
+    if window and track != "weights":
+        raise ValueError(f"window={window} with track={track!r}: windows are of the weights' steps; pass None or 0.")
     if window == 1:
         raise ValueError("window=1: an angle takes two steps; pass 0 for no windows, or at least 2.")
     declared = {} if fused is None else fused

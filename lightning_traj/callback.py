@@ -19,8 +19,10 @@ from torch.nn.parameter import is_lazy
 from lightning_traj import report, tensorboard
 from lightning_traj.arguments import check_arguments
 from lightning_traj.blocks import Patterns
+from lightning_traj.crossing import crossing
 from lightning_traj.fused import FusedLayout
 from lightning_traj.partition import Granularity
+from lightning_traj.quantities import quantity
 from lightning_traj.recorder import Recorder
 from lightning_traj.schedule import EveryNEpochs, Schedule
 from lightning_traj.trajectory import MEASURES, Trajectory
@@ -41,6 +43,10 @@ class TrajectoryCallback(Callback):
     the last bit as without it; once it runs, whatever fails here warns, and training goes on.
 
     Args:
+        track: What the trajectory is of: ``"weights"``; ``"average"``, those of WeightAveraging, EMAWeightAveraging or
+            an AveragedModel; ``"gradient"`` just before the step; ``"update"``, the step itself; ``"first_moment"`` or
+            ``"second_moment"`` of the optimizer. One a callback; for several, add several callbacks. What belongs to a
+            step is recorded at the first one, and then at the step that is due or the last one of the epoch.
         schedule: When to take a snapshot: ``EveryNEpochs(n)``, ``EveryNSteps(n)``, ``LogSpaced(cap)``,
             ``AtSteps([…])``, ``AtEpochs([…])``, or several of them joined by ``|``.
         snapshot: ``"sketch"`` keeps ``sketch_dim`` numbers a block, and answers with standard errors; ``"full"`` writes
@@ -63,7 +69,8 @@ class TrajectoryCallback(Callback):
         window_schedule: When a window begins, besides the start: by default with every epoch. It ends with the epoch.
         seed: Of the sketch; runs can be compared with each other where it and ``sketch_dim`` are the same.
         dirpath: Folder of the files; default: beside the logs.
-        name: Prefix of the tags, stem of the file. Two callbacks in one Trainer need different names.
+        name: Prefix of the tags, stem of the file; default: ``"traj"`` for the weights, and ``"traj_gradient"`` and so
+            on for others. Two callbacks in one Trainer need different names.
 
     Raises:
         TypeError, ValueError: an argument is wrong (at once), or the model or the checkpoint does not go with it
@@ -81,6 +88,7 @@ class TrajectoryCallback(Callback):
     def __init__(
         self,
         *,
+        track: str = "weights",
         schedule: Schedule = EveryNEpochs(1),
         snapshot: Literal["sketch", "full"] = "sketch",
         sketch_dim: int = 2048,
@@ -93,9 +101,11 @@ class TrajectoryCallback(Callback):
         window_schedule: Schedule = EveryNEpochs(1),
         seed: int = 0,
         dirpath: str | os.PathLike[str] | None = None,
-        name: str = "traj",
+        name: str | None = None,
     ) -> None:
+        name = _default_name(track) if name is None else name
         check_arguments(
+            track=track,
             schedule=schedule,
             snapshot=snapshot,
             sketch_dim=sketch_dim,
@@ -110,6 +120,7 @@ class TrajectoryCallback(Callback):
             dirpath=dirpath,
             name=name,
         )
+        self.track = track
         self.schedule = schedule
         self.window = window
         self.window_schedule = window_schedule
@@ -123,9 +134,12 @@ class TrajectoryCallback(Callback):
             exclude=exclude,
             fused=fused,
             max_snapshots=max_snapshots,
-            window=DEFAULT_WINDOW if window is None else window,
+            window=(DEFAULT_WINDOW if window is None else window) if track == "weights" else 0,
             seed=seed,
         )
+        self._quantity = quantity(track)
+        self._step_due = False  # whether what belongs to the coming step is to be recorded
+        self._state_due = False  # whether the state after it is, as soon as others have brought it up to date
         self._trajectory: Trajectory | None = None
         self._restored: Mapping[str, Any] | None = None
         self._steps = 0
@@ -177,7 +191,8 @@ class TrajectoryCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Only here is everything restored, under every strategy, and nothing trained yet.
-        recorder, parameters = self._recorder, dict(pl_module.named_parameters())
+        self._quantity.check(trainer, pl_module)
+        recorder, parameters = self._recorder, self._parameters(trainer, pl_module)
         restored, self._restored = self._restored, None
         folder = self._folder(trainer)
         recorder.snapshots.folder = folder / f"{self.name}-snapshots"
@@ -208,6 +223,8 @@ class TrajectoryCallback(Callback):
                 f"{self.name}: {', '.join(undeclared)}: this looks like fused q, k and v in an unknown layout, and "
                 "stays one block; declare it with fused= to see them apart."
             )
+        if self._quantity.at_steps:
+            return
         if restored is not None and self._lacks_epoch(trainer):
             self._record(trainer, pl_module, starting=True)
         if not any(is_lazy(parameter) for parameter in parameters.values()):
@@ -216,7 +233,9 @@ class TrajectoryCallback(Callback):
             self._begin_window(self.window_schedule.due_after_epoch, trainer.current_epoch, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        if not len(self._recorder) and not self._steps:  # lazy parameters have their values only now
+        if self._quantity.at_steps:
+            self._guarded("recording", self._prepare_step, trainer, pl_module, optimizer)
+        elif not len(self._recorder) and not self._steps:  # lazy parameters have their values only now
             self._record_initial(trainer, pl_module)
             self._begin_window(self.window_schedule.due_after_epoch, trainer.current_epoch, pl_module)
 
@@ -225,6 +244,9 @@ class TrajectoryCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self._state_due:
+            self._state_due = False
+            self._record(trainer, pl_module)
         new = self._recorder.scheduled - self._logged
         batches = trainer.fit_loop.epoch_loop._batches_that_stepped
         # As often as Lightning logs, at most; and ever more rarely, so that all logs together stay cheap.
@@ -236,7 +258,8 @@ class TrajectoryCallback(Callback):
             self._log_monitors(trainer, pl_module, self._monitored)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._record_due(self.schedule.due_after_epoch, trainer.current_epoch + 1, trainer, pl_module)
+        if not self._quantity.at_steps:
+            self._record_due(self.schedule.due_after_epoch, trainer.current_epoch + 1, trainer, pl_module)
         self._guarded("recording", self._recorder.windows.end, self._steps)
         self._begin_window(self.window_schedule.due_after_epoch, trainer.current_epoch + 1, pl_module)
         if self._recorder.scheduled > self._logged:
@@ -286,7 +309,7 @@ class TrajectoryCallback(Callback):
 
     @property
     def _schedules(self) -> dict[str, str]:
-        return {argument: _describe(getattr(self, argument)) for argument in ("schedule", "window_schedule")}
+        return {argument: _describe(getattr(self, argument)) for argument in ("track", "schedule", "window_schedule")}
 
     def _goes_on(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Whether a fit without restored state goes on with what an earlier fit of the same Trainer has recorded."""
@@ -356,16 +379,42 @@ class TrajectoryCallback(Callback):
         self._guarded("measuring", self._collect)
 
     def _record(self, trainer: Trainer, pl_module: LightningModule, starting: bool = False) -> None:
-        parameters, epoch = dict(pl_module.named_parameters()), _completed_epochs(trainer, starting)
-        self._guarded("recording", self._recorder.record, parameters, self._steps, epoch)
+        self._guarded("recording", self._record_quantity, trainer, pl_module, None, starting)
 
-    def _on_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def _record_quantity(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any, starting: bool = False
+    ) -> None:
+        tensors = self._quantity.read(trainer, pl_module, optimizer)
+        self._recorder.record(tensors, self._steps, _completed_epochs(trainer, starting))
+
+    def _parameters(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Tensors of the names and shapes that are going to be recorded."""
+        source = pl_module.named_parameters() if self._quantity.at_steps else ()
+        return dict(source) or self._quantity.read(trainer, pl_module, None)
+
+    def _prepare_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        last = trainer.is_last_batch and self.schedule.due_after_epoch(trainer.current_epoch + 1)
+        self._step_due = not len(self._recorder) or last or self.schedule.due_after_step(self._steps + 1)
+        if self._step_due:
+            self._quantity.before_step(pl_module, optimizer)
+
+    def _on_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any, *_: Any) -> None:
         self._steps += 1
-        self._record_due(self.schedule.due_after_step, self._steps, trainer, pl_module)
+        if self._quantity.at_steps:
+            if self._step_due:
+                self._step_due = False
+                self._guarded("recording", self._record_quantity, trainer, pl_module, optimizer)
+        elif self.track == "average":  # which others update only after the step
+            self._guarded("recording", self._note_due)
+        else:
+            self._record_due(self.schedule.due_after_step, self._steps, trainer, pl_module)
         if self._recorder.windows.running:
             parameters = dict(pl_module.named_parameters())
             self._guarded("recording", self._recorder.add_to_window, parameters, self._steps)
         self._begin_window(self.window_schedule.due_after_step, self._steps, pl_module)
+
+    def _note_due(self) -> None:
+        self._state_due = self._state_due or self.schedule.due_after_step(self._steps)
 
     def _begin_window(self, due: Callable[[int], bool], count: int, pl_module: LightningModule) -> None:
         def begin() -> None:
@@ -406,6 +455,7 @@ class TrajectoryCallback(Callback):
         if trajectory is None or not trainer.is_global_zero:
             return
         self._guarded("saving", self._save, trainer)
+        self._guarded("logging", self._log_crossings, trainer, step)
         folder = None if self._file is None else self._file.parent
         tensorboard.log_trajectory(
             trainer.loggers,
@@ -419,6 +469,15 @@ class TrajectoryCallback(Callback):
         # One epoch of many changes little in what is by layer and role, which takes thrice as long to draw as the rest.
         if pictures and 8 * (self._logged - self._layered) >= self._logged:
             self._log_layers(trainer, step)
+
+    def _log_crossings(self, trainer: Trainer, step: int) -> None:
+        """The angles between this quantity and those of the callbacks before, which have had their turn."""
+        callbacks = [callback for callback in trainer.callbacks if isinstance(callback, TrajectoryCallback)]
+        for other in callbacks[: callbacks.index(self)]:
+            angles = crossing((other.track, other._recorder), (self.track, self._recorder))
+            tensorboard.log_scalars(
+                trainer.loggers, {f"traj_cross/{tag}": value for tag, value in angles.items()}, step
+            )
 
     def _log_layers(self, trainer: Trainer, step: int) -> None:
         if self._trajectory is None or not trainer.is_global_zero or self._layered == self._logged:
@@ -496,7 +555,7 @@ class TrajectoryCallback(Callback):
                 rank_zero_warn(f"{self.name}: {message}. Training goes on; this is said once.")
 
 
-def _describe(schedule: Schedule) -> str:
+def _describe(schedule: Schedule | str) -> str:
     """A schedule in words that are the same in every process: also one of the user's own, without a repr."""
     plain = type(schedule).__repr__ is object.__repr__
     return f"{type(schedule).__qualname__}({vars(schedule)})" if plain else repr(schedule)
@@ -505,6 +564,10 @@ def _describe(schedule: Schedule) -> str:
 def _stem(name: str) -> str:
     """Stem of the file of the trajectory of this name."""
     return "trajectory" if name == "traj" else name
+
+
+def _default_name(track: object) -> str:
+    return "traj" if track == "weights" else f"traj_{track}"
 
 
 def _names(trainer: Any) -> list[str]:

@@ -47,7 +47,9 @@ class StepWindows:
         return bool(self._rows)
 
     def begin(self, row: Sequence[Tensor]) -> None:
-        """Begin a window at the parameters whose sketches these are, one a block."""
+        """Begin a window at the parameters whose sketches these are, one a block; not while another one runs."""
+        if self.running:
+            return
         self._rows = [list(row)] * 3
         self._parts = []
 
@@ -56,6 +58,7 @@ class StepWindows:
         start, latest, before = self._rows
         if len(row) != len(start):  # blocks were added: there is no difference to take
             self.end(step - 1)
+            self._rows = []
             return
         local = local_grams(row, start, latest, before)
         pairs = ((UPDATE, UPDATE), (UPDATE, PREVIOUS_UPDATE), (DISPLACEMENT, DISPLACEMENT))
@@ -65,7 +68,12 @@ class StepWindows:
             self.end(step)
 
     def end(self, step: int) -> None:
-        """End the running window, after ``step`` optimizer steps in all, even if it is shorter than planned."""
+        """End the running window, after ``step`` optimizer steps in all, even if it is shorter than planned.
+
+        One that has only just begun goes on: where an epoch ends, the next one begins.
+        """
+        if not self._parts:
+            return
         if len(self._parts) >= LEAST:
             parts = torch.stack(self._parts, dim=2)
             self.sums.append(torch.nn.functional.pad(parts, (0, self.length - parts.shape[2])))
@@ -82,9 +90,10 @@ class StepWindows:
         return [window for window, order in zip(self.sums, self.order, strict=True) if order not in self._landed]
 
     def landed(self, windows: Sequence[NDArray[np.float64]]) -> None:
-        """Take note of what ``fresh`` gave, now on the host."""
+        """Take note of what ``fresh`` gave, now on the host: NaN in a block where one of its steps is not finite."""
         fresh = [order for order in self.order if order not in self._landed]
-        landed = {**self._landed, **dict(zip(fresh, windows, strict=True))}
+        defined = [np.where(np.isfinite(sums).all(axis=(1, 2), keepdims=True), sums, np.nan) for sums in windows]
+        landed = {**self._landed, **dict(zip(fresh, defined, strict=True))}
         self._landed = {order: landed[order] for order in self.order}
 
     def on_host(self, blocks: int) -> NDArray[np.float64]:

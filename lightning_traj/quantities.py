@@ -1,0 +1,180 @@
+"""What a trajectory can be of: the weights, their average, or what the optimizer sees and does at a step.
+
+Each is read as tensors by parameter name, so that blocks, roles and sketches are those of the weights, and one can be
+compared with another.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+
+class Quantity(ABC):
+    """How a quantity is read.
+
+    Attributes:
+        at_steps: Whether it belongs to an optimizer step (a gradient), and not to the state between steps (weights).
+    """
+
+    at_steps = True
+
+    def check(self, trainer: Any, module: nn.Module) -> None:  # noqa: B027 (most have nothing to check)
+        """Raise ValueError where this run does not have the quantity; before training."""
+
+    def before_step(self, module: nn.Module, optimizer: Optimizer) -> None:  # noqa: B027
+        """Keep what the step is about to change."""
+
+    @abstractmethod
+    def read(self, trainer: Any, module: nn.Module, optimizer: Optimizer | None) -> dict[str, Tensor]:
+        """The quantity by parameter name; for one of a step right after it, of the parameters that it was for."""
+
+
+class Weights(Quantity):
+    """The parameters themselves."""
+
+    at_steps = False
+
+    def read(self, trainer: Any, module: nn.Module, optimizer: Optimizer | None) -> dict[str, Tensor]:  # noqa: D102
+        return dict(module.named_parameters())
+
+
+class Average(Quantity):
+    """The averaged parameters of Lightning's WeightAveraging (EMA included), or of an AveragedModel in the module."""
+
+    at_steps = False
+
+    def check(self, trainer: Any, module: nn.Module) -> None:  # noqa: D102
+        callbacks = list(trainer.callbacks)
+        averaging = [i for i, callback in enumerate(callbacks) if _averaged_by(callback) is not None]
+        if not averaging and not any(isinstance(child, AveragedModel) for child in module.modules()):
+            raise ValueError(
+                'track="average": there is no WeightAveraging or EMAWeightAveraging among the callbacks, and no '
+                "torch.optim.swa_utils.AveragedModel in the module; add one, or track something else."
+            )
+        if any(getattr(callback, "track", "") == "average" for callback in callbacks[: max(averaging, default=0)]):
+            raise ValueError(
+                'track="average" reads the average before it is updated: list the TrajectoryCallback after '
+                f"{type(callbacks[averaging[-1]]).__name__} in callbacks=."
+            )
+
+    def read(self, trainer: Any, module: nn.Module, optimizer: Optimizer | None) -> dict[str, Tensor]:  # noqa: D102
+        for callback in trainer.callbacks:
+            if (averaged := _averaged_by(callback)) is not None:  # of the whole LightningModule
+                return _anew(averaged.module.named_parameters())
+        children = module.named_modules()
+        averaged = next(child for _, child in children if isinstance(child, AveragedModel))
+        found = dict(averaged.module.named_parameters())
+        # An average of a part of the module: by the names that the part's parameters have in the whole.
+        own: dict[str, Any] = {name: p.shape for name, p in module.named_parameters() if p is not found.get(name)}
+        for prefix in dict.fromkeys(name.rpartition(next(iter(found)))[0] for name in own):
+            if all(own.get(prefix + name) == p.shape for name, p in found.items()):
+                return _anew((prefix + name, p) for name, p in found.items())
+        return _anew(found.items())
+
+
+class Gradient(Quantity):
+    """The gradient just before the step: accumulated and unscaled, before Lightning clips it."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def before_step(self, module: nn.Module, optimizer: Optimizer) -> None:  # noqa: D102
+        # Copies: some optimizers use the memory of the gradient.
+        pairs = _of(optimizer, module)
+        self._kept = {name: p.grad.detach().clone() for name, p in pairs.items() if p.grad is not None}
+
+    def read(self, trainer: Any, module: nn.Module, optimizer: Optimizer | None) -> dict[str, Tensor]:  # noqa: D102
+        kept, self._kept = self._kept, {}
+        return kept
+
+
+class Update(Quantity):
+    """The optimizer's update: the parameters after the step less those before."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, Tensor] = {}
+
+    def before_step(self, module: nn.Module, optimizer: Optimizer) -> None:  # noqa: D102
+        self._before = {name: p.detach().clone() for name, p in _of(optimizer, module).items()}
+
+    def read(self, trainer: Any, module: nn.Module, optimizer: Optimizer | None) -> dict[str, Tensor]:  # noqa: D102
+        before, self._before = self._before, {}
+        now = dict(module.named_parameters())
+        # In float64: of nearly equal numbers, one in float32 would keep few digits.
+        return {name: now[name].detach().double() - p.double() for name, p in before.items() if name in now}
+
+
+class Moment(Quantity):
+    """A running moment of the gradient, as the optimizer keeps it."""
+
+    def __init__(self, name: str, states: Iterable[str]) -> None:
+        self.name, self.states = name, tuple(states)
+
+    def check(self, trainer: Any, module: nn.Module) -> None:  # noqa: D102
+        for optimizer in trainer.optimizers:
+            if not any(self._is_kept(group) for group in optimizer.param_groups) and not _has(optimizer, self.states):
+                raise ValueError(
+                    f"track={self.name!r}: {type(optimizer).__name__} keeps no such moment; use an optimizer that does "
+                    "(AdamW has both, SGD with momentum the first), or track something else."
+                )
+
+    def read(self, trainer: Any, module: nn.Module, optimizer: Optimizer | None) -> dict[str, Tensor]:  # noqa: D102
+        assert optimizer is not None
+        found = {}
+        for name, p in _of(optimizer, module).items():
+            for state in self.states:
+                if isinstance(value := optimizer.state.get(p, {}).get(state), Tensor) and value.shape == p.shape:
+                    found[name] = value
+                    break
+        return _anew(found.items())
+
+    def _is_kept(self, group: Mapping[str, Any]) -> bool:
+        if "betas" in group:
+            return True
+        if self.name == "first_moment":
+            return bool(group.get("momentum", 0))
+        return "centered" in group or "lr_decay" in group or "rho" in group  # RMSprop, Adagrad, Adadelta
+
+
+def quantity(track: str) -> Quantity:
+    """The quantity of this name, one of ``QUANTITIES``."""
+    return _MAKERS[track]()
+
+
+_MAKERS: dict[str, Callable[[], Quantity]] = {
+    "weights": Weights,
+    "average": Average,
+    "gradient": Gradient,
+    "update": Update,
+    "first_moment": lambda: Moment("first_moment", ("exp_avg", "momentum_buffer")),
+    "second_moment": lambda: Moment("second_moment", ("exp_avg_sq", "square_avg", "sum")),
+}
+QUANTITIES = tuple(_MAKERS)
+
+
+def _anew(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """As tensor objects that nobody has seen: these do not require gradients, and yet they change."""
+    return {name: tensor.detach() for name, tensor in tensors}
+
+
+def _averaged_by(callback: Any) -> AveragedModel | None:
+    """The averaged model of Lightning's WeightAveraging, of either package."""
+    averaged = getattr(callback, "_average_model", None)
+    return averaged if isinstance(averaged, AveragedModel) else None
+
+
+def _of(optimizer: Optimizer, module: nn.Module) -> dict[str, nn.Parameter]:
+    """The named parameters that an optimizer changes."""
+    own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return {name: p for name, p in module.named_parameters() if id(p) in own}
+
+
+def _has(optimizer: Optimizer, states: Iterable[str]) -> bool:
+    """Whether the optimizer, restored or of an unusual kind, has one of these states already."""
+    return any(state in values for values in optimizer.state.values() for state in states)

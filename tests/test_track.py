@@ -1,0 +1,301 @@
+"""Trajectories of other quantities than the weights, against values taken in the training loop by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from lightning_traj import EveryNEpochs, EveryNSteps, Trajectory, TrajectoryCallback
+from models import BATCHES, Module, batches, mlp
+
+STEP_QUANTITIES = ("gradient", "update", "first_moment", "second_moment")
+MOMENTS = {
+    "sgd": {"first_moment": "momentum_buffer"},
+    "adamw": {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"},
+}
+
+
+class ByHand(Module):
+    """Keeps what each optimizer step saw and did, by its own means: a step of the optimizer wrapped by hand."""
+
+    def __init__(self, optimizer: str = "sgd") -> None:
+        super().__init__()
+        self.kind = optimizer
+        self.seen: dict[str, list[dict[str, Tensor]]] = {name: [] for name in (*STEP_QUANTITIES, "weights", "average")}
+
+    def configure_optimizers(self) -> Any:
+        if self.kind == "sgd":
+            return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+        return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+    def keep(self, quantity: str, values: Any) -> None:
+        self.seen[quantity].append(
+            {name: value.detach().double().clone() for name, value in values if value is not None}
+        )
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.keep("gradient", ((name, p.grad) for name, p in self.named_parameters()))
+        self.before = {name: p.detach().double().clone() for name, p in self.named_parameters()}
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        if len(self.seen["gradient"]) == len(self.seen["update"]):
+            return  # accumulating
+        state = self.optimizers().optimizer.state
+        named = dict(self.named_parameters())
+        self.keep("weights", named.items())
+        self.keep("update", ((name, p.detach().double() - self.before[name]) for name, p in named.items()))
+        for moment, key in MOMENTS[self.kind].items():
+            self.keep(moment, ((name, state[p][key]) for name, p in named.items()))
+
+
+def stacked(snapshots: list[dict[str, Tensor]]) -> np.ndarray:
+    return np.stack([torch.cat([snapshot[name].flatten() for name in snapshots[0]]).numpy() for snapshot in snapshots])
+
+
+def check(trajectory: Trajectory, snapshots: list[dict[str, Tensor]], tolerance: float = 1e-6) -> None:
+    vectors = stacked(snapshots)
+    exact = vectors @ vectors.T
+    np.testing.assert_allclose(trajectory.gram("*"), exact, rtol=tolerance, atol=tolerance * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("mode", ["sketch", "full"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_the_optimizer_sees_and_does(fit: Any, optimizer: str, mode: Any, accumulate: int) -> None:
+    tracked = ["gradient", "update", *MOMENTS[optimizer]]
+    callbacks = [TrajectoryCallback(track=name, schedule=EveryNSteps(1), snapshot=mode) for name in tracked]
+    trainer = fit(*callbacks, module=lambda: ByHand(optimizer), accumulate_grad_batches=accumulate)
+    module = trainer.lightning_module
+    for callback in callbacks:
+        trajectory = callback.trajectory
+        assert trajectory.steps.tolist() == list(range(1, 3 * BATCHES // accumulate + 1))
+        check(trajectory, module.seen[callback.track])
+        assert [block.role for block in trajectory.blocks] == ["linear", "bias", "linear", "bias"]
+
+
+@pytest.mark.parametrize("track", STEP_QUANTITIES)
+def test_once_an_epoch_it_is_of_the_last_step(fit: Any, track: str) -> None:
+    callback = TrajectoryCallback(track=track, schedule=EveryNEpochs(1))
+    trainer = fit(callback, module=lambda: ByHand("adamw"))
+    seen = trainer.lightning_module.seen[track]
+    ends = [0, *range(BATCHES - 1, 3 * BATCHES, BATCHES)]  # the first step, and the last of each epoch
+    assert callback.trajectory.steps.tolist() == [end + 1 for end in ends]
+    assert callback.trajectory.epochs.tolist() == [1 / BATCHES, 1, 2, 3]
+    check(callback.trajectory, [seen[end] for end in ends])
+
+
+def test_gradients_are_those_before_clipping_and_the_update_is_after(fit: Any) -> None:
+    callbacks = [TrajectoryCallback(track=name, schedule=EveryNSteps(2)) for name in ("gradient", "update")]
+    trainer = fit(*callbacks, module=lambda: ByHand("adamw"), gradient_clip_val=0.01)
+    for callback in callbacks:
+        seen = trainer.lightning_module.seen[callback.track]
+        check(callback.trajectory, [seen[0], *seen[1::2]])
+
+
+class Averaging(pl.Callback):
+    """Keeps the average after each batch, when WeightAveraging has updated it."""
+
+    def __init__(self) -> None:
+        self.snapshots: list[dict[str, Tensor]] = []
+
+    def take(self, trainer: Any) -> None:
+        averaged = next(c._average_model for c in trainer.callbacks if isinstance(c, WeightAveraging))
+        self.snapshots.append({n: p.detach().double().clone() for n, p in averaged.module.named_parameters()})
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.take(trainer)
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        self.take(trainer)
+
+
+@pytest.mark.parametrize("schedule", [EveryNSteps(1), EveryNEpochs(1)])
+def test_the_average_of_weight_averaging(fit: Any, schedule: Any) -> None:
+    callback, witness = TrajectoryCallback(track="average", schedule=schedule), Averaging()
+    fit(EMAWeightAveraging(decay=0.7), callback, witness)
+    every = 1 if isinstance(schedule, EveryNSteps) else BATCHES
+    assert callback.trajectory.steps.tolist() == list(range(0, 3 * BATCHES + 1, every))
+    check(callback.trajectory, witness.snapshots[::every])
+
+
+class OwnAverage(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ema = AveragedModel(self.net)
+        self.kept = [stacked([{n: p.detach().double() for n, p in self.ema.module.named_parameters()}])[0]]
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.net.parameters(), lr=0.1)
+
+    def on_train_epoch_end(self) -> None:
+        self.ema.update_parameters(self.net)
+        self.kept.append(stacked([{n: p.detach().double() for n, p in self.ema.module.named_parameters()}])[0])
+
+
+def test_an_averaged_model_of_the_users_own(fit: Any) -> None:
+    weights, average = TrajectoryCallback(exclude="ema.*"), TrajectoryCallback(track="average")
+    trainer = fit(weights, average, module=OwnAverage)
+    kept = np.stack(trainer.lightning_module.kept)
+    assert [b.name for b in average.trajectory.blocks] == [b.name for b in weights.trajectory.blocks]
+    # Lightning calls callbacks before the module: this epoch's update of the average comes with the next.
+    np.testing.assert_allclose(average.trajectory.gram("*")[1:, 1:], (kept @ kept.T)[:-1, :-1], rtol=1e-6)
+
+
+class Recorded:
+    """A logger that keeps what it is given."""
+
+    def __new__(cls) -> Any:
+        from lightning.pytorch.loggers.logger import Logger
+
+        class Keeper(Logger):
+            name, version = "kept", 0
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.values: list[tuple[int, dict[str, float]]] = []
+
+            def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+                pass
+
+            def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+                self.values.append((step or 0, metrics))
+
+        return Keeper()
+
+
+def degrees(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.degrees(np.arccos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))))
+
+
+def test_angles_between_quantities(fit: Any) -> None:
+    logger = Recorded()
+    callbacks = [TrajectoryCallback(track=name) for name in ("gradient", "update", "weights", "average")]
+    averaging, witness = EMAWeightAveraging(decay=0.7), Averaging()
+    trainer = fit(averaging, witness, *callbacks, module=lambda: ByHand("adamw"), logger=logger, log_every_n_steps=BATCHES)
+    module = trainer.lightning_module
+    logged: dict[str, list[float]] = {}
+    for _, metrics in logger.values:
+        for tag, value in metrics.items():
+            if tag.startswith("traj_cross/"):
+                logged.setdefault(tag.removeprefix("traj_cross/"), []).append(value)
+    ends = range(BATCHES - 1, 3 * BATCHES, BATCHES)
+    gradient, update, weights = (stacked([module.seen[q][i] for i in ends]) for q in ("gradient", "update", "weights"))
+    average = stacked([witness.snapshots[i + 1] for i in ends])
+    start = stacked(witness.snapshots[:1])[0]  # the average begins at θ_0
+    expected = {
+        "gradient_update_angle": [degrees(-g, u) for g, u in zip(gradient, update, strict=True)],
+        "weights_average_angle": [degrees(w, a) for w, a in zip(weights, average, strict=True)],
+        "direction_update_angle": [degrees(w - start, u) for w, u in zip(weights, update, strict=True)],
+    }
+    assert logged.keys() == expected.keys()
+    for tag, values in expected.items():
+        assert logged[tag] == pytest.approx(values, rel=1e-5), tag
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "message"),
+    [
+        (
+            [TrajectoryCallback(track="average")],
+            "there is no WeightAveraging or EMAWeightAveraging among the callbacks",
+        ),
+        (
+            [TrajectoryCallback(track="average"), EMAWeightAveraging()],
+            "list the TrajectoryCallback after EMAWeightAveraging",
+        ),
+        ([TrajectoryCallback(track="second_moment")], "track='second_moment': SGD keeps no such moment"),
+    ],
+)
+def test_what_a_run_does_not_have(fit: Any, callbacks: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(*callbacks)
+
+
+def test_plain_gradient_descent_has_no_moment(fit: Any) -> None:
+    class Plain(Module):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    with pytest.raises(ValueError, match="track='first_moment': SGD keeps no such moment"):
+        fit(TrajectoryCallback(track="first_moment"), module=Plain)
+
+
+def test_wrong_names() -> None:
+    with pytest.raises(ValueError, match="track='weight': pass one of 'weights', 'average', 'gradient', 'update'"):
+        TrajectoryCallback(track="weight")
+    with pytest.raises(ValueError, match="window=8 with track='gradient'"):
+        TrajectoryCallback(track="gradient", window=8)
+
+
+def test_each_has_its_own_name_and_file(fit: Any, tmp_path: Any) -> None:
+    callbacks = [TrajectoryCallback(), TrajectoryCallback(track="gradient"), TrajectoryCallback(track="update")]
+    assert [callback.name for callback in callbacks] == ["traj", "traj_gradient", "traj_update"]
+    fit(*callbacks)
+    for file in ("trajectory", "traj_gradient", "traj_update"):
+        assert (tmp_path / f"{file}.safetensors").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # the second run writes no checkpoints
+@pytest.mark.parametrize("track", ["gradient", "update", "first_moment", "average"])
+def test_training_is_the_same_and_resumes(fit: Any, tmp_path: Any, track: str) -> None:
+    def run(*more: Any, root: str, **settings: Any) -> Any:
+        average = [EMAWeightAveraging(decay=0.7)] if track == "average" else []
+        return fit(
+            *average, *more, module=lambda: ByHand("sgd"), root=tmp_path / root, data=batches(alike=True), **settings
+        )
+
+    plain = run(root="plain").lightning_module
+    whole = TrajectoryCallback(track=track, schedule=EveryNSteps(1) | EveryNEpochs(1))
+    observed = run(whole, root="whole").lightning_module
+    for a, b in zip(plain.parameters(), observed.parameters(), strict=True):
+        assert torch.equal(a, b)
+    first = TrajectoryCallback(track=track, schedule=EveryNSteps(1) | EveryNEpochs(1))
+    checkpoint = pl.callbacks.ModelCheckpoint(dirpath=tmp_path / "saved", filename="c")
+    run(first, checkpoint, root="first", max_epochs=2)
+    second = TrajectoryCallback(track=track, schedule=EveryNSteps(1) | EveryNEpochs(1))
+    run(second, root="second", ckpt_path=tmp_path / "saved" / "c.ckpt")
+    assert second.trajectory.steps.tolist() == whole.trajectory.steps.tolist()
+    np.testing.assert_allclose(second.trajectory.gram("*"), whole.trajectory.gram("*"), rtol=1e-9)
+
+
+def test_only_what_has_a_gradient(fit: Any) -> None:
+    def half_frozen() -> Any:
+        module = Module()
+        module.net[0].requires_grad_(False)
+        return module
+
+    callback = TrajectoryCallback(track="gradient", schedule=EveryNSteps(1))
+    fit(callback, module=half_frozen)
+    assert [block.layer for block in callback.trajectory.blocks] == ["net.2", "net.2"]
+
+
+def test_manual_optimisation_with_two_optimizers(fit: Any) -> None:
+    class Two(Module):
+        def __init__(self) -> None:
+            super().__init__(nn.ModuleList([mlp(), mlp()]))
+            self.automatic_optimization = False
+            self.grads: list[Tensor] = []
+
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD(net.parameters(), lr=0.1) for net in self.net]
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            x, y = batch
+            for optimizer, net in zip(self.optimizers(), self.net, strict=True):
+                optimizer.zero_grad()
+                self.manual_backward(nn.functional.cross_entropy(net(x), y))
+                optimizer.step()
+
+    callback = TrajectoryCallback(track="update", schedule=EveryNSteps(1))
+    fit(callback, module=Two)
+    trajectory = callback.trajectory
+    assert trajectory.steps.tolist() == list(range(1, 2 * 3 * BATCHES + 1))
+    assert {block.layer.split(".")[1] for block in trajectory.blocks} == {"0", "1"}
