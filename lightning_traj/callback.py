@@ -475,9 +475,8 @@ class TrajectoryCallback(Callback):
         callbacks = [callback for callback in trainer.callbacks if isinstance(callback, TrajectoryCallback)]
         for other in callbacks[: callbacks.index(self)]:
             angles = crossing((other.track, other._recorder), (self.track, self._recorder))
-            tensorboard.log_scalars(
-                trainer.loggers, {f"traj_cross/{tag}": value for tag, value in angles.items()}, step
-            )
+            tags = {f"{tensorboard.CROSS}/{tag}": value for tag, value in angles.items()}
+            tensorboard.log_scalars(trainer.loggers, tags, step)
 
     def _log_layers(self, trainer: Trainer, step: int) -> None:
         if self._trajectory is None or not trainer.is_global_zero or self._layered == self._logged:

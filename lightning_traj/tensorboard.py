@@ -216,6 +216,7 @@ def event_folders(loggers: Sequence[Any]) -> list[str]:
 
 # Inside -----------------------------------------------------------------------------------------------------
 
+CROSS = "traj_cross"  # angles between two callbacks' quantities belong to neither of their prefixes
 _BY_ROLE = ("mds", "direction_drift")
 
 # Oscillation is of single steps, and tells little about a whole run.
@@ -276,4 +277,7 @@ def _layout(prefixes: Sequence[str], tag: Callable[[str], str]) -> dict[str, dic
         curves = {f"{measure} by role": f"^{layers}{measure}/[^/]+$" for measure in _BY_ROLE}
         curves["q, k, v heterogeneity"] = f"^{layers}heterogeneity_(mean|max)$"
         layout[f"{prefix}: Layers and roles"] = {chart: ["Multiline", [tags]] for chart, tags in curves.items()}
+    if len(prefixes) > 1:
+        crossings = f"^{re.escape(tag(f'{CROSS}/'))}"
+        layout["Angles between quantities"] = {"degrees": ["Multiline", [crossings]]}
     return layout

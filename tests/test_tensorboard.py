@@ -329,6 +329,7 @@ def test_layout_has_each_measure_once_in_its_group(tmp_path: Path) -> None:
     tensorboard.add_layout([logger, CSVLogger(tmp_path / "csv")], ["traj", "late"])
     logger.finalize("success")
     charts = layout(tmp_path)
+    assert charts.pop("Angles between quantities") == {"degrees": ["^traj_cross/"]}
     groups = dict.fromkeys(measure.group for measure in MEASURES.values())
     assert list(charts) == [f"{p}: {group}" for p in ("traj", "late") for group in (*groups, "Layers and roles")]
     assert charts["traj: Direction"]["mds, mds_relative"] == ["^traj/mds$", "^traj/mds_relative$"]

@@ -249,7 +249,7 @@ FIGURES: dict[str, tuple[Callable[[Trajectory], Any], int, int]] = {
     "trajectory map": (plot.trajectory_map, 0, 1),
     "relative map": (plot.relative_map, 1, 1),
     "overview": (plot.overview, 0, 1),
-    "progress": (lambda trajectory: progress(trajectory, "turn"), 0, 1),
+    "progress": (lambda trajectory: progress(trajectory, "mds"), 0, 1),
 }
 
 

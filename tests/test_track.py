@@ -179,7 +179,8 @@ def test_angles_between_quantities(fit: Any) -> None:
     logger = Recorded()
     callbacks = [TrajectoryCallback(track=name) for name in ("gradient", "update", "weights", "average")]
     averaging, witness = EMAWeightAveraging(decay=0.7), Averaging()
-    trainer = fit(averaging, witness, *callbacks, module=lambda: ByHand("adamw"), logger=logger, log_every_n_steps=BATCHES)
+    settings = {"module": lambda: ByHand("adamw"), "logger": logger, "log_every_n_steps": BATCHES}
+    trainer = fit(averaging, witness, *callbacks, **settings)
     module = trainer.lightning_module
     logged: dict[str, list[float]] = {}
     for _, metrics in logger.values:

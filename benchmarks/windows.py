@@ -1,0 +1,144 @@
+"""What do a window of single steps and a snapshot each step cost, in long runs?
+
+A window of 8 steps in multiples of one sketch of all parameters; a snapshot late in a run in multiples of one soon
+after the first thinning; and the memory that the run takes beside what is said of it before it begins.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import time
+from statistics import median
+
+import torch
+from _setting import Shapes, environment, gpt2, in_turns, parameters, ratio
+from memory import forget_peak, resident
+
+from lightning_traj.recorder import Recorder
+from lightning_traj.table import oscillation
+
+WINDOW = 8
+WANTED = 10.0  # sketches a window, at most
+GROWTH = 1.1  # a snapshot late in a run, in multiples of an early one
+SPAN = 1000  # snapshots that are timed early, and late
+TENSORS: Shapes = {f"h.{i}.weight": (64, 64) for i in range(50)}
+TINY: Shapes = {"weight": (20, 10), "bias": (3,)}
+
+
+def trained(shapes: Shapes) -> dict[str, torch.nn.Parameter]:
+    """Parameters that are in training: frozen ones would not be sketched again."""
+    return {name: torch.nn.Parameter(theta) for name, theta in parameters(shapes).items()}
+
+
+def check(shapes: Shapes, steps: int = WINDOW, limit: float = 1e-9) -> None:
+    """A window says of its steps what the parameters themselves say, where sketches keep them whole."""
+    values = trained(shapes)
+    recorder = Recorder(sketch_dim=max(theta.numel() for theta in values.values()), window=steps)
+    thetas = []
+    for step in range(steps + 1):
+        if step:
+            for i, theta in enumerate(values.values()):
+                theta.data += 0.01 * (-1) ** step * torch.randn(theta.shape, generator=torch.Generator().manual_seed(i))
+                theta.data *= 0.999
+            recorder.add_to_window(values, step)
+        else:
+            recorder.record(values, 0, 0.0)
+            recorder.begin_window(values, 0)
+        thetas.append(torch.cat([theta.detach().double().flatten() for theta in values.values()]))
+    recorder.record(values, steps, 1.0)
+    updates = torch.stack(thetas).diff(dim=0)
+    cosines = torch.nn.functional.cosine_similarity(updates[1:], updates[:-1])
+    expected = [
+        cosines.mean(),
+        (cosines < 0).double().mean(),
+        updates.sum(0).norm() / updates.norm(dim=1).sum(),
+        updates.norm(dim=1).mean(),
+    ]
+    windows = recorder.collect()[0].windows
+    for ours, theirs in zip(oscillation(windows.of(range(len(shapes)), 0)), expected, strict=True):
+        if not abs(ours - float(theirs)) <= limit * abs(float(theirs)):
+            raise AssertionError(f"a window says {ours}, and it is {float(theirs)}")
+
+
+def window(model: str, shapes: Shapes, repeats: int = 3) -> float:
+    """A window, its beginning included, in multiples of one sketch of all parameters."""
+    values = trained(shapes)
+    recorder = Recorder(window=WINDOW)
+    recorder.prepare(values)
+    recorder.record(values, 0, 0.0)
+    step = 0
+
+    def one_window() -> None:
+        nonlocal step
+        step += 1
+        recorder.begin_window(values, step)
+        for _ in range(WINDOW):
+            step += 1
+            recorder.add_to_window(values, step)
+
+    def one_sketch() -> list[torch.Tensor]:
+        entries = recorder.partition.entries(values)
+        blocks = zip(recorder.blocks, entries, strict=True)
+        return [recorder.sketch.of_pieces(tensors, block.name) for block, tensors in blocks]
+
+    seconds = in_turns({f"a window of {WINDOW} steps": one_window, "one sketch of all parameters": one_sketch}, repeats)
+    value = ratio(f"{model}, a window of {WINDOW} steps / one sketch of all parameters", seconds, WANTED)
+    if len(recorder.windows.sums) != repeats + 1:
+        raise AssertionError(f"{len(recorder.windows.sums)} windows were recorded, of {repeats + 1}")
+    return value
+
+
+def stated(said: str) -> float:
+    """Bytes in memory, of what ``Recorder.prepare`` says in words."""
+    found = re.search(r"([\d.e+]+) (B|kB|MB|GB) in memory", said)
+    if found is None:
+        raise AssertionError(f"no memory is stated: {said}")
+    return float(found[1]) * 1000.0 ** ("B", "kB", "MB", "GB").index(found[2])
+
+
+def growth(
+    model: str, shapes: Shapes, snapshots: int, max_snapshots: int = 256, span: int = SPAN
+) -> tuple[float, float]:
+    """A snapshot each step: a late one in multiples of an early one, and peak memory in multiples of what is stated."""
+    values = trained(shapes)
+    torch.manual_seed(0)
+    gc.collect()
+    before = resident()
+    forget_peak()
+    recorder = Recorder(max_snapshots=max_snapshots)
+    said = stated(recorder.prepare(values))
+    seconds, logged = [], 0
+    for step in range(snapshots):
+        for theta in values.values():
+            theta.data.mul_(1 + 1e-4 * (-1) ** (step // 100))
+        start = time.perf_counter()
+        recorder.record(values, step, step / 100)
+        recorder.add_to_window(values, step)
+        if step % 100 == 0:  # an epoch
+            recorder.begin_window(values, step)
+        seconds.append(time.perf_counter() - start)
+        if 16 * (recorder.scheduled - logged) >= recorder.scheduled:  # when the callback logs
+            recorder.collect()
+            logged = recorder.scheduled
+    trajectory, dropped = recorder.collect()
+    extra = resident(peak=True) - before
+    if dropped or not max_snapshots / 2 <= len(trajectory) <= max_snapshots or trajectory.steps[-1] != snapshots - 1:
+        raise AssertionError(f"{trajectory} is not what is to be kept of {snapshots} snapshots")
+    early, late = seconds[max_snapshots + 1 :][:span], seconds[-span:]
+    value, memory = median(late) / median(early), extra / said
+    print(
+        f"{model}, {snapshots:,} snapshots, at most {max_snapshots} kept: one of the last {span} / of the first {span} "
+        f"after thinning: {value:.2f} (at most {GROWTH:g} is wanted); {1e3 * median(late):.2f} ms, "
+        f"{1e3 * median(early):.2f} ms; by means {sum(late) / sum(early):.2f}"
+    )
+    print(f"  peak memory / what is stated: {memory:.2f}; {extra / 1e6:.0f} MB, stated {said / 1e6:.0f} MB")
+    return value, memory
+
+
+if __name__ == "__main__":
+    print(environment())
+    check({"weight": (60, 50), "bias": (50,)})
+    window("GPT-2", gpt2())
+    growth("50 tensors of 4,096 entries", TENSORS, 10_000)
+    growth("2 tensors of 203 entries in all", TINY, 100_000)
