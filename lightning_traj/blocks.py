@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from string import digits
 
@@ -55,8 +56,8 @@ def block_entries(parameter: Tensor) -> Tensor | None:
 
 
 def matches(name: str, patterns: Patterns) -> bool:
-    """Whether a block's name matches one of the glob patterns."""
-    return any(fnmatchcase(name, pattern) for pattern in _as_list(patterns))
+    """Whether a name is one of the glob patterns, or matches one."""
+    return any(name == pattern or fnmatchcase(name, pattern) for pattern in _as_list(patterns))
 
 
 def is_wanted(names: Iterable[str], include: Patterns | None, exclude: Patterns | None) -> bool:
@@ -70,9 +71,11 @@ def check_patterns(argument: str, patterns: Patterns | None, names: Iterable[str
     """Raise where a pattern of ``include`` or ``exclude`` matches no block."""
     names = list(names)
     for pattern in () if patterns is None else _as_list(patterns):
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(matches(name, pattern) for name in names):
+            close = get_close_matches(pattern.strip("*"), names, n=3, cutoff=0.3)
+            hint = f"close to it: {', '.join(map(repr, close))}; " if close else ""
             raise ValueError(
-                f"{argument}={patterns!r}: {pattern!r} matches none of the parameters; {_listing('name', names)}"
+                f"{argument}={patterns!r}: {pattern!r} matches none of the parameters; {hint}{_listing('name', names)}"
             )
 
 
@@ -123,25 +126,41 @@ def block_units(blocks: Sequence[Block]) -> list[str]:
     """The unit of depth that each block lies in: the numbered module that a network repeats (``h.3``), or its layer.
 
     It is the outermost module whose name ends in a number, that has several layers, some of them as in another module
-    of that name but for the number, and that is not just numbered modules itself: in ``stages.0.2.conv`` with stages of
-    blocks, ``stages.0`` is none and ``stages.0.2`` is one.
+    of that name but for the number (unless it is the only one), and that is not just numbered modules itself: in
+    ``stages.0.2.conv`` with stages of blocks, ``stages.0`` is none and ``stages.0.2`` is one. Where nearly all of its
+    layers lie in such modules in turn, as in a stage that begins with a pooling layer, these are the units, unless they
+    are experts.
     """
     inside: dict[str, set[str]] = {}  # module -> layers in it, relative to it
     for block in blocks:
         for module in enclosing(block.layer):
             inside.setdefault(module, set()).add(block.layer[len(module) + 1 :])
     alike: dict[tuple[str, str], int] = {}  # name but for the number, layer in it -> how many modules have it
+    named: dict[str, int] = {}  # name but for the number -> how many modules
     for module, layers in inside.items():
+        named[module.rstrip(digits)] = named.get(module.rstrip(digits), 0) + 1
         for layer in layers:
             key = module.rstrip(digits), layer
             alike[key] = alike.get(key, 0) + 1
 
     def is_unit(module: str) -> bool:
         layers, stem = inside[module], module.rstrip(digits)
-        repeated = stem != module and any(alike[stem, layer] > 1 for layer in layers)
-        return repeated and len(layers) > 1 and not all(layer.partition(".")[0].isdigit() for layer in layers)
+        repeated = any(alike[stem, layer] > 1 for layer in layers) or (named[stem] == 1 and stem.endswith("."))
+        only_numbered = all(layer.partition(".")[0].isdigit() for layer in layers)
+        return stem != module and len(layers) > 1 and repeated and not only_numbered
 
-    units = {layer: next(filter(is_unit, enclosing(layer)), layer) for layer in {block.layer for block in blocks}}
+    def unit(layer: str) -> str:
+        candidates = [module for module in enclosing(layer) if is_unit(module)]
+        if len(candidates) > 1:
+            outer, inner = candidates[:2]
+            within = [
+                x for x in inside[outer] if any(is_unit(m) for m in enclosing(f"{outer}.{x}") if len(m) > len(outer))
+            ]
+            if len(within) > 0.6 * len(inside[outer]) and "expert" not in inner:
+                return inner
+        return candidates[0] if candidates else layer
+
+    units = {layer: unit(layer) for layer in {block.layer for block in blocks}}
     return [units[block.layer] for block in blocks]
 
 
@@ -206,7 +225,8 @@ def _select_by_text(blocks: Sequence[Block], select: str) -> list[int]:
     for test in (
         lambda block: block.role == select,
         lambda block: select in enclosing(block.layer),
-        lambda block: fnmatchcase(block.name, select),
+        # A part goes by the name of its parameter too: "*.weight" has all weights, fused or not.
+        lambda block: matches(block.name, select) or matches(block.name.rpartition(":")[0], select),
     ):
         if chosen := [i for i, block in enumerate(blocks) if test(block)]:
             return chosen

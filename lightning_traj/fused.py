@@ -129,9 +129,9 @@ def looks_fused(name: str, shape: Sequence[int]) -> bool:
     words = "_".join(path[-2:] if path[-1] in ("weight", "bias") else path[-1:]).lower()
     if not shape or max(shape) < 2 or "norm" in words:
         return False
-    if "in_proj" in words:  # many a plain layer has this name
+    if "in_proj" in words and "qkv" not in words:  # many a plain layer has this name
         return len(shape) == 2 and shape[0] == 3 * shape[1]
-    return re.search(r"qkv|query_key|c_attn|w_pack|(^|_)(kv|qk)(_|$)|gate_up|up_gate", words) is not None
+    return re.search(r"qkv|kqv|query_key|c_attn|w_pack|(^|_)(kv|qk)(_|$)|gate_up|up_gate", words) is not None
 
 
 def _child_name(module: nn.Module, parent: nn.Module) -> str:

@@ -35,6 +35,8 @@ class Mirror:
 
     def taken(self, indices: Sequence[int]) -> Mirror:
         """Of these snapshots alone."""
+        if len(indices) == len(self.order):
+            return self
         at = np.array(indices, dtype=np.int64)
         order = tuple(self.order[i] for i in indices)
         return Mirror(order, self.anchored[:, at][:, :, at], self.local[at], self.paths[at], self.finite[at])

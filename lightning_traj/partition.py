@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ from lightning_traj.blocks import (
 from lightning_traj.fused import FusedLayout, known_layout, looks_fused
 from lightning_traj.roles import role_of
 
-Granularity = str | Callable[[Block], str]
+Granularity = Literal["tensor", "layer", "role", "model"] | Callable[[Block], str]
 GRANULARITIES = ("tensor", "layer", "role", "model")
 
 
@@ -58,7 +58,7 @@ class Partition:
         include, exclude: Patterns over names of parameters and parts.
         blocks: The blocks, in order.
         pieces: Of each block, one after the other.
-        excluded: Names of the pieces left out.
+        excluded: Names of the parameters of which something was left out.
         undeclared: Parameters that look fused, and whose layout is neither known nor declared.
     """
 
@@ -74,10 +74,9 @@ class Partition:
     @property
     def settings(self) -> dict[str, Any]:
         """What the user has asked for, as plain values."""
-        name = getattr(self.granularity, "__qualname__", repr(self.granularity))
         return {
-            "blocks": self.granularity if isinstance(self.granularity, str) else f"function {name}",
-            "fused": {pattern: asdict(layout) for pattern, layout in self.fused.items()},
+            "blocks": self.granularity if isinstance(self.granularity, str) else f"function {_name(self.granularity)}",
+            "fused": {pattern: repr(layout) for pattern, layout in self.fused.items()},  # in which their order is seen
             "include": _plain(self.include),
             "exclude": _plain(self.exclude),
         }
@@ -86,11 +85,11 @@ class Partition:
         """Raise ValueError: a pattern matches nothing, or nothing is left to record."""
         names = [clean_name(name) for name in parameters]
         check_patterns("fused", list(self.fused), names)
-        pieces = [block.name for name in parameters for block, _ in self._pieces_of(name, parameters[name], model)]
-        known = list(dict.fromkeys([*names, *pieces]))
+        pieces = [piece for name in parameters for piece in self._pieces_of(name, parameters[name], model)]
+        known = list(dict.fromkeys([*names, *(block.name for block, _ in pieces)]))
         check_patterns("include", self.include, known)
         check_patterns("exclude", self.exclude, known)
-        if names and not any(is_wanted({name}, self.include, self.exclude) for name in known):
+        if pieces and not any(self._is_wanted(block, piece) for block, piece in pieces):
             raise ValueError(
                 f"include={self.include!r}, exclude={self.exclude!r} leave none of {len(names)} parameters: "
                 "record at least one."
@@ -118,7 +117,7 @@ class Partition:
         for (block, piece), is_in in zip(found, wanted, strict=True):
             if is_in:
                 grouped.setdefault(group(block), []).append((block, piece))
-        whole = [piece.parameter for _, piece in found if not piece.part]
+        whole = [p.parameter for (_, p), is_in in zip(found, wanted, strict=True) if is_in and not p.part]
         shapes = {clean_name(name): parameters[name] for name in new}
         unknown = [name for name in whole if looks_fused(name, shapes[name].shape)]
         return replace(
@@ -192,7 +191,12 @@ class Partition:
     def _group(self, block: Block) -> str:
         """Name of the block that a tensor's, or a part's, is added to."""
         if callable(self.granularity):
-            name = self.granularity(block)
+            try:
+                name = self.granularity(block)
+            except Exception as error:
+                raise TypeError(
+                    f"blocks={self.settings['blocks']} failed for {block}: {error!r}; it gets a Block, returns a name."
+                ) from error
             if not isinstance(name, str) or not name:
                 raise TypeError(
                     f"blocks={self.settings['blocks']} returned {name!r} for {block.name!r}: return the name of the "
@@ -212,13 +216,21 @@ def piece_from_state(state: Mapping[str, Any]) -> Piece:
     return Piece(state["parameter"], state["part"], None if layout is None else FusedLayout(**layout))
 
 
+def _name(function: Any) -> str:
+    """A function's name, the same in every process: without an address."""
+    if isinstance(function, partial):
+        return f"{_name(function.func)} with {function.args}, {function.keywords}"
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
+
+
 def _itself(block: Block) -> str:
     return block.name
 
 
 def _merged(name: str, members: Sequence[Block]) -> Block:
     """One block of several: in what module they all lie, and their role where it is one."""
-    roles = {block.role for block in members}
+    # A weight's role is that of its layer, whatever its bias is.
+    roles = {block.role for block in members if block.role != "bias"} or {"bias"}
     shared = [module for module in enclosing(members[0].layer) if all(module in enclosing(b.layer) for b in members)]
     return Block(
         name=name,

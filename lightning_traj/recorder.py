@@ -222,6 +222,8 @@ class Recorder:
         self.partition = partition
         if new_blocks:
             self._group()
+            if self.snapshot == "full":
+                self._sketched = None  # of fewer blocks
         updates = self.gram.local[-1][:, UPDATE, UPDATE].clamp_min(0)  # ‖u_t‖² of each block
         walked = torch.cat([self._membership @ updates, updates]).sqrt()
         self.path = walked if self.path is None else self.path + walked
@@ -371,7 +373,7 @@ class Recorder:
         """Sketches of all blocks after this step, if need be those that a snapshot has just made; none before θ_0."""
         if self._sketched is None or self._sketched[0] != step:
             entries = self.partition.entries(parameters)
-            if not entries or not all(entries):  # a block without a parameter has no step
+            if not entries:
                 return []
             self._sketched = (step, self._sketch(self.partition, parameters, entries))
         return self._sketched[1]
@@ -383,7 +385,8 @@ class Recorder:
         row, frozen = [], {}
         for b, (block, pieces, tensors) in enumerate(zip(partition.blocks, partition.pieces, entries, strict=True)):
             if not tensors:  # taken out of the model: it moves no more
-                row.append(self.gram.latest[b])
+                last = self.gram.latest[b]
+                row.append(self.sketch(last, block.name) if self.snapshot == "full" else last)
                 continue
             sources = [originals[piece.parameter] for piece in pieces]
             # Trusted for frozen tensors alone: fused optimizers and .data change values without the counter.

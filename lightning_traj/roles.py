@@ -36,7 +36,7 @@ def _projection(letter: str, word: str) -> str:
     # A bare q or value means that only in attention: reinforcement learning has its own.
     affixed = (
         rf"(?:{letter}|{word})(?:_[ab])?_(?:proj|projection|lin|linear)|"
-        rf"(?:w_?|to_|in_proj_|proj_|projection_|linear_|lin_)(?:{letter}|{word})(?:_[ab])?"
+        rf"(?:w_?|to_|in_proj_|proj_|projection_|linear_|lin_)(?:{letter}|{word})(?:_[ab])?|{letter}_attn"
     )
     bare = rf"(?:{_ATTENTION}|(?:layers?|blocks?|h)[._]?\d+\.)(?:{letter}|{word})"
     return rf"{affixed}|{bare}"

@@ -120,9 +120,14 @@ class Trajectory:
         chosen = self.select(select)
         numel = sum(self.blocks[i].numel for i in chosen)
         total = sum(block.numel for block in self.blocks)
+        left_out = "".join(
+            f"; {name}={self.settings[name]!r}"
+            for name in ("include", "exclude")
+            if self.settings.get(name) is not None
+        )
         if len(chosen) == len(self.blocks):
-            return f"all {len(chosen)} blocks, {numel:,} parameters"
-        return f"{len(chosen)} of {len(self.blocks)} blocks, {numel:,} of {total:,} parameters"
+            return f"all {len(chosen)} blocks, {numel:,} parameters{left_out}"
+        return f"{len(chosen)} of {len(self.blocks)} blocks, {numel:,} of {total:,} parameters{left_out}"
 
     # Matrices and maps
 
@@ -249,7 +254,8 @@ class Trajectory:
                 tuple(tensors.pop("window_steps").tolist()),
                 tuple(tensors.pop("window_counts").tolist()),
             )
-            if windows.sums.ndim != 4 or len(windows.sums) != len(windows.steps) != len(windows.counts):
+            expected = (len(windows.steps), len(blocks), 3)
+            if windows.sums.shape[:3] != expected or len(windows.counts) != len(windows.steps):
                 raise ValueError(f"its windows have the shape {windows.sums.shape}")
             settings = dict(header["settings"])
             if settings["snapshot"] == "sketch" and not isinstance(settings["sketch_dim"], int):
@@ -334,11 +340,14 @@ class Trajectory:
     def _path(self, chosen: Sequence[int]) -> Array | None:
         """Accumulated path length, where the selection is a group that was accumulated: blocks at rest don't matter."""
         moved = self._moved
-        wanted = {i for i in chosen if moved[i]}
-        for column, members in enumerate(block_groups(self.blocks).values()):
-            if {i for i in members if moved[i]} == wanted:
-                return self.paths[:, column]
-        return None
+        column = self._columns.get(frozenset(i for i in chosen if moved[i]))
+        return None if column is None else self.paths[:, column]
+
+    @cached_property
+    def _columns(self) -> dict[frozenset[int], int]:
+        """Columns of the accumulated path lengths, by the moving blocks that they are of."""
+        moved, groups = self._moved, block_groups(self.blocks).values()
+        return {frozenset(i for i in members if moved[i]): column for column, members in enumerate(groups)}
 
 
 _TENSORS = {

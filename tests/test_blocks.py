@@ -72,6 +72,7 @@ def test_complex_entries_are_pairs_of_reals():
         ("h.1.attn", ["h.1.attn.q.weight"]),
         ("layer:", ["q"]),
         ("", ["q"]),  # the root module
+        ("h.*.weight", ["h.0.attn.q.weight", "h.0.attn.k.weight", "h.1.attn.q.weight", "h.1.norm.weight"]),
         ("h.1.*", ["h.1.attn.q.weight", "h.1.norm.weight", "h.1.norm.bias"]),
         ("*.[qk].weight", ["h.0.attn.q.weight", "h.0.attn.k.weight", "h.1.attn.q.weight"]),
         ("q", ["h.0.attn.q.weight", "h.1.attn.q.weight"]),  # a role, before the block of that name
@@ -195,8 +196,13 @@ def layers(*names):
         ([f"blocks.{i}.{x}" for i in (0, 1) for x in ("norm", "mlp.0", "mlp.2")], ["blocks.0"] * 3 + ["blocks.1"] * 3),
         # a place in a sequence is no depth, what repeats within is
         (["0", "1.l.0.q", "1.l.0.k", "1.l.1.q", "1.l.1.k", "2"], ["0", "1.l.0", "1.l.0", "1.l.1", "1.l.1", "2"]),
-        # nothing repeats
-        (["h.0.q", "h.0.k"], ["h.0.q", "h.0.k"]),
+        # the only one of its kind
+        (["wte", "h.0.q", "h.0.k"], ["wte", "h.0", "h.0"]),
+        # stages of blocks that begin with something else
+        (
+            [f"s.{i}.{x}" for i in (0, 1) for x in ("pool", "b.0.conv", "b.0.bn", "b.1.conv", "b.1.bn")],
+            [f"s.{i}{x}" for i in (0, 1) for x in ("", ".b.0", ".b.0", ".b.1", ".b.1")],
+        ),
         # layers that are numbered themselves
         (["net.0", "net.2", "net.4"], ["net.0", "net.2", "net.4"]),
         (["fc1", "fc2"], ["fc1", "fc2"]),
@@ -218,3 +224,24 @@ def test_attention_is_fused_or_side_by_side():
     )
     assert attention_layers(separate) == {"l.0.attn": {"q": [0], "k": [1], "v": [2]}}  # cross has no k and v
     assert attention_layers(BLOCKS) == {}
+
+
+def test_a_part_is_selected_by_the_name_of_its_parameter_too():
+    parts = [Block(f"attn.weight:{role}", "attn", role, 1) for role in "qkv"] + [
+        Block("attn.bias:q", "attn", "bias", 1)
+    ]
+    assert select_blocks(parts, "*.weight") == [0, 1, 2]
+    assert select_blocks(parts, "attn.weight") == [0, 1, 2]
+    assert select_blocks(parts, "*.weight:q") == [0]
+    assert select_blocks(parts, "*:q") == [0, 3]
+
+
+def test_names_with_brackets_match_themselves():
+    assert is_wanted({"w[0].weight"}, "w[0].weight", None)
+    assert select_blocks([Block("w[0]", "", "other", 1)], "w[0]") == [0]
+
+
+def test_close_names_are_told():
+    names = [f"h.{i}.mlp.weight" for i in range(20)] + ["h.3.attn.qkv.weight"]
+    with pytest.raises(ValueError, match=r"close to it: 'h\.3\.attn\.qkv\.weight'"):
+        check_patterns("fused", ["*.attn.qvk.weight"], names)

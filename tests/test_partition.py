@@ -135,6 +135,7 @@ def test_blocks_by_layer(network):
     blocks = by_name(Partition("layer").extended(parameters(network), network))
     attention = blocks["layers.0.self_attn"]
     assert attention == Block("layers.0.self_attn", "layers.0.self_attn", "other", 48 + 12)
+    assert blocks["layers.0.linear1"].role == "mlp_in"  # whatever its bias is
     assert blocks["layers.0.norm1"].role == "norm"
     root = Partition("layer").extended({"scale": torch.ones(3)})
     assert root.blocks == (Block("root", "", "other", 3),)
@@ -157,6 +158,32 @@ def test_tied_weights_are_counted_once(network):
     partition = Partition().extended(parameters(network), network)
     assert "head.weight" not in by_name(partition)
     assert sum(block.numel for block in partition.blocks) == sum(p.numel() for p in network.parameters())
+
+
+def test_functions_are_named_without_an_address():
+    from functools import partial
+
+    class Grouping:
+        def __call__(self, block):
+            return block.role
+
+    assert Partition(Grouping()).settings["blocks"].endswith("Grouping")
+    assert "0x" not in Partition(partial(Grouping(), extra=1)).settings["blocks"]
+    assert "extra" in Partition(partial(Grouping(), extra=1)).settings["blocks"]
+
+
+def test_a_function_that_fails_is_named(network):
+    with pytest.raises(TypeError, match=r"blocks=function .* failed for Block\(name='embed.weight'.*AttributeError"):
+        Partition(lambda block: block.depth).extended(parameters(network), network)
+
+
+def test_what_is_excluded_is_not_announced(network):
+    assert Partition(exclude="*.mix_qkv.*").extended(parameters(network), network).undeclared == ()
+
+
+def test_excluding_all_parts_leaves_nothing(network):
+    with pytest.raises(ValueError, match="leave none of 20 parameters"):
+        Partition(include="*.in_proj_weight", exclude=["*:q", "*:k", "*:v"]).check(parameters(network), network)
 
 
 # What is recorded of them
@@ -255,6 +282,9 @@ def test_resumed_fused_blocks(network, moved, tmp_path, monkeypatch, mode):
     # Rows that come in two parts are multiplied in two parts: the last bit may differ.
     np.testing.assert_allclose(resumed.collect()[0].anchored, whole.collect()[0].anchored, rtol=1e-14, atol=1e-14)
     other = Recorder(snapshot=mode)
+    swapped = {"*.mix_qkv.*": FusedLayout({"k": 1, "q": 1, "v": 1}, groups=2)}
+    with pytest.raises(ValueError, match=r"fused=.*'k': 1, 'q': 1.* differs from fused=.*'q': 1, 'k': 1"):
+        Recorder(snapshot=mode, fused=swapped).load_state_dict(half.state_dict())
     with pytest.raises(ValueError, match=r"fused=\{\} differs from fused=\{'\*.mix_qkv.\*': "):
         other.load_state_dict(half.state_dict())
     with pytest.raises(ValueError, match="blocks='role' differs from blocks='tensor'"):
@@ -282,3 +312,21 @@ def test_what_a_module_is_part_of_counts():
     blocks = by_name(Partition().extended(parameters(network), network))
     assert blocks["net.linear1.weight"].role == "mlp_in"
     assert blocks["net.self_attn.out_proj.weight"].role == "attn_out"
+
+
+def test_what_was_left_out_is_said(network, moved):
+    trajectory = record(network, moved, exclude=["*.bias", "*norm*"]).collect()[0]
+    assert trajectory.counted().endswith("; exclude=['*.bias', '*norm*']")
+
+
+def test_a_parameter_that_goes_leaves_the_windows_of_others(network, moved):
+    recorder = Recorder(window=2)
+    recorder.record(moved[0], 0, 0.0)
+    recorder.begin_window(moved[0], 0)
+    for step in (1, 2):
+        recorder.add_to_window({n: t for n, t in moved[step].items() if n != "head.weight"}, step)
+    windows = recorder.collect()[0].windows
+    assert windows.counts == (2,)
+    names = [block.name for block in recorder.blocks]
+    assert windows.sums[0, names.index("head.weight")].tolist() == np.zeros((3, 2)).tolist()
+    assert (windows.sums[0, names.index("embed.weight"), 0] > 0).all()
