@@ -13,7 +13,7 @@ from statistics import median
 
 import torch
 from _setting import Shapes, environment, gpt2, in_turns, parameters, ratio
-from memory import forget_peak, resident
+from memory import forget_peak, resident, stored
 
 from lightning_traj.recorder import Recorder
 from lightning_traj.table import oscillation
@@ -22,7 +22,7 @@ WINDOW = 8
 WANTED = 10.0  # sketches a window, at most
 GROWTH = 1.1  # a snapshot late in a run, in multiples of an early one
 SPAN = 1000  # snapshots that are timed early, and late
-TENSORS: Shapes = {f"h.{i}.weight": (64, 64) for i in range(50)}
+TENSORS: Shapes = {f"h.{i}.weight": (64, 64) for i in range(20)}
 TINY: Shapes = {"weight": (20, 10), "bias": (3,)}
 
 
@@ -97,48 +97,71 @@ def stated(said: str) -> float:
     return float(found[1]) * 1000.0 ** ("B", "kB", "MB", "GB").index(found[2])
 
 
-def growth(
-    model: str, shapes: Shapes, snapshots: int, max_snapshots: int = 256, span: int = SPAN
-) -> tuple[float, float]:
-    """A snapshot each step: a late one in multiples of an early one, and peak memory in multiples of what is stated."""
-    values = trained(shapes)
-    torch.manual_seed(0)
+class Run:
+    """A run with a snapshot each step and a window each 100, that logs as often as the callback does."""
+
+    def __init__(self, shapes: Shapes, max_snapshots: int) -> None:
+        self.values = trained(shapes)
+        self.recorder = Recorder(max_snapshots=max_snapshots)
+        self.stated = stated(self.recorder.prepare(self.values))
+        self.step = self.logged = 0
+
+    def advance(self) -> float:
+        """Seconds that one snapshot takes, the step's part of a window included; of the logs between, none."""
+        recorder, values = self.recorder, self.values
+        for theta in values.values():
+            theta.data.mul_(1 + 1e-4 * (-1) ** (self.step // 100))
+        start = time.perf_counter()
+        recorder.record(values, self.step, self.step / 100)
+        recorder.add_to_window(values, self.step)
+        if self.step % 100 == 0:
+            recorder.begin_window(values, self.step)
+        seconds = time.perf_counter() - start
+        if 16 * (recorder.scheduled - self.logged) >= recorder.scheduled:
+            recorder.collect()
+            self.logged = recorder.scheduled
+        self.step += 1
+        return seconds
+
+
+def growth(shapes: Shapes, snapshots: int, max_snapshots: int = 256, span: int = SPAN) -> tuple[float, float]:
+    """A late snapshot in multiples of an early one, in turns; and what is stored, in multiples of what is stated."""
     gc.collect()
     before = resident()
     forget_peak()
-    recorder = Recorder(max_snapshots=max_snapshots)
-    said = stated(recorder.prepare(values))
-    seconds, logged = [], 0
-    for step in range(snapshots):
-        for theta in values.values():
-            theta.data.mul_(1 + 1e-4 * (-1) ** (step // 100))
-        start = time.perf_counter()
-        recorder.record(values, step, step / 100)
-        recorder.add_to_window(values, step)
-        if step % 100 == 0:  # an epoch
-            recorder.begin_window(values, step)
-        seconds.append(time.perf_counter() - start)
-        if 16 * (recorder.scheduled - logged) >= recorder.scheduled:  # when the callback logs
-            recorder.collect()
-            logged = recorder.scheduled
-    trajectory, dropped = recorder.collect()
+    late = Run(shapes, max_snapshots)
+    for _ in range(snapshots - span):
+        late.advance()
     extra = resident(peak=True) - before
+    kept = stored(late.recorder)
+    early = Run(shapes, max_snapshots)
+    while early.recorder.stride == 1:
+        early.advance()
+    sides: dict[str, list[float]] = {"late": [], "early": []}
+    for _ in range(span):  # in turns, so that both meet the same machine
+        sides["late"].append(late.advance())
+        sides["early"].append(early.advance())
+    trajectory, dropped = late.recorder.collect()
     if dropped or not max_snapshots / 2 <= len(trajectory) <= max_snapshots or trajectory.steps[-1] != snapshots - 1:
         raise AssertionError(f"{trajectory} is not what is to be kept of {snapshots} snapshots")
-    early, late = seconds[max_snapshots + 1 :][:span], seconds[-span:]
-    value, memory = median(late) / median(early), extra / said
+    value = median(sides["late"]) / median(sides["early"])
+    numel = sum(theta.numel() for theta in late.values.values())
     print(
-        f"{model}, {snapshots:,} snapshots, at most {max_snapshots} kept: one of the last {span} / of the first {span} "
-        f"after thinning: {value:.2f} (at most {GROWTH:g} is wanted); {1e3 * median(late):.2f} ms, "
-        f"{1e3 * median(early):.2f} ms; by means {sum(late) / sum(early):.2f}"
+        f"{snapshots:,} snapshots of {len(shapes)} tensors of {numel:,} entries, at most {max_snapshots} kept, "
+        f"one of the last {span:,} / of the first {span:,} after thinning: {value:.2f} (at most {GROWTH:g} is wanted); "
+        f"{1e3 * median(sides['late']):.2f} ms, {1e3 * median(sides['early']):.2f} ms"
     )
-    print(f"  peak memory / what is stated: {memory:.2f}; {extra / 1e6:.0f} MB, stated {said / 1e6:.0f} MB")
-    return value, memory
+    print(
+        f"  in MB: {late.stated / 1e6:.1f} stated at most in memory, {kept / 1e6:.1f} stored, {extra / 1e6:.1f} at the "
+        f"peak of the process: {extra / late.stated:.2f} of what is stated"
+    )
+    return value, kept / late.stated
 
 
 if __name__ == "__main__":
     print(environment())
     check({"weight": (60, 50), "bias": (50,)})
     window("GPT-2", gpt2())
-    growth("50 tensors of 4,096 entries", TENSORS, 10_000)
-    growth("2 tensors of 203 entries in all", TINY, 100_000)
+    torch.set_num_threads(1)  # of small operations: handing them out takes longer than doing them
+    growth(TENSORS, 10_000)
+    growth(TINY, 100_000)

@@ -72,7 +72,7 @@ def check_patterns(argument: str, patterns: Patterns | None, names: Iterable[str
     names = list(names)
     for pattern in () if patterns is None else _as_list(patterns):
         if not any(matches(name, pattern) for name in names):
-            close = get_close_matches(pattern.strip("*"), names, n=3, cutoff=0.3)
+            close = get_close_matches(pattern.strip("*"), names, n=3)
             hint = f"close to it: {', '.join(map(repr, close))}; " if close else ""
             raise ValueError(
                 f"{argument}={patterns!r}: {pattern!r} matches none of the parameters; {hint}{_listing('name', names)}"

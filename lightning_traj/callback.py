@@ -147,6 +147,7 @@ class TrajectoryCallback(Callback):
         self._logged_at = 0  # and the batches
         self._pictured = 0  # scheduled snapshots when pictures were drawn last
         self._layered = 0  # and those by layer and role
+        self._windowed = 0  # step at which the newest window ended at the last log
         self._summary: dict[str, float] = {}
         self._file: Path | None = None
         self._module: weakref.ref[LightningModule] | None = None  # whose trajectory it is
@@ -229,15 +230,16 @@ class TrajectoryCallback(Callback):
             self._record(trainer, pl_module, starting=True)
         if not any(is_lazy(parameter) for parameter in parameters.values()):
             self._record_initial(trainer, pl_module, starting=True)
-        if self._between_epochs(trainer) and not recorder.windows.running:
-            self._begin_window(self.window_schedule.due_after_epoch, trainer.current_epoch, pl_module)
+        if self._between_epochs(trainer):
+            recorder.windows.end(self._steps)  # saved at the last batch of an epoch
+            self._begin_window(self._window_due_at_start, trainer.current_epoch, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         if self._quantity.at_steps:
             self._guarded("recording", self._prepare_step, trainer, pl_module, optimizer)
         elif not len(self._recorder) and not self._steps:  # lazy parameters have their values only now
             self._record_initial(trainer, pl_module)
-            self._begin_window(self.window_schedule.due_after_epoch, trainer.current_epoch, pl_module)
+            self._begin_window(self._window_due_at_start, trainer.current_epoch, pl_module)
 
     # During training
 
@@ -262,7 +264,7 @@ class TrajectoryCallback(Callback):
             self._record_due(self.schedule.due_after_epoch, trainer.current_epoch + 1, trainer, pl_module)
         self._guarded("recording", self._recorder.windows.end, self._steps)
         self._begin_window(self.window_schedule.due_after_epoch, trainer.current_epoch + 1, pl_module)
-        if self._recorder.scheduled > self._logged:
+        if self._recorder.scheduled > self._logged or self._recorder.windows.latest > self._windowed:
             # The step at which Lightning draws what is logged at the end of an epoch.
             step = max(0, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
             self._guarded("logging", self._log, trainer, step)
@@ -333,7 +335,7 @@ class TrajectoryCallback(Callback):
         self._recorder.clear()
         self._trajectory = None
         self._summary = {}
-        self._steps = self._logged = self._pictured = self._layered = 0
+        self._steps = self._logged = self._pictured = self._layered = self._windowed = 0
 
     def _load(self, state: Mapping[str, Any]) -> None:
         for argument, ours in self._schedules.items():
@@ -358,7 +360,8 @@ class TrajectoryCallback(Callback):
             )
         batches = trainer.num_training_batches
         steps = inf if batches == inf else ceil(batches / trainer.accumulate_grad_batches)
-        if self.window and steps < self.window and not trainer.fast_dev_run:
+        counted = trainer.lightning_module.automatic_optimization  # how many steps a batch has is known only then
+        if self.window and counted and steps < self.window and not trainer.fast_dev_run:
             raise ValueError(
                 f"window={self.window} is longer than an epoch, which has {steps} optimizer steps: pass at most that, "
                 "or None for as many as there are."
@@ -413,6 +416,9 @@ class TrajectoryCallback(Callback):
             self._guarded("recording", self._recorder.add_to_window, parameters, self._steps)
         self._begin_window(self.window_schedule.due_after_step, self._steps, pl_module)
 
+    def _window_due_at_start(self, epoch: int) -> bool:
+        return not self._steps or self.window_schedule.due_after_epoch(epoch)
+
     def _note_due(self) -> None:
         self._state_due = self._state_due or self.schedule.due_after_step(self._steps)
 
@@ -448,7 +454,8 @@ class TrajectoryCallback(Callback):
     def _log(self, trainer: Trainer, step: int, pictures: bool = True) -> None:
         self._logged_at = trainer.fit_loop.epoch_loop._batches_that_stepped
         self._collect()
-        self._logged = self._recorder.scheduled
+        pictures = pictures and self._recorder.scheduled > self._pictured
+        self._logged, self._windowed = self._recorder.scheduled, self._recorder.windows.latest
         if pictures:
             self._pictured = self._logged
         trajectory = self._trajectory

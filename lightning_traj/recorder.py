@@ -159,14 +159,16 @@ class Recorder:
         partition = self._extended(parameters)
         blocks, n = partition.blocks, self.max_snapshots
         count, numel = len(blocks), sum(block.numel for block in blocks)
-        grams = n * (count * (8 * n + 128) + 8 * len(block_groups(blocks)))  # Gram matrices, local ones, path lengths
+        sketch = 8 * sum(min(block.numel, self.sketch.dim) for block in blocks)
+        # Gram matrices, local ones, path lengths; windows, and the three sketches of the running one.
+        grams = n * (count * (8 * n + 128 + 24 * self.window) + 8 * len(block_groups(blocks))) + 3 * sketch
         rows = 0
         if self.snapshot == "full":
             pieces = (tensor for tensors in partition.entries(parameters) for tensor in tensors)
             per_snapshot = sum(tensor.numel() * tensor.element_size() for tensor in pieces)
             where = f"on disk, in {self.snapshots.folder}"
         else:
-            per_snapshot = sum(4 * min(block.numel, self.sketch.dim) for block in blocks)
+            per_snapshot = sketch // 2  # float32
             rows = (n + 6) * per_snapshot  # and θ_0 and the last two in float64
             where = "in memory"
         device = next((p.device for p in parameters.values()), torch.device("cpu"))

@@ -21,7 +21,7 @@ def thinned(order: Sequence[int], stride: int, limit: int) -> tuple[list[int], i
     """
     last = len(order) - 1
     keep = [i for i in range(last + 1) if not (0 < i == last - 1 and order[i] % stride)]
-    if len(keep) > limit:
+    while len(keep) > limit:  # more than once where some were taken out, and those left are on the next stride anyway
         stride *= 2
         keep = [i for i in keep if order[i] % stride == 0 or i == last]
     return keep, stride

@@ -46,6 +46,11 @@ class StepWindows:
         """Whether a window has begun, and waits for more steps."""
         return bool(self._rows)
 
+    @property
+    def latest(self) -> int:
+        """Optimizer steps taken when the newest window ended; 0 before."""
+        return self.steps[-1] if self.steps else 0
+
     def begin(self, row: Sequence[Tensor]) -> None:
         """Begin a window at the parameters whose sketches these are, one a block; not while another one runs."""
         if self.running:

@@ -12,7 +12,7 @@ import pytest
 
 from conftest import ROOT
 
-NAMES = ("_setting", "blocks", "full_row", "measures", "memory", "sketch", "training")
+NAMES = ("_setting", "blocks", "full_row", "measures", "memory", "sketch", "training", "windows")
 
 
 @pytest.fixture
@@ -86,3 +86,20 @@ def test_memory(benchmark: dict[str, ModuleType]) -> None:
 def test_training(benchmark: dict[str, ModuleType], one_thread: None, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark["training"].check(batches=2, batch_size=2, depth=8)
     assert "bit-identical" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is read where Linux keeps it"
+)
+def test_windows(benchmark: dict[str, ModuleType], one_thread: None, capsys: pytest.CaptureFixture[str]) -> None:
+    windows = benchmark["windows"]
+    shapes = {"weight": (30, 20), "bias": (20,)}
+    windows.check(shapes)
+    with pytest.raises(AssertionError, match="a window says"):
+        windows.check(shapes, limit=0.0)
+    assert windows.window("two tensors", shapes, repeats=1) > 1
+    _, memory = windows.growth(windows.TINY, snapshots=300, max_snapshots=16, span=50)
+    assert 0 < memory < 1  # what is stated is a bound: this run has no windows
+    assert "at most 10 is wanted" in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="no memory is stated"):
+        windows.stated("recording 2 blocks")

@@ -221,8 +221,10 @@ def test_ten_thousand_snapshots_in_bounded_memory_and_launches(walk: Any) -> Non
     early = {n for step, n in launches.items() if limit < step < 1000}
     late = {n for step, n in launches.items() if step >= count - 1000}
     assert max(late) <= max(early)
-    assert max(sizes.values()) <= 2 * max(n for step, n in sizes.items() if step < 1000)
-    assert max(n for step, n in sizes.items() if step >= count / 2) <= max(n for step, n in sizes.items())
+    assert (
+        max(n for step, n in sizes.items() if step >= count / 2)
+        <= max(n for step, n in sizes.items() if step < 1000) * 1.5
+    )
     assert recorder.path is not None
     assert trajectory.steps.tolist() == kept(count - 1, limit)[0]
 
@@ -254,9 +256,9 @@ FIGURES: dict[str, tuple[Callable[[Trajectory], Any], int, int]] = {
 
 
 @pytest.mark.parametrize("figure", FIGURES)
-@pytest.mark.parametrize("maximum", [4, 8, 20])
-@pytest.mark.parametrize("count", [7, 18, 33, 41])
-@pytest.mark.parametrize("schedule", [EveryNEpochs(1), EveryNEpochs(3), LogSpaced(64)], ids=str)
+@pytest.mark.parametrize("maximum", [4, 20])
+@pytest.mark.parametrize("count", [7, 33, 41])
+@pytest.mark.parametrize("schedule", [EveryNEpochs(1), LogSpaced(64)], ids=str)
 def test_axes_tell_the_time_right_after_thinning(
     walk: Any, figure: str, maximum: int, count: int, schedule: Any
 ) -> None:
