@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from functools import partial
-from math import ceil, inf, isfinite, nan
+from math import ceil, inf
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -16,16 +15,18 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.nn.parameter import is_lazy
 
-from lightning_traj import report, tensorboard
+from lightning_traj import tensorboard
 from lightning_traj.arguments import check_arguments
 from lightning_traj.blocks import Patterns
 from lightning_traj.crossing import crossing
 from lightning_traj.fused import FusedLayout
+from lightning_traj.guard import Guard
+from lightning_traj.logbook import Logbook, last_step, stem
 from lightning_traj.partition import Granularity
 from lightning_traj.quantities import quantity
 from lightning_traj.recorder import Recorder
 from lightning_traj.schedule import EveryNEpochs, Schedule
-from lightning_traj.trajectory import MEASURES, Trajectory
+from lightning_traj.trajectory import Trajectory
 
 DEFAULT_WINDOW = 8  # optimizer steps
 
@@ -140,21 +141,14 @@ class TrajectoryCallback(Callback):
         self._quantity = quantity(track)
         self._step_due = False  # whether what belongs to the coming step is to be recorded
         self._state_due = False  # whether the state after it is, as soon as others have brought it up to date
-        self._trajectory: Trajectory | None = None
+        self._guard = Guard(name)
+        self._book = Logbook(name, self._recorder, self._guard)
         self._restored: Mapping[str, Any] | None = None
         self._steps = 0
-        self._logged = 0  # scheduled snapshots at the last log
-        self._logged_at = 0  # and the batches
-        self._pictured = 0  # scheduled snapshots when pictures were drawn last
-        self._layered = 0  # and those by layer and role
-        self._windowed = 0  # step at which the newest window ended at the last log
-        self._summary: dict[str, float] = {}
-        self._file: Path | None = None
+        self._crossed: tuple[int, float] | None = None  # latest snapshot whose angles to others were logged
         self._module: weakref.ref[LightningModule] | None = None  # whose trajectory it is
-        self._monitored: set[str] = set()
         self._hooks: list[Any] = []
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        self._warned: set[str] = set()
 
     @property
     def state_key(self) -> str:
@@ -168,27 +162,27 @@ class TrajectoryCallback(Callback):
         Raises:
             RuntimeError: nothing has been recorded yet.
         """
-        self._collect()
-        if self._trajectory is None:
+        self._book.collect()
+        if self._book.trajectory is None:
             raise RuntimeError(f"TrajectoryCallback(name={self.name!r}) has recorded nothing yet: it begins with fit.")
-        return self._trajectory
+        return self._book.trajectory
 
     # Before training
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        self._restored = self._file = None
-        if [_stem(name) for name in _names(trainer)].count(_stem(self.name)) > 1:
+        self._restored = self._book.file = None
+        if [stem(name) for name in _names(trainer)].count(stem(self.name)) > 1:
             raise ValueError(
                 f"name={self.name!r}: two TrajectoryCallbacks in one Trainer would write "
-                f"{_stem(self.name)}.safetensors; give each a name of its own."
+                f"{stem(self.name)}.safetensors; give each a name of its own."
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Before Lightning logs hyperparameters and the user's code logs anything: TensorBoard heeds the first list of
         # columns and the last layout.
-        self._guarded("laying out TensorBoard", self._lay_out, trainer, pl_module)
+        self._guard("laying out TensorBoard", self._lay_out, trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Only here is everything restored, under every strategy, and nothing trained yet.
@@ -209,12 +203,8 @@ class TrajectoryCallback(Callback):
         recorder.check(parameters, pl_module)
         self._check_trainer(trainer, parameters)
         cost = recorder.prepare(parameters)
-        self._file = None if trainer.fast_dev_run else folder / f"{_stem(self.name)}.safetensors"
-        if restored is None and not len(recorder) and trainer.is_global_zero:
-            self._set_aside()
-        self._warned = set()
-        self._monitored = self._find_monitored(trainer)
-        self._logged_at = trainer.fit_loop.epoch_loop._batches_that_stepped
+        self._guard.forget()
+        self._book.open(trainer, folder, new=restored is None and not len(recorder))
         for optimizer in trainer.optimizers:
             # It alone counts the steps really taken: with accumulation, manual optimisation, and skipped ones.
             self._hooks.append(optimizer.register_step_post_hook(partial(self._on_optimizer_step, trainer, pl_module)))
@@ -236,7 +226,7 @@ class TrajectoryCallback(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         if self._quantity.at_steps:
-            self._guarded("recording", self._prepare_step, trainer, pl_module, optimizer)
+            self._guard("recording", self._prepare_step, trainer, pl_module, optimizer)
         elif not len(self._recorder) and not self._steps:  # lazy parameters have their values only now
             self._record_initial(trainer, pl_module)
             self._begin_window(self._window_due_at_start, trainer.current_epoch, pl_module)
@@ -249,47 +239,33 @@ class TrajectoryCallback(Callback):
         if self._state_due:
             self._state_due = False
             self._record(trainer, pl_module)
-        new = self._recorder.scheduled - self._logged
-        batches = trainer.fit_loop.epoch_loop._batches_that_stepped
-        # As often as Lightning logs, at most; and ever more rarely, so that all logs together stay cheap.
-        due = trainer.log_every_n_steps and batches - self._logged_at >= trainer.log_every_n_steps
-        if due and new and 16 * new >= self._recorder.scheduled:
-            pictures = self._recorder.scheduled >= 2 * self._pictured
-            self._guarded("logging", self._log, trainer, batches, pictures)
-        if self._monitored:  # checks within an epoch need a value, from the first on
-            self._log_monitors(trainer, pl_module, self._monitored)
+        self._book.after_batch(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._quantity.at_steps:
             self._record_due(self.schedule.due_after_epoch, trainer.current_epoch + 1, trainer, pl_module)
-        self._guarded("recording", self._recorder.windows.end, self._steps)
+        self._guard("recording", self._recorder.windows.end, self._steps)
         self._begin_window(self.window_schedule.due_after_epoch, trainer.current_epoch + 1, pl_module)
-        if self._recorder.scheduled > self._logged or self._recorder.windows.latest > self._windowed:
-            # The step at which Lightning draws what is logged at the end of an epoch.
-            step = max(0, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
-            self._guarded("logging", self._log, trainer, step)
-        self._log_monitors(trainer, pl_module)
+        self._book.after_epoch(trainer, pl_module)
+        if trainer.is_global_zero:
+            self._guard("logging", self._log_crossings, trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if len(self._recorder):
-            step = max(0, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
-            self._guarded("logging", self._log_layers, trainer, step)
-            self._guarded("logging hyperparameters", self._log_hyperparameters, trainer, pl_module, finished=True)
-            self._guarded("saving", self._save, trainer, sketches=True)
+            self._guard("logging hyperparameters", self._log_hyperparameters, trainer, pl_module, finished=True)
+            self._book.after_training(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._restored is not None:  # there was nothing left to train
             restored, self._restored = self._restored, None
             self._module = weakref.ref(pl_module)
-            self._guarded("restoring", self._load, restored)
-            self._guarded("measuring", self._collect)
-        if trainer.is_global_zero and self._trajectory is not None and not trainer.fast_dev_run:
-            folders = tensorboard.event_folders(trainer.loggers)
-            self._guarded("the summary", report.print_summary, self._trajectory, self.name, self._file, folders)
+            self._guard("restoring", self._load, restored)
+            self._guard("measuring", self._book.collect)
+        self._book.after_fit(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if len(self._recorder):
-            self._guarded("saving", self._save, trainer, sketches=True)
+            self._guard("saving", self._book.save, trainer, sketches=True)
         self._clean_up()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -333,9 +309,8 @@ class TrajectoryCallback(Callback):
 
     def _begin(self) -> None:
         self._recorder.clear()
-        self._trajectory = None
-        self._summary = {}
-        self._steps = self._logged = self._pictured = self._layered = self._windowed = 0
+        self._book.clear()
+        self._steps = 0
 
     def _load(self, state: Mapping[str, Any]) -> None:
         for argument, ours in self._schedules.items():
@@ -347,7 +322,7 @@ class TrajectoryCallback(Callback):
         self._begin()
         self._recorder.load_state_dict(state)
         self._steps = state["optimizer_steps"]
-        self._logged = self._recorder.scheduled
+        self._book.skip()
 
     def _check_trainer(self, trainer: Trainer, parameters: Mapping[str, Any]) -> None:
         max_steps, max_epochs = (
@@ -378,11 +353,11 @@ class TrajectoryCallback(Callback):
     def _record_initial(self, trainer: Trainer, pl_module: LightningModule, starting: bool = False) -> None:
         if not len(self._recorder):
             self._record(trainer, pl_module, starting)
-            self._logged = self._recorder.scheduled  # θ_0 alone is no news
-        self._guarded("measuring", self._collect)
+            self._book.skip()  # θ_0 alone is no news
+        self._guard("measuring", self._book.collect)
 
     def _record(self, trainer: Trainer, pl_module: LightningModule, starting: bool = False) -> None:
-        self._guarded("recording", self._record_quantity, trainer, pl_module, None, starting)
+        self._guard("recording", self._record_quantity, trainer, pl_module, None, starting)
 
     def _record_quantity(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any, starting: bool = False
@@ -406,14 +381,14 @@ class TrajectoryCallback(Callback):
         if self._quantity.at_steps:
             if self._step_due:
                 self._step_due = False
-                self._guarded("recording", self._record_quantity, trainer, pl_module, optimizer)
+                self._guard("recording", self._record_quantity, trainer, pl_module, optimizer)
         elif self.track == "average":  # which others update only after the step
-            self._guarded("recording", self._note_due)
+            self._guard("recording", self._note_due)
         else:
             self._record_due(self.schedule.due_after_step, self._steps, trainer, pl_module)
         if self._recorder.windows.running:
             parameters = dict(pl_module.named_parameters())
-            self._guarded("recording", self._recorder.add_to_window, parameters, self._steps)
+            self._guard("recording", self._recorder.add_to_window, parameters, self._steps)
         self._begin_window(self.window_schedule.due_after_step, self._steps, pl_module)
 
     def _window_due_at_start(self, epoch: int) -> bool:
@@ -428,75 +403,25 @@ class TrajectoryCallback(Callback):
                 self._recorder.begin_window(dict(pl_module.named_parameters()), self._steps)
 
         if self._recorder.window and len(self._recorder):
-            self._guarded("recording", begin)
+            self._guard("recording", begin)
 
     def _record_due(self, due: Callable[[int], bool], count: int, trainer: Trainer, pl_module: LightningModule) -> None:
         def record() -> None:  # schedules can be the user's own: they may fail too
             if due(count):
                 self._record(trainer, pl_module)
 
-        self._guarded("recording", record)
+        self._guard("recording", record)
 
-    def _collect(self) -> None:
-        if not len(self._recorder):
-            return
-        trajectory, dropped = self._recorder.collect()
-        if dropped:
-            self._warn(
-                "recording",
-                f"{len(dropped)} snapshots with non-finite entries were left out, at steps {dropped}; exclude= a "
-                "parameter that is never finite",
-            )
-        if len(trajectory):
-            self._trajectory = trajectory
-            self._summary = trajectory.summary()
-
-    def _log(self, trainer: Trainer, step: int, pictures: bool = True) -> None:
-        self._logged_at = trainer.fit_loop.epoch_loop._batches_that_stepped
-        self._collect()
-        pictures = pictures and self._recorder.scheduled > self._pictured
-        self._logged, self._windowed = self._recorder.scheduled, self._recorder.windows.latest
-        if pictures:
-            self._pictured = self._logged
-        trajectory = self._trajectory
-        if trajectory is None or not trainer.is_global_zero:
-            return
-        self._guarded("saving", self._save, trainer)
-        self._guarded("logging", self._log_crossings, trainer, step)
-        folder = None if self._file is None else self._file.parent
-        tensorboard.log_trajectory(
-            trainer.loggers,
-            trajectory,
-            self._summary,
-            step,
-            prefix=self.name,
-            folder=folder,
-            pictures=pictures,
-        )
-        # One epoch of many changes little in what is by layer and role, which takes thrice as long to draw as the rest.
-        if pictures and 8 * (self._logged - self._layered) >= self._logged:
-            self._log_layers(trainer, step)
-
-    def _log_crossings(self, trainer: Trainer, step: int) -> None:
+    def _log_crossings(self, trainer: Trainer) -> None:
         """The angles between this quantity and those of the callbacks before, which have had their turn."""
+        crossed, self._crossed = self._crossed, self._recorder.latest_key
+        if crossed == self._crossed:  # nothing new
+            return
         callbacks = [callback for callback in trainer.callbacks if isinstance(callback, TrajectoryCallback)]
         for other in callbacks[: callbacks.index(self)]:
             angles = crossing((other.track, other._recorder), (self.track, self._recorder))
             tags = {f"{tensorboard.CROSS}/{tag}": value for tag, value in angles.items()}
-            tensorboard.log_scalars(trainer.loggers, tags, step)
-
-    def _log_layers(self, trainer: Trainer, step: int) -> None:
-        if self._trajectory is None or not trainer.is_global_zero or self._layered == self._logged:
-            return
-        self._layered = self._logged
-        folder = None if self._file is None else self._file.parent
-        tensorboard.log_layers(trainer.loggers, self._trajectory, step, prefix=self.name, folder=folder)
-
-    def _log_monitors(self, trainer: Trainer, pl_module: LightningModule, wanted: Collection[str] = MEASURES) -> None:
-        if not trainer.barebones:
-            summary = self._summary
-            values = {f"{self.name}/{key}": summary[key] for key in wanted if isfinite(summary.get(key, nan))}
-            self._guarded("logging monitors", pl_module.log_dict, values, logger=False)
+            tensorboard.log_scalars(trainer.loggers, tags, last_step(trainer))
 
     def _lay_out(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self.name == _names(trainer)[0]:
@@ -510,34 +435,12 @@ class TrajectoryCallback(Callback):
             hyperparameters = tensorboard.hyperparameters(pl_module, getattr(trainer, "datamodule", None))
             tensorboard.log_hyperparameters(trainer.loggers, hyperparameters, _names(trainer), finished=finished)
 
-    def _save(self, trainer: Trainer, sketches: bool = False) -> None:
-        if sketches:
-            self._collect()
-        if self._file is None or self._trajectory is None or not trainer.is_global_zero:
-            return
-        rows = self._recorder.rows() if sketches else None
-        (self._trajectory if rows is None else self._trajectory.with_sketches(rows)).save(self._file)
-
-    def _set_aside(self) -> None:
-        """A file of an earlier run in the same folder (a run without a logger, say) is kept under another name."""
-        if self._file is not None and self._file.exists():
-            count = 1
-            while (other := self._file.with_name(f"{self._file.stem}-v{count}.safetensors")).exists():
-                count += 1
-            self._guarded("keeping an earlier file", self._file.rename, other)
-
     def _folder(self, trainer: Trainer) -> Path:
         if trainer.fast_dev_run:  # leaves nothing behind
             self._temporary = tempfile.TemporaryDirectory(prefix="lightning_traj-")
             return Path(self._temporary.name)
         beside_logs = tensorboard.log_folder(trainer.loggers) or Path(trainer.default_root_dir)
         return self.dirpath or Path(trainer.strategy.broadcast(beside_logs))
-
-    def _find_monitored(self, trainer: Trainer) -> set[str]:
-        """The measures that other callbacks and schedulers watch."""
-        watchers = [*trainer.callbacks, *trainer.lr_scheduler_configs]
-        watched = {str(getattr(watcher, "monitor", None)) for watcher in watchers}
-        return {name for name in MEASURES if f"{self.name}/{name}" in watched}
 
     def _clean_up(self) -> None:
         for hook in self._hooks:
@@ -547,29 +450,11 @@ class TrajectoryCallback(Callback):
             self._temporary.cleanup()
             self._temporary = None
 
-    def _guarded(self, what: str, do: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """An observer never breaks the run that it observes: what fails warns once, and training goes on."""
-        try:
-            do(*args, **kwargs)
-        except Exception as error:
-            self._warn(what, f"{what} failed with {type(error).__name__}: {error}")
-
-    def _warn(self, what: str, message: str) -> None:
-        if what not in self._warned:
-            self._warned.add(what)
-            with suppress(Warning):  # also where warnings are errors
-                rank_zero_warn(f"{self.name}: {message}. Training goes on; this is said once.")
-
 
 def _describe(schedule: Schedule | str) -> str:
     """A schedule in words that are the same in every process: also one of the user's own, without a repr."""
     plain = type(schedule).__repr__ is object.__repr__
     return f"{type(schedule).__qualname__}({vars(schedule)})" if plain else repr(schedule)
-
-
-def _stem(name: str) -> str:
-    """Stem of the file of the trajectory of this name."""
-    return "trajectory" if name == "traj" else name
 
 
 def _default_name(track: object) -> str:

@@ -47,13 +47,14 @@ def test_public_names_are_found_where_they_are_said_to_be():
 # From the ground up. A module imports from lower floors only; rooms of one floor don't know each other.
 FLOORS = [
     {"blocks", "files", "gram", "labels", "measures", "quantities", "roles", "schedule", "sketch", "thinning"},
-    {"fused", "mirror", "snapshots", "uncertainty", "window"},
+    {"fused", "guard", "mirror", "snapshots", "uncertainty", "window"},
     {"partition", "table"},
     {"arguments", "trajectory"},
     {"drawing", "layers", "recorder", "report"},
     {"crossing", "heatmap", "plot"},
     {"layer_plot"},
     {"tensorboard"},
+    {"logbook"},
     {"callback", "checkpoints"},
     {"freeze"},
     {"cli"},

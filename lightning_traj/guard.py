@@ -1,0 +1,39 @@
+"""An observer never breaks the run that it observes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+
+class Guard:
+    """Does things for an observer: what fails warns, once for each kind of thing, and training goes on.
+
+    Args:
+        name: Of the observer, for its warnings.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._warned: set[str] = set()
+
+    def __call__(self, what: str, do: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Call ``do``; ``what`` says in a warning what failed."""
+        try:
+            do(*args, **kwargs)
+        except Exception as error:
+            self.warn(what, f"{what} failed with {type(error).__name__}: {error}")
+
+    def warn(self, what: str, message: str) -> None:
+        """Warn, unless this kind of thing has been warned of."""
+        if what not in self._warned:
+            self._warned.add(what)
+            with suppress(Warning):  # also where warnings are errors
+                rank_zero_warn(f"{self.name}: {message}. Training goes on; this is said once.")
+
+    def forget(self) -> None:
+        """Warn anew: another run begins."""
+        self._warned = set()

@@ -1,0 +1,181 @@
+"""What of a recording goes to loggers, monitors and the file, and how often: logs are to stay cheap beside training."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from math import isfinite, nan
+from pathlib import Path
+from typing import Any
+
+from lightning_traj import report, tensorboard
+from lightning_traj.guard import Guard
+from lightning_traj.recorder import Recorder
+from lightning_traj.table import MEASURES
+from lightning_traj.trajectory import Trajectory
+
+
+class Logbook:
+    """Logs and saves what a recorder has recorded.
+
+    Args:
+        name: Prefix of the tags, stem of the file.
+        recorder: Whose recording it is.
+        guard: For what may fail.
+
+    Attributes:
+        trajectory: What was collected last; None before.
+        file: Where it is saved; None: nowhere.
+    """
+
+    def __init__(self, name: str, recorder: Recorder, guard: Guard) -> None:
+        self.name, self.recorder, self.guard = name, recorder, guard
+        self.file: Path | None = None
+        self._monitored: set[str] = set()
+        self._batches = 0  # at the last log
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew, with an empty recorder."""
+        self.trajectory: Trajectory | None = None
+        self._summary: dict[str, float] = {}
+        self._logged = 0  # scheduled snapshots at the last log
+        self._windowed = 0  # step at which the newest window ended then
+        self._pictured = 0  # scheduled snapshots when pictures were drawn last
+        self._layered = 0  # and those by layer and role
+
+    def open(self, trainer: Any, folder: Path, *, new: bool) -> None:
+        """Get ready for a fit.
+
+        Args:
+            trainer: Of the fit.
+            folder: For the file.
+            new: Whether a new trajectory begins.
+        """
+        self.file = None if trainer.fast_dev_run else folder / f"{stem(self.name)}.safetensors"
+        if new and trainer.is_global_zero:
+            self.guard("keeping an earlier file", self._set_aside)
+        watchers = [*trainer.callbacks, *trainer.lr_scheduler_configs]
+        watched = {str(getattr(watcher, "monitor", None)) for watcher in watchers}
+        self._monitored = {name for name in MEASURES if f"{self.name}/{name}" in watched}
+        self._batches = batches_of(trainer)
+
+    def skip(self) -> None:
+        """Count what has been recorded so far as logged."""
+        self._logged = self.recorder.scheduled
+
+    def collect(self) -> None:
+        """Bring ``trajectory`` up to date."""
+        if not len(self.recorder):
+            return
+        trajectory, dropped = self.recorder.collect()
+        if dropped:
+            self.guard.warn(
+                "recording",
+                f"{len(dropped)} snapshots with non-finite entries were left out, at steps {dropped}; exclude= a "
+                "parameter that is never finite",
+            )
+        if len(trajectory):
+            self.trajectory = trajectory
+            self._summary = trajectory.summary()
+
+    # When
+
+    def after_batch(self, trainer: Any, pl_module: Any) -> None:
+        """Log, as often as Lightning does at most, and ever more rarely, so that all logs together stay cheap."""
+        scheduled, batches = self.recorder.scheduled, batches_of(trainer)
+        new = scheduled - self._logged
+        due = trainer.log_every_n_steps and batches - self._batches >= trainer.log_every_n_steps
+        if due and new and 16 * new >= scheduled:
+            self.guard("logging", self._log, trainer, batches, pictures=scheduled >= 2 * self._pictured)
+        if self._monitored:  # checks within an epoch need a value, from the first on
+            self._log_monitors(trainer, pl_module, self._monitored)
+
+    def after_epoch(self, trainer: Any, pl_module: Any) -> None:
+        """Log what is new."""
+        if self.recorder.scheduled > self._logged or self.recorder.windows.latest > self._windowed:
+            self.guard("logging", self._log, trainer, last_step(trainer))
+        self._log_monitors(trainer, pl_module)
+
+    def after_training(self, trainer: Any) -> None:
+        """Draw what was not drawn at the last log, and save with sketches."""
+        self.guard("logging", self._log_layers, trainer, last_step(trainer))
+        self.guard("saving", self.save, trainer, sketches=True)
+
+    def after_fit(self, trainer: Any) -> None:
+        """Print the summary, once."""
+        if trainer.is_global_zero and self.trajectory is not None and not trainer.fast_dev_run:
+            folders = tensorboard.event_folders(trainer.loggers)
+            self.guard("the summary", report.print_summary, self.trajectory, self.name, self.file, folders)
+
+    # What
+
+    def _log(self, trainer: Any, step: int, pictures: bool = True) -> None:
+        self._batches = batches_of(trainer)
+        self.collect()
+        pictures = pictures and self.recorder.scheduled > self._pictured
+        self._logged, self._windowed = self.recorder.scheduled, self.recorder.windows.latest
+        if pictures:
+            self._pictured = self._logged
+        if self.trajectory is None or not trainer.is_global_zero:
+            return
+        self.guard("saving", self.save, trainer)
+        tensorboard.log_trajectory(
+            trainer.loggers,
+            self.trajectory,
+            self._summary,
+            step,
+            prefix=self.name,
+            folder=self._folder,
+            pictures=pictures,
+        )
+        # One epoch of many changes little in what is by layer and role, which takes thrice as long to draw as the rest.
+        if pictures and 8 * (self._logged - self._layered) >= self._logged:
+            self._log_layers(trainer, step)
+
+    def _log_layers(self, trainer: Any, step: int) -> None:
+        if self.trajectory is not None and trainer.is_global_zero and self._layered != self._logged:
+            self._layered = self._logged
+            tensorboard.log_layers(trainer.loggers, self.trajectory, step, prefix=self.name, folder=self._folder)
+
+    def _log_monitors(self, trainer: Any, pl_module: Any, wanted: Collection[str] = MEASURES) -> None:
+        if not trainer.barebones:
+            summary = self._summary
+            values = {f"{self.name}/{key}": summary[key] for key in wanted if isfinite(summary.get(key, nan))}
+            self.guard("logging monitors", pl_module.log_dict, values, logger=False)
+
+    def save(self, trainer: Any, sketches: bool = False) -> None:
+        """Write the file: what was collected last, or, with sketches, everything up to now."""
+        if sketches:
+            self.collect()
+        if self.file is None or self.trajectory is None or not trainer.is_global_zero:
+            return
+        rows = self.recorder.rows() if sketches else None
+        (self.trajectory if rows is None else self.trajectory.with_sketches(rows)).save(self.file)
+
+    def _set_aside(self) -> None:
+        """A file of an earlier run in the same folder (a run without a logger, say) is kept under another name."""
+        if self.file is not None and self.file.exists():
+            count = 1
+            while (other := self.file.with_name(f"{self.file.stem}-v{count}.safetensors")).exists():
+                count += 1
+            self.file.rename(other)
+
+    @property
+    def _folder(self) -> Path | None:
+        return None if self.file is None else self.file.parent
+
+
+def stem(name: str) -> str:
+    """Stem of the file of the trajectory of this name."""
+    return "trajectory" if name == "traj" else name
+
+
+def batches_of(trainer: Any) -> int:
+    """Where Lightning draws what is logged now, on the x axis."""
+    batches: int = trainer.fit_loop.epoch_loop._batches_that_stepped
+    return batches
+
+
+def last_step(trainer: Any) -> int:
+    """Where Lightning draws what is logged at the end of an epoch."""
+    return max(0, batches_of(trainer) - 1)
