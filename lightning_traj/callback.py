@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_traj import tensorboard
 from lightning_traj.arguments import check_arguments
-from lightning_traj.blocks import Patterns
+from lightning_traj.blocks import Patterns, clean_name
 from lightning_traj.crossing import crossing
 from lightning_traj.fused import FusedLayout
 from lightning_traj.guard import Guard
@@ -139,10 +139,13 @@ class TrajectoryCallback(Callback):
             seed=seed,
         )
         self._quantity = quantity(track)
-        self._step_due = False  # whether what belongs to the coming step is to be recorded
+        self._step_due = self._epoch_due = (
+            False  # whether what belongs to the coming step is, now or at the epoch's end
+        )
+        self._last_step: tuple[dict[str, Any], int, float] | None = None  # an epoch's, so far
         self._state_due = False  # whether the state after it is, as soon as others have brought it up to date
         self._guard = Guard(name)
-        self._book = Logbook(name, self._recorder, self._guard)
+        self._book = Logbook(name, track, self._recorder, self._guard)
         self._restored: Mapping[str, Any] | None = None
         self._steps = 0
         self._crossed: tuple[int, float] | None = None  # latest snapshot whose angles to others were logged
@@ -233,6 +236,9 @@ class TrajectoryCallback(Callback):
 
     # During training
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._quantity.forget()
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -242,7 +248,9 @@ class TrajectoryCallback(Callback):
         self._book.after_batch(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._quantity.at_steps:
+        if self._quantity.at_steps:
+            self._guard("recording", self._record_last_step, trainer)
+        else:
             self._record_due(self.schedule.due_after_epoch, trainer.current_epoch + 1, trainer, pl_module)
         self._guard("recording", self._recorder.windows.end, self._steps)
         self._begin_window(self.window_schedule.due_after_epoch, trainer.current_epoch + 1, pl_module)
@@ -363,7 +371,30 @@ class TrajectoryCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any, starting: bool = False
     ) -> None:
         tensors = self._quantity.read(trainer, pl_module, optimizer)
-        self._recorder.record(tensors, self._steps, _completed_epochs(trainer, starting))
+        if self._quantity.zero_if_missing:
+            zeros = {name: p.new_zeros(()).expand(p.shape) for name, p in self._parameters(trainer, pl_module).items()}
+            known = {piece.parameter for pieces in self._recorder.partition.pieces for piece in pieces}
+            tensors = {name: zero for name, zero in zeros.items() if clean_name(name) in known} | tensors
+        epoch = _completed_epochs(trainer, starting)
+        if self._epoch_due and not self._step_due:
+            self._last_step = tensors, self._steps, epoch
+        else:
+            self._recorder.record(tensors, self._steps, epoch)
+
+    def _record_last_step(self, trainer: Trainer) -> None:
+        """What belongs to the last step of an epoch that is due, of however many steps its last batch had."""
+        last, self._last_step, self._epoch_due = self._last_step, None, False
+        if last is not None:
+            self._recorder.record(*last)
+        due = self.schedule.due_after_epoch(trainer.current_epoch + 1)
+        if self._steps and not len(self._recorder):
+            self._guard.warn("nothing", f"nothing was recorded: no step came with a value for track={self.track!r}")
+        elif due and last is None and (self._recorder.latest_key or (0, 0.0))[0] < self._steps:
+            self._guard.warn(
+                "last batch",
+                f"no {self.track} was recorded at the end of this epoch, whose last batch took no "
+                "optimizer step; use EveryNSteps",
+            )
 
     def _parameters(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Tensors of the names and shapes that are going to be recorded."""
@@ -371,17 +402,17 @@ class TrajectoryCallback(Callback):
         return dict(source) or self._quantity.read(trainer, pl_module, None)
 
     def _prepare_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        last = trainer.is_last_batch and self.schedule.due_after_epoch(trainer.current_epoch + 1)
-        self._step_due = not len(self._recorder) or last or self.schedule.due_after_step(self._steps + 1)
-        if self._step_due:
+        self._epoch_due = trainer.is_last_batch and self.schedule.due_after_epoch(trainer.current_epoch + 1)
+        self._step_due = not len(self._recorder) or self.schedule.due_after_step(self._steps + 1)
+        if self._step_due or self._epoch_due:
             self._quantity.before_step(pl_module, optimizer)
 
     def _on_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any, *_: Any) -> None:
         self._steps += 1
         if self._quantity.at_steps:
-            if self._step_due:
-                self._step_due = False
+            if self._step_due or self._epoch_due:
                 self._guard("recording", self._record_quantity, trainer, pl_module, optimizer)
+                self._step_due = self._epoch_due = False
         elif self.track == "average":  # which others update only after the step
             self._guard("recording", self._note_due)
         else:

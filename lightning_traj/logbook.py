@@ -19,6 +19,7 @@ class Logbook:
 
     Args:
         name: Prefix of the tags, stem of the file.
+        track: What the recording is of.
         recorder: Whose recording it is.
         guard: For what may fail.
 
@@ -27,8 +28,8 @@ class Logbook:
         file: Where it is saved; None: nowhere.
     """
 
-    def __init__(self, name: str, recorder: Recorder, guard: Guard) -> None:
-        self.name, self.recorder, self.guard = name, recorder, guard
+    def __init__(self, name: str, track: str, recorder: Recorder, guard: Guard) -> None:
+        self.name, self.track, self.recorder, self.guard = name, track, recorder, guard
         self.file: Path | None = None
         self._monitored: set[str] = set()
         self._batches = 0  # at the last log
@@ -105,7 +106,7 @@ class Logbook:
         """Print the summary, once."""
         if trainer.is_global_zero and self.trajectory is not None and not trainer.fast_dev_run:
             folders = tensorboard.event_folders(trainer.loggers)
-            self.guard("the summary", report.print_summary, self.trajectory, self.name, self.file, folders)
+            self.guard("the summary", report.print_summary, self.trajectory, self.name, self.track, self.file, folders)
 
     # What
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
@@ -20,15 +21,20 @@ class Quantity(ABC):
 
     Attributes:
         at_steps: Whether it belongs to an optimizer step (a gradient), and not to the state between steps (weights).
+        zero_if_missing: Whether it is zero, and not unchanged, for a parameter that a step is not for.
     """
 
     at_steps = True
+    zero_if_missing = False  # of a parameter that a step is not for
 
     def check(self, trainer: Any, module: nn.Module) -> None:  # noqa: B027 (most have nothing to check)
         """Raise ValueError where this run does not have the quantity; before training."""
 
     def before_step(self, module: nn.Module, optimizer: Optimizer) -> None:  # noqa: B027
-        """Keep what the step is about to change."""
+        """Keep what the step is about to change. Called at each closure of a step, of which the first one counts."""
+
+    def forget(self) -> None:  # noqa: B027
+        """Forget what was kept for a step that was not taken."""
 
     @abstractmethod
     def read(self, trainer: Any, module: nn.Module, optimizer: Optimizer | None) -> dict[str, Tensor]:
@@ -81,13 +87,19 @@ class Average(Quantity):
 class Gradient(Quantity):
     """The gradient just before the step: accumulated and unscaled, before Lightning clips it."""
 
+    zero_if_missing = True
+
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
 
     def before_step(self, module: nn.Module, optimizer: Optimizer) -> None:  # noqa: D102
-        # Copies: some optimizers use the memory of the gradient.
-        pairs = _of(optimizer, module)
-        self._kept = {name: p.grad.detach().clone() for name, p in pairs.items() if p.grad is not None}
+        if not self._kept:
+            # Copies: some optimizers use the memory of the gradient.
+            gradients = ((name, p.grad) for name, p in _of(optimizer, module).items())
+            self._kept = {name: g.detach().to_dense().clone() for name, g in gradients if g is not None}
+
+    def forget(self) -> None:  # noqa: D102
+        self._kept = {}
 
     def read(self, trainer: Any, module: nn.Module, optimizer: Optimizer | None) -> dict[str, Tensor]:  # noqa: D102
         kept, self._kept = self._kept, {}
@@ -97,11 +109,17 @@ class Gradient(Quantity):
 class Update(Quantity):
     """The optimizer's update: the parameters after the step less those before."""
 
+    zero_if_missing = True
+
     def __init__(self) -> None:
         self._before: dict[str, Tensor] = {}
 
     def before_step(self, module: nn.Module, optimizer: Optimizer) -> None:  # noqa: D102
-        self._before = {name: p.detach().clone() for name, p in _of(optimizer, module).items()}
+        if not self._before:
+            self._before = {name: p.detach().clone() for name, p in _of(optimizer, module).items()}
+
+    def forget(self) -> None:  # noqa: D102
+        self._before = {}
 
     def read(self, trainer: Any, module: nn.Module, optimizer: Optimizer | None) -> dict[str, Tensor]:  # noqa: D102
         before, self._before = self._before, {}
@@ -160,7 +178,7 @@ QUANTITIES = tuple(_MAKERS)
 
 def _anew(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """As tensor objects that nobody has seen: these do not require gradients, and yet they change."""
-    return {name: tensor.detach() for name, tensor in tensors}
+    return {name: tensor if is_lazy(tensor) else tensor.detach() for name, tensor in tensors}
 
 
 def _averaged_by(callback: Any) -> AveragedModel | None:

@@ -221,15 +221,20 @@ class Recorder:
             row = self._sketch(partition, parameters, entries)
             self._sketched = (step, row)
         self.gram.update(row)
-        self.partition = partition
-        if new_blocks:
-            self._group()
-            if self.snapshot == "full":
-                self._sketched = None  # of fewer blocks
-        updates = self.gram.local[-1][:, UPDATE, UPDATE].clamp_min(0)  # ‖u_t‖² of each block
-        walked = torch.cat([self._membership @ updates, updates]).sqrt()
-        self.path = walked if self.path is None else self.path + walked
-        self.paths.append(self.path)
+        try:
+            self.partition = partition
+            if new_blocks:
+                self._group()
+                if self.snapshot == "full":
+                    self._sketched = None  # of fewer blocks
+            updates = self.gram.local[-1][:, UPDATE, UPDATE].clamp_min(0)  # ‖u_t‖² of each block
+            walked = torch.cat([self._membership @ updates, updates]).sqrt()
+            path = walked if self.path is None else self.path + walked
+        except BaseException:  # short of memory, or interrupted: what is kept has to stay of one length
+            self.gram.keep(range(len(self.gram) - 1))
+            raise
+        self.path = path
+        self.paths.append(path)
         self.steps.append(step)
         self.epochs.append(epoch)
         self.order.append(self.scheduled)

@@ -18,11 +18,11 @@ CLOSE = 0.99  # cosine: within 1 %
 _TOLD_APART = ("mds", "mds_relative", "update_angle", "direction_drift", "oscillation_cosine", "displacement")
 
 
-def summary_table(trajectory: Trajectory, select: Select = None) -> Table:
+def summary_table(trajectory: Trajectory, select: Select = None, title: str = "Trajectory") -> Table:
     """The summary as a table: measure, value with standard error and unit, meaning; undefined values are left out."""
     values, errors = trajectory.summary(select), trajectory.standard_errors(select)
     span = f"{len(trajectory)} snapshots, steps {trajectory.steps[0]} to {trajectory.steps[-1]}"
-    table = Table(title=f"Trajectory: {span}\n{trajectory.counted(select)}", title_justify="left")
+    table = Table(title=f"{title}: {span}\n{trajectory.counted(select)}", title_justify="left")
     table.add_column("measure", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("meaning")
@@ -62,17 +62,26 @@ def suggestion(trajectory: Trajectory, select: Select = None) -> str:
     share = measures.saturation(trajectory.displacement_gram(select), range(count + 1), CLOSE)
     if count < 2 or share != share:
         return ""
-    first, last = trajectory.epochs[round(share * count)], trajectory.epochs[-1]
+    # A stream has no epochs to count by.
+    unit, times = ("epoch", trajectory.epochs) if trajectory.epochs[-1] >= 1 else ("step", trajectory.steps)
+    first, last = (f"{x:,.4g}" if x < 10_000 else f"{x:,.0f}" for x in (times[round(share * count)], times[-1]))
     if share == 1:
-        return f"The direction from θ_0 still changed by more than 1 % before the last snapshot, at epoch {last:.4g}."
-    return f"The direction from θ_0 was within 1 % of its final one from epoch {first:.4g} of {last:.4g} on."
+        return f"The direction from θ_0 still changed by more than 1 % before the last snapshot, at {unit} {last}."
+    return f"The direction from θ_0 was within 1 % of its final one from {unit} {first} of {last} on."
 
 
-def print_summary(trajectory: Trajectory, name: str, file: Path | None, event_folders: Sequence[str]) -> None:
+def print_summary(
+    trajectory: Trajectory, name: str, track: str, file: Path | None, event_folders: Sequence[str]
+) -> None:
     """Print the summary, what it suggests, and where the rest is: the file, and the folders to point TensorBoard at."""
     console = Console()
-    console.print(summary_table(trajectory))
-    lines = [line for line in (suggestion(trajectory), "" if file is None else f"Trajectory: {file}") if line]
+    weights = track in ("weights", "average")  # of others the direction from the first is of no use
+    console.print(summary_table(trajectory, title="Trajectory" if track == "weights" else f"Trajectory, {track}"))
+    lines = [
+        line
+        for line in (suggestion(trajectory) if weights else "", "" if file is None else f"Trajectory: {file}")
+        if line
+    ]
     lines += [f"Charts ({name}/…): tensorboard --logdir {quote(folder)}" for folder in event_folders]
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)

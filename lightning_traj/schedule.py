@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import index
 
 
 class Schedule(ABC):
@@ -171,6 +172,11 @@ class Union(Schedule):
 
     schedules: tuple[Schedule, ...]
 
+    def __post_init__(self) -> None:
+        members = [m for s in self.schedules for m in (s.schedules if isinstance(s, Union) else (s,))]
+        unique = {repr(member): member for member in members}  # in an order of their own: a | b is b | a
+        object.__setattr__(self, "schedules", tuple(unique[words] for words in sorted(unique)))
+
     def due_after_step(self, step: int) -> bool:  # noqa: D102 (see Schedule)
         return any(schedule.due_after_step(step) for schedule in self.schedules)
 
@@ -178,7 +184,7 @@ class Union(Schedule):
         return any(schedule.due_after_epoch(epoch) for schedule in self.schedules)
 
     def begins_by(self, steps: float, epochs: float) -> bool:  # noqa: D102
-        return all(schedule.begins_by(steps, epochs) for schedule in self.schedules)
+        return any(schedule.begins_by(steps, epochs) for schedule in self.schedules)
 
     def __repr__(self) -> str:
         return " | ".join(map(repr, self.schedules))
@@ -187,7 +193,7 @@ class Union(Schedule):
 def _listed(schedule: str, argument: str, values: object) -> tuple[int, ...]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise TypeError(f"{schedule}({argument}={values!r}): pass a list of integers, such as {schedule}([1, 10]).")
-    listed = list(values)
+    listed = [index(x) if hasattr(x, "__index__") and not isinstance(x, bool) else x for x in values]  # NumPy's too
     for value in listed:
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{schedule}({argument}=…): {value!r} is no integer; pass a list of integers.")

@@ -798,3 +798,21 @@ def test_roundings_of_a_frozen_block_are_no_movement(new):
         lora = torch.full((5,), float(step))
         recorder.record({"base": base * (1 + 2e-16 * step), "lora": lora}, step, float(step))
     assert collected(recorder).counted() == "1 of 2 blocks, 5 of 305 parameters"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_failure_after_the_gram_matrix_has_grown_loses_that_snapshot_alone(new, walk, stacked, mode, monkeypatch):
+    snapshots = walk(SHAPES, 6)
+    recorder = new(snapshot=mode, sketch_dim=1000)
+    for step, snapshot in enumerate(snapshots):
+        if step == 3:
+            with monkeypatch.context() as patch:
+                patch.setattr(recorder, "_membership", None)  # stands for any failure of what follows
+                with pytest.raises(TypeError):
+                    recorder.record(snapshot, step, 0.0)
+        else:
+            recorder.record(snapshot, step, 0.0)
+    trajectory = collected(recorder)
+    assert trajectory.steps.tolist() == [0, 1, 2, 4, 5]
+    thetas = stacked([snapshots[i] for i in trajectory.steps])
+    np.testing.assert_allclose(trajectory.gram("*"), thetas @ thetas.T, rtol=1e-6)

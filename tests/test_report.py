@@ -65,3 +65,10 @@ def test_table_by_group():
     assert cells[1:3] == ["1", "2"]
     assert cells[3] == f"{values['mds']:.4g}"
     assert cells[7] == ""  # no window of single steps
+
+
+def test_a_stream_is_counted_in_steps():
+    recorder = Recorder()
+    for t, theta in enumerate(turning([90, 40, 9, 8, 3, 0])):
+        recorder.record({"w": torch.tensor(theta)}, 5000 * t, 0.0)
+    assert report.suggestion(recorder.collect()[0]).endswith("from step 20,000 of 30,000 on.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,7 +61,8 @@ def test_lists_know_when_they_begin(values, length):
     assert AtSteps(values).begins_by(length, 0) == any(value <= length for value in values)
     assert AtEpochs(values).begins_by(0, length) == any(value <= length for value in values)
     assert EveryNSteps(7).begins_by(length, 0)
-    assert (EveryNSteps(7) | AtSteps(values)).begins_by(length, 0) == AtSteps(values).begins_by(length, 0)
+    both = AtEpochs([COUNT]) | AtSteps(values)
+    assert both.begins_by(length, 0) == AtSteps(values).begins_by(length, 0)  # one that begins is enough
 
 
 def test_the_steps_of_pythias_checkpoints():
@@ -70,6 +72,17 @@ def test_the_steps_of_pythias_checkpoints():
 
 def test_each_epoch_is_the_default():
     assert EveryNEpochs() == EveryNEpochs(1)
+
+
+def test_the_order_of_a_union_does_not_count():
+    assert EveryNSteps(3) | AtSteps([1]) == AtSteps([1]) | EveryNSteps(3) | AtSteps([1])
+    assert repr(EveryNSteps(3) | EveryNEpochs(2)) == "EveryNEpochs(n=2) | EveryNSteps(n=3)"
+
+
+def test_integers_of_numpy():
+    assert AtSteps(np.arange(1, 4)) == AtSteps([1, 2, 3])
+    with pytest.raises(TypeError, match="True is no integer"):
+        AtSteps([True])
 
 
 def test_lists_are_sorted_sets():

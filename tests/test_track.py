@@ -300,3 +300,84 @@ def test_manual_optimisation_with_two_optimizers(fit: Any) -> None:
     trajectory = callback.trajectory
     assert trajectory.steps.tolist() == list(range(1, 2 * 3 * BATCHES + 1))
     assert {block.layer.split(".")[1] for block in trajectory.blocks} == {"0", "1"}
+
+
+def test_an_optimizer_that_evaluates_more_than_once_a_step(fit: Any) -> None:
+    class Quasi(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.thetas: list[Tensor] = []
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.LBFGS(self.parameters(), lr=0.5, max_iter=4)
+
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            self.thetas.append(torch.cat([p.detach().double().flatten() for p in self.parameters()]))
+
+        def on_train_end(self) -> None:
+            self.thetas.append(torch.cat([p.detach().double().flatten() for p in self.parameters()]))
+
+    callback = TrajectoryCallback(track="update", schedule=EveryNSteps(1))
+    trainer = fit(callback, module=Quasi, max_epochs=2)
+    updates = torch.stack(trainer.lightning_module.thetas).diff(dim=0).numpy()
+    np.testing.assert_allclose(callback.trajectory.gram("*"), updates @ updates.T, rtol=1e-6)
+
+
+class Adversaries(Module):
+    """Three steps of one optimizer and one of the other in each batch, under manual optimisation."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.ModuleList([mlp(), mlp()]))
+        self.automatic_optimization = False
+        self.norms: list[float] = []
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(net.parameters(), lr=0.1) for net in self.net]
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        for turn in (0, 0, 0, 1):
+            optimizer, net = self.optimizers()[turn], self.net[turn]
+            optimizer.zero_grad()
+            self.manual_backward(nn.functional.cross_entropy(net(x), y))
+            self.norms.append(float(sum(p.grad.double().square().sum() for p in net.parameters()) ** 0.5))
+            optimizer.step()
+
+
+def test_of_several_steps_in_a_batch_the_epoch_has_the_last_one(fit: Any) -> None:
+    callback = TrajectoryCallback(track="gradient")
+    fit(callback, module=Adversaries)
+    assert callback.trajectory.steps.tolist() == [1, 4 * BATCHES, 8 * BATCHES, 12 * BATCHES]
+
+
+def test_a_step_says_nothing_of_parameters_that_it_is_not_for(fit: Any) -> None:
+    callback = TrajectoryCallback(track="gradient", schedule=EveryNSteps(1))
+    trainer = fit(callback, module=Adversaries, max_epochs=1)
+    norms = np.sqrt(np.diagonal(callback.trajectory.gram("*")))
+    np.testing.assert_allclose(norms[4:], trainer.lightning_module.norms[4:], rtol=1e-5)  # from when on both are known
+
+
+def test_an_epoch_whose_last_batch_has_no_step_is_told(fit: Any) -> None:
+    class Rarely(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            loss = self.loss(batch)
+            self.manual_backward(loss)
+            if batch_idx == 1:
+                self.optimizers().step()
+                self.optimizers().zero_grad()
+
+    with pytest.warns(UserWarning, match="traj_gradient: no gradient was recorded at the end of this epoch"):
+        fit(TrajectoryCallback(track="gradient"), module=Rarely)
+
+
+def test_an_optimizer_without_the_moment_is_told(fit: Any) -> None:
+    class Adamax(Module):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adamax(self.parameters(), lr=0.01)
+
+    with pytest.warns(UserWarning, match="nothing was recorded: no step came with a value for track='second_moment'"):
+        fit(TrajectoryCallback(track="second_moment"), module=Adamax)
