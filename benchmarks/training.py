@@ -56,14 +56,14 @@ class Timed(TrajectoryCallback):
     def __init__(self, schedule: Schedule) -> None:
         super().__init__(schedule=schedule)
         self.seconds: dict[str, list[float]] = {"_record": [], "_log": []}
-        for method, seconds in self.seconds.items():
-            setattr(self, method, self._timed(getattr(self, method), seconds))
+        for owner, (method, seconds) in zip((self, self._book), self.seconds.items(), strict=True):
+            setattr(owner, method, self._timed(getattr(owner, method), seconds))
 
     @staticmethod
     def _timed(method: Any, seconds: list[float]) -> Any:
-        def call(*args: Any) -> None:
+        def call(*args: Any, **settings: Any) -> None:
             start = time.perf_counter()
-            method(*args)
+            method(*args, **settings)
             seconds.append(time.perf_counter() - start)
 
         return call
