@@ -128,8 +128,8 @@ def block_units(blocks: Sequence[Block]) -> list[str]:
     It is the outermost module whose name ends in a number, that has several layers, some of them as in another module
     of that name but for the number (unless it is the only one), and that is not just numbered modules itself: in
     ``stages.0.2.conv`` with stages of blocks, ``stages.0`` is none and ``stages.0.2`` is one. Where nearly all of its
-    layers lie in such modules in turn, as in a stage that begins with a pooling layer, these are the units, unless they
-    are experts.
+    layers lie in modules that are alike in turn, as in a stage that begins with a pooling layer, these are the units,
+    unless they are experts.
     """
     inside: dict[str, set[str]] = {}  # module -> layers in it, relative to it
     for block in blocks:
@@ -156,7 +156,9 @@ def block_units(blocks: Sequence[Block]) -> list[str]:
             within = [
                 x for x in inside[outer] if any(is_unit(m) for m in enclosing(f"{outer}.{x}") if len(m) > len(outer))
             ]
-            if len(within) > 0.6 * len(inside[outer]) and "expert" not in inner:
+            repeated = sum(alike[inner.rstrip(digits), x] > 1 for x in inside[inner])  # within this outer one
+            nearly_all = len(within) > 0.6 * len(inside[outer]) and repeated > 0.5 * len(inside[inner])
+            if nearly_all and "expert" not in inner:
                 return inner
         return candidates[0] if candidates else layer
 

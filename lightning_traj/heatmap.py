@@ -73,10 +73,10 @@ class Colours:
 
 
 class _Linear(Colours):
-    """Of what lies between successive updates: no value is the best, and none so frequent that others need room."""
+    """Of what lies between successive updates: no value is so frequent that others need room."""
 
     def say(self, amount: float) -> str:
-        return f"{amount:.3g}{self.unit}"
+        return f"{1 - amount if self.similarity else amount:.3g}{self.unit}"
 
     def scale(self, amounts: Array) -> PowerNorm:
         defined = amounts[~np.isnan(amounts)]
@@ -86,8 +86,9 @@ class _Linear(Colours):
 
     def levels(self, scale: PowerNorm) -> list[float]:
         low, high = float(scale.vmin or 0.0), float(scale.vmax or 0.0)
-        levels = MaxNLocator(5, steps=[1, 1.5, 2, 3, 5, 10]).tick_values(low, high)
-        return [float(level) for level in levels if low <= level <= high]
+        ends = (1 - high, 1 - low) if self.similarity else (low, high)  # round are the values, not what is painted
+        levels = MaxNLocator(5, steps=[1, 1.5, 2, 3, 5, 10]).tick_values(*ends)
+        return [float(1 - level if self.similarity else level) for level in levels if ends[0] <= level <= ends[1]]
 
 
 COLOURS: Mapping[str, Colours] = {
@@ -95,7 +96,9 @@ COLOURS: Mapping[str, Colours] = {
     "mds_relative": Colours("relative MDS", 0.5, 1e-7, similarity=True),
     "update_angle": _Linear("update angle", 1.0, 1.0, remark=" (random walk: 90°)", unit="°"),
     "direction_drift": Colours("direction drift", 0.25, 1e-7),
-    "oscillation_cosine": _Linear("oscillation cosine", 1.0, 0.01, remark=" (below 0: back and forth)"),
+    "oscillation_cosine": _Linear(
+        "oscillation cosine", 1.0, 0.01, similarity=True, remark=" (below 0: back and forth)"
+    ),
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import ceil, floor, isfinite, log10
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -38,20 +38,22 @@ from lightning_traj.drawing import (
     similarity_in_words,
     size_in_inches,
 )
-from lightning_traj.heatmap import COLOURS, LETTER, draw_heatmap, evenly, height_of, name_rows, room_for
-from lightning_traj.labels import cut, in_lines, numbered, shortened
+from lightning_traj.heatmap import COLOURS, LETTER, draw_heatmap, height_of, name_rows, room_for
+from lightning_traj.labels import apart, in_lines, shortened, stacks_of
 
 if TYPE_CHECKING:
     from lightning_traj.trajectory import Trajectory
 
 MOST_ROWS = 96
-_HEAD, _FOOT, _BAR = 0.72, 0.52, 1.4  # inches: above the panels, below them, and to their right
+_MOST_STACKS = 8  # of attention modules, whose names have room below an axis
+_HEAD, _FOOT, _BAR, _LINE = 0.72, 0.52, 1.4, 0.16  # inches: above panels, below, to their right; a line of text
 
 
 def layer_figures(trajectory: Trajectory, select: Select = None) -> dict[str, Callable[[], Figure]]:
     """The figures that make sense for this trajectory, by name, each to be drawn when it is called."""
     if len(trajectory) < 2:
         return {}
+    total = layers.totals(trajectory)  # what several figures ask for is added up once, and dropped with them
     several_updates = len(trajectory) > 2  # what is measured between them is undefined before
     several_layers = len(layers.grouped(trajectory, "depth", select)) > 1
     several_roles = len(layers.grouped(trajectory, "role", select)) > 1
@@ -60,33 +62,34 @@ def layer_figures(trajectory: Trajectory, select: Select = None) -> dict[str, Ca
         names = [*layers.PROGRESS] if several_updates else ["mds"]
         if not trajectory.windows.steps and several_updates:
             names.remove("oscillation_cosine")
-        figures |= {name: partial(progress, trajectory, name, select) for name in names}
+        figures |= {name: partial(progress, trajectory, name, select, total) for name in names}
     if several_layers and several_roles and several_updates:
         figures["roles"] = partial(layers_by_roles, trajectory, select)
     if attention_layers([trajectory.blocks[i] for i in trajectory.select(select)]):
         figures["heterogeneity"] = partial(heterogeneity, trajectory, select)
     if several_layers or several_roles:
-        figures["different"] = partial(most_different, trajectory, select)
+        figures["different"] = partial(most_different, trajectory, select, total)
     if several_roles:
-        figures["role_maps"] = partial(role_maps, trajectory, select)
+        figures["role_maps"] = partial(role_maps, trajectory, select, total)
     return figures
 
 
 @own_style()
-def progress(trajectory: Trajectory, measure: str, select: Select = None) -> Figure:
+def progress(trajectory: Trajectory, measure: str, select: Select = None, total: layers.Total | None = None) -> Figure:
     """Heatmap, layer x time, of a measure of ``layers.PROGRESS``: each cell as it stood at that snapshot.
 
-    6 inch wide, and as high as its rows need.
+    6 inch wide, or as wide as long names need, and as high as its rows need. ``total`` as for ``layers.progress``.
     """
     groups, merged = layers.at_most(layers.grouped(trajectory, "depth", select), MOST_ROWS)
-    labels, values = layers.progress(trajectory, measure, groups)
+    labels, values = layers.progress(trajectory, measure, groups, total=total)
     defined = np.flatnonzero(~np.isnan(values).all(axis=0))
     first = int(defined[0]) if len(defined) else 0  # an update angle needs three snapshots, …
     colours, names = COLOURS[measure], shortened(labels)
     left, height = room_for(names), height_of(len(names))
     title = f"{colours.title} by layer{colours.remark}"
-    figure = new_figure(6, height + _HEAD + _FOOT, title, _said(trajectory, select, merged))
-    axes = _panel(figure, left, _FOOT, 6 - left - _BAR, height)
+    width = max(6, left + 2.5 + _BAR)
+    figure = new_figure(width, height + _HEAD + _FOOT, title, _said(trajectory, select, merged))
+    axes = _panel(figure, left, _FOOT, width - left - _BAR, height)
     times = Times(trajectory, first)
     draw_heatmap(axes, colours.amount(values[:, first:]), colours)
     name_rows(axes, names)
@@ -131,72 +134,93 @@ def layers_by_roles(trajectory: Trajectory, select: Select = None) -> Figure:
 
 @own_style()
 def heterogeneity(trajectory: Trajectory, select: Select = None) -> Figure:
-    """MDS of q, k and v of each attention module, over depth, and below how far apart they are. 6 inch wide."""
+    """MDS of q, k and v of each attention module, over depth, and below how far apart they are. 6 inch wide.
+
+    Modules whose names differ in numbers alone are one line; there is a gap between different kinds of attention.
+    """
     modules = layers.attention(trajectory, select)
-    names, counts = numbered(list(modules))
-    longest = LETTER * max(map(len, names))
-    foot = _FOOT if counts else 0.3 + longest
+    names, rows, left, width = list(modules), list(modules.values()), 0.95, 4.9
+    stacks = _side_by_side(names, width)
+    foot = stacks.foot
     figure = new_figure(6, 4.15 + foot, "q, k and v over depth", counted_in_words(trajectory, select))
-    left, width, places = 0.95, 4.9, np.arange(len(names))
     above, below = _panel(figure, left, foot + 1.3, width, 1.95), _panel(figure, left, foot, width, 1.1)
-    size = 3.5 if len(names) <= 60 else 0
     for role, colour, marker in zip(ATTENTION, (BLUE, ORANGE, GREEN), "os^", strict=True):
-        values = [module[role] for module in modules.values()]
-        above.plot(places, values, marker=marker, markersize=size, linewidth=1, color=colour, label=role)
-    spread = np.array([module["heterogeneity"] for module in modules.values()])
-    below.vlines(places, 0, spread, color=GREY, linewidth=min(12, 150 / len(names)))
+        values = np.full(stacks.cells, np.nan)  # NaN breaks the line
+        values[stacks.places] = [rows[i][role] for i in stacks.order]
+        size = 3.5 if len(names) <= 60 else 1.5
+        above.plot(values, marker=marker, markersize=size, linewidth=1, color=colour, label=role)
+    spread = np.array([rows[i]["heterogeneity"] for i in stacks.order])
+    below.vlines(stacks.places, 0, spread, color=GREY, linewidth=min(12, 150 / stacks.cells))
     above.legend(ncols=3, fontsize=9, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1)
     for axes, label in ((above, "MDS ω"), (below, "max − min ω")):
-        axes.set_xlim(-0.6, len(names) - 0.4)
+        axes.set_xlim(-0.6, stacks.cells - 0.4)
         axes.set_ylabel(label, fontsize=9)
         axes.yaxis.set_label_coords(-0.78 / width, 0.5)
-    _set_values(above, *_span([module[role] for module in modules.values() for role in ATTENTION]))
+        for border in stacks.borders:
+            axes.axvline(border, color="0.8", linewidth=0.8)
+    _set_values(above, *_span([module[role] for module in rows for role in ATTENTION]))
     _set_values(below, 0.0, max(float(np.nanmax(spread, initial=0.0)) * 1.08, 1e-6))
-    shown = evenly(len(names), width / (0.1 + longest if counts else 0.16))
-    above.set_xticks(places[shown], [])
-    below.set_xticks(places[shown], [names[i] for i in shown], rotation=0 if counts else 90, fontsize=8)
-    if counts:
-        _label_below(below, f"attention module, {cut(counts, 36)}")
+    above.set_xticks([*stacks.ticks], [])
+    below.set_xticks([*stacks.ticks], [*stacks.ticks.values()], rotation=stacks.rotation, fontsize=8)
+    for name, centre, line in stacks.names:
+        place = centre / width, -(0.24 + _LINE * line) / size_in_inches(below)[1]
+        below.text(*place, name, fontsize=8, ha="center", va="top", transform=below.transAxes)
     return figure
 
 
 @own_style()
-def most_different(trajectory: Trajectory, select: Select = None) -> Figure:
-    """Maps of the five blocks that differ most from the map of everything counted, beside that one."""
-    panels = {"everything counted": trajectory.select(select)}
+def most_different(trajectory: Trajectory, select: Select = None, total: layers.Total | None = None) -> Figure:
+    """Maps of the five blocks that differ most from the map of everything counted, beside that one.
+
+    Which blocks are asked: as for ``layers.most_different``; the figure says so.
+    """
+    counted = trajectory.select(select)
+    panels = {"everything counted": counted}
     blocks = {block.name: i for i, block in enumerate(trajectory.blocks)}
-    for name in layers.most_different(trajectory, 5, select):
+    for name in layers.most_different(trajectory, 5, select, total):
         panels[name] = [blocks[name]]
-    title, counted = "blocks whose maps differ most", counted_in_words(trajectory, select)
-    return _small_maps(trajectory, title, counted, panels, across=3, side=1.75)
+    candidates = layers.telling(trajectory, select)
+    said = [counted_in_words(trajectory, select)]
+    if left_out := {trajectory.blocks[i].role for i in counted} - {trajectory.blocks[i].role for i in candidates}:
+        said.append(f"{' and '.join(sorted(layers.UNTELLING[role] for role in left_out))} left out")
+    if 1 < len({trajectory.blocks[i].role for i in candidates}) < len(candidates):
+        said.append("one a role")
+    title = "blocks whose maps differ most"
+    return _small_maps(trajectory, title, "; ".join(said), panels, across=3, side=1.75, total=total)
 
 
 @own_style()
-def role_maps(trajectory: Trajectory, select: Select = None) -> Figure:
+def role_maps(trajectory: Trajectory, select: Select = None, total: layers.Total | None = None) -> Figure:
     """Maps by role, of eight roles at most: q, k and v first."""
     groups = layers.by_role(trajectory, trajectory.select(select))
     counted, roles = counted_in_words(trajectory, select), list(groups)
     if len(roles) > 8:
         counted += f"; not shown: {', '.join(roles[8:])}"
     panels = {role: groups[role] for role in roles[:8]}
-    return _small_maps(trajectory, "maps by role", counted, panels, across=4, side=1.45)
+    return _small_maps(trajectory, "maps by role", counted, panels, across=4, side=1.45, total=total)
 
 
 # Parts ------------------------------------------------------------------------------------------------------
 
 
 def _small_maps(
-    trajectory: Trajectory, title: str, counted: str, panels: Mapping[str, Sequence[int]], across: int, side: float
+    trajectory: Trajectory,
+    title: str,
+    counted: str,
+    panels: Mapping[str, Sequence[int]],
+    across: int,
+    side: float,
+    total: layers.Total | None,
 ) -> Figure:
     """Maps of several groups of blocks, in one range of colours, with times at the last one of the first column."""
     across = min(across, len(panels))
     down = ceil(len(panels) / across)
-    names = [in_lines(name, int(side / LETTER)) for name in panels]
+    names = apart(list(panels), in_lines, int(side / LETTER))
     left, gap, foot = 0.65, 0.15, 0.6
     over = 0.3 + 0.14 * max(name.count("\n") + 1 for name in names)
     wide, high = across * (side + gap) - gap, down * (side + over) - over
     figure = new_figure(max(4.8, left + wide + 1.85), foot + high + over + _HEAD - 0.12, title, counted)
-    maps = [layers.map_of(trajectory, blocks) for blocks in panels.values()]
+    maps = [layers.map_of(trajectory, blocks, total) for blocks in panels.values()]
     angles = [measures.angle_map(cosines) for cosines in maps]
     scale = angle_scale(*angles)
     frame = _panel(figure, left, foot, wide, high)  # one for all maps, in inches: axes of their own take twice the time
@@ -243,6 +267,72 @@ def _said(trajectory: Trajectory, select: Select, merged: int) -> str:
 
 
 # Places and names -------------------------------------------------------------------------------------------
+
+
+class _Stacks(NamedTuple):
+    """Where modules stand along an axis, one stack after the other with a gap between them.
+
+    Attributes:
+        order: Indices of the modules, in the order of their places.
+        places: Of each in turn, from 0.
+        cells: Places in all, gaps included.
+        borders: Places between stacks.
+        ticks: Numbers of modules, or names, by place.
+        rotation: Of these, in degrees.
+        names: Name of a stack, its middle in inches, and which line below the ticks has room for it.
+        foot: Inches below the axis.
+    """
+
+    order: list[int]
+    places: list[int]
+    cells: int
+    borders: list[float]
+    ticks: dict[int, str]
+    rotation: int
+    names: list[tuple[str, float, int]]
+    foot: float
+
+
+def _side_by_side(modules: Sequence[str], width: float) -> _Stacks:
+    """Places for modules on an axis that is so many inches wide."""
+    stacks = stacks_of(modules)
+    named = len(stacks) > _MOST_STACKS  # too many names of stacks: each module has its own
+    own = shortened(modules) if named else list(modules)
+    texts = [own[i] if named else numbers for stack in stacks.values() for numbers, i in stack.items()]
+    longest = LETTER * max(map(len, texts))
+    room = width / (0.16 if named else 0.1 + longest)
+    step = ceil(len(modules) / max(room - len(stacks) + 1, 1.0))
+    order: list[int] = []
+    places: list[int] = []
+    borders: list[float] = []
+    middles: list[float] = []
+    ticks: dict[int, str] = {}
+    start = 0
+    for stack in stacks.values():
+        if start:
+            borders.append(start - (step + 1) / 2)
+        order += stack.values()
+        places += range(start, start + len(stack))
+        middles.append(start + (len(stack) - 1) / 2)
+        ticks |= {
+            start + k: text for k, text in enumerate(texts[len(places) - len(stack) : len(places)]) if k % step == 0
+        }
+        start += len(stack) + step
+    cells = start - step
+    if named:
+        return _Stacks(order, places, cells, borders, ticks, 90, [], 0.3 + longest)
+    labels = shortened(list(stacks), 40)
+    if len(stacks) == 1 and ticks[0]:
+        labels = [f"attention module, {labels[0]}"]
+    ends: list[float] = []  # of what each line has so far, in inches
+    names = []
+    for label, middle in zip(labels, middles, strict=True):
+        half = LETTER * len(label) / 2  # and within the figure:
+        centre = min(max((middle + 0.6) * width / (cells + 0.2), half - 0.85), width + 0.1 - half)
+        line = next((k for k, end in enumerate(ends) if end < centre - half), len(ends))
+        ends[line : line + 1] = [centre + half + 0.15]
+        names.append((label, centre, line))
+    return _Stacks(order, places, cells, borders, ticks, 0, names, 0.36 + _LINE * len(ends))
 
 
 def _panel(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:

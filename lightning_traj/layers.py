@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
 from operator import itemgetter
 
 import numpy as np
@@ -19,16 +20,35 @@ Array = NDArray[np.float64]
 Groups = dict[str, list[int]]
 """Indices of a trajectory's blocks, by the name of what they make up."""
 
+Total = Callable[[tuple[int, ...]], Array]
+"""Gram(θ_0, d_1, …, d_T) of blocks together, [n, n], by their indices; not to be written to."""
+
 # Measures that are drawn over time: from a trajectory and indices of blocks to values [n], NaN where undefined.
-PROGRESS: Mapping[str, Callable[[Trajectory, Sequence[int]], Array]] = {
-    "mds": lambda trajectory, blocks: measures.running_similarity(map_of(trajectory, blocks)),
-    "mds_relative": lambda trajectory, blocks: _later(
-        measures.running_similarity(measures.relative_trajectory_map(_displacements(trajectory, blocks)))
+PROGRESS: Mapping[str, Callable[[Trajectory, Sequence[int], Total], Array]] = {
+    "mds": lambda _, blocks, total: measures.running_similarity(_map(total(tuple(blocks)))),
+    "mds_relative": lambda _, blocks, total: _later(
+        measures.running_similarity(measures.relative_trajectory_map(displacement_gram(total(tuple(blocks)))))
     ),
-    "update_angle": lambda trajectory, blocks: update_angle(trajectory.local[:, blocks].sum(axis=1)),
-    "direction_drift": lambda trajectory, blocks: _later(measures.running_drift(_displacements(trajectory, blocks))),
-    "oscillation_cosine": lambda trajectory, blocks: _oscillation_cosine(trajectory, blocks),
+    "update_angle": lambda trajectory, blocks, _: update_angle(_last_updates(trajectory.local, blocks)),
+    "direction_drift": lambda _, blocks, total: _later(measures.running_drift(displacement_gram(total(tuple(blocks))))),
+    "oscillation_cosine": lambda trajectory, blocks, _: _oscillation_cosine(trajectory, blocks),
 }
+
+# The same at the newest snapshot alone, without what came before.
+LATEST: Mapping[str, Callable[[Trajectory, Sequence[int]], float]] = {
+    "mds": lambda trajectory, blocks: _similarity(total_of(trajectory, blocks)),
+    "mds_relative": lambda trajectory, blocks: measures.mean_directional_similarity(
+        measures.relative_trajectory_map(displacement_gram(total_of(trajectory, blocks)))
+    ),
+    "update_angle": lambda trajectory, blocks: float(update_angle(_last_updates(trajectory.local[-1], blocks))),
+    "direction_drift": lambda trajectory, blocks: _drift(trajectory, blocks),
+    "oscillation_cosine": lambda trajectory, blocks: _newest_cosine(trajectory, blocks),
+}
+
+UNTELLING = {"norm": "norms", "bias": "biases"}
+"""Roles whose maps differ from others' by noise and scale (a bias of keys has no effect at all), and their plurals."""
+DRIFT_WINDOW = 5  # snapshots that direction drift looks back on
+COMPARED = 128  # snapshots of two maps, at most: as good as all of them to tell which differ most
 
 
 def grouped(trajectory: Trajectory, by: str, select: Select = None) -> Groups:
@@ -64,7 +84,11 @@ def present_roles(blocks: Iterable[Block]) -> list[str]:
 
 
 def progress(
-    trajectory: Trajectory, measure: str, by: str | Groups = "depth", select: Select = None
+    trajectory: Trajectory,
+    measure: str,
+    by: str | Groups = "depth",
+    select: Select = None,
+    total: Total | None = None,
 ) -> tuple[list[str], Array]:
     """A measure of each group of blocks, as it stood at each snapshot.
 
@@ -73,18 +97,20 @@ def progress(
         measure: One of ``PROGRESS``.
         by: As for ``Trajectory.table``, or the groups themselves.
         select: As for ``Trajectory.table``.
+        total: ``totals(trajectory)``, where several measures of the same groups are asked for.
 
     Returns:
         The groups' names, and float64 [groups, n].
     """
     groups = grouped(trajectory, by, select) if isinstance(by, str) else by
-    return list(groups), np.stack([PROGRESS[measure](trajectory, blocks) for blocks in groups.values()])
+    total = total or partial(total_of, trajectory)
+    return list(groups), np.stack([PROGRESS[measure](trajectory, blocks, total) for blocks in groups.values()])
 
 
 def latest(trajectory: Trajectory, measure: str, by: str | Groups = "role", select: Select = None) -> dict[str, float]:
     """A measure of each group of blocks at the newest snapshot; NaN where undefined. As for ``progress``."""
-    names, values = progress(trajectory, measure, by, select)
-    return dict(zip(names, values[:, -1].tolist(), strict=True))
+    groups = grouped(trajectory, by, select) if isinstance(by, str) else by
+    return {name: LATEST[measure](trajectory, blocks) for name, blocks in groups.items()}
 
 
 def attention(trajectory: Trajectory, select: Select = None) -> dict[str, dict[str, float]]:
@@ -96,44 +122,118 @@ def attention(trajectory: Trajectory, select: Select = None) -> dict[str, dict[s
     chosen = trajectory.select(select)
     rows = {}
     for path, roles in attention_layers([trajectory.blocks[i] for i in chosen]).items():
-        maps = {role: map_of(trajectory, [chosen[i] for i in members]) for role, members in roles.items()}
-        similarity = {role: measures.mean_directional_similarity(cosines) for role, cosines in maps.items()}
+        similarity = latest(trajectory, "mds", {role: [chosen[i] for i in members] for role, members in roles.items()})
         rows[path] = similarity | {"heterogeneity": measures.heterogeneity(list(similarity.values()))}
     return rows
 
 
-def most_different(trajectory: Trajectory, count: int, select: Select = None) -> list[str]:
+def telling(trajectory: Trajectory, select: Select = None) -> list[int]:
+    """Indices of the blocks that are counted, without biases and norms unless there is nothing else."""
+    counted = trajectory.select(select)
+    return [i for i in counted if trajectory.blocks[i].role not in UNTELLING] or counted
+
+
+def most_different(trajectory: Trajectory, count: int, select: Select = None, total: Total | None = None) -> list[str]:
     """Names of the blocks whose maps differ most from the map of everything counted, the most different first.
 
-    By the root mean square difference of their angles; one block a layer at most, so that no layer takes all places.
+    By the root mean square difference of their angles, among the ``telling`` blocks: one a role, unless all have the
+    same. Of more than ``COMPARED`` snapshots, as many are compared, evenly spread. ``total`` as for ``progress``.
     """
-    whole = measures.angle_map(trajectory.map(select))
+    n = len(trajectory)
+    compared = np.unique(np.linspace(0, n - 1, min(n, COMPARED)).round().astype(np.int64))
+    some = np.ix_(compared, compared)  # with θ_0 first
+
+    def angles(anchored: Array) -> Array:
+        return measures.angle_map(_map(anchored[some] if len(compared) < n else anchored))
+
+    whole = angles((total or partial(total_of, trajectory))(tuple(trajectory.select(select))))
+    candidates = telling(trajectory, select)
+    several = len({trajectory.blocks[i].role for i in candidates}) > 1
     farthest: dict[str, tuple[float, str]] = {}
-    for i in trajectory.select(select):
-        difference = measures.angle_map(map_of(trajectory, [i])) - whole
+    for i in candidates:
+        difference = angles(trajectory.anchored[i]) - whole
         if (defined := ~np.isnan(difference)).any():
-            distance = float(np.sqrt(np.mean(difference[defined] ** 2)))
-            name, layer = trajectory.blocks[i].name, trajectory.blocks[i].layer
-            farthest[layer] = max(farthest.get(layer, (-1.0, name)), (distance, name), key=itemgetter(0))
+            distance = float(np.sqrt(np.mean(np.square(difference, where=defined, out=difference), where=defined)))
+            name, role = trajectory.blocks[i].name, trajectory.blocks[i].role
+            place = role if several else name
+            farthest[place] = max(farthest.get(place, (-1.0, name)), (distance, name), key=itemgetter(0))
     return [name for _, name in sorted(farthest.values(), key=itemgetter(0), reverse=True)[:count]]
 
 
-def map_of(trajectory: Trajectory, blocks: Sequence[int]) -> Array:
-    """Trajectory map of these blocks together, [n, n]."""
-    return measures.trajectory_map(snapshot_gram(trajectory.anchored[blocks].sum(axis=0)))
+def map_of(trajectory: Trajectory, blocks: Sequence[int], total: Total | None = None) -> Array:
+    """Trajectory map of these blocks together, [n, n]. ``total`` as for ``progress``."""
+    return _map((total or partial(total_of, trajectory))(tuple(blocks)))
 
 
-def _displacements(trajectory: Trajectory, blocks: Sequence[int]) -> Array:
-    """Gram matrix about θ_0 of these blocks together, [n, n]."""
-    return displacement_gram(trajectory.anchored[blocks].sum(axis=0))
+def totals(trajectory: Trajectory) -> Total:
+    """``total_of``, each group added up once, and kept as long as what is returned here."""
+    return cache(partial(total_of, trajectory))
+
+
+def total_of(trajectory: Trajectory, blocks: Sequence[int]) -> Array:
+    """Gram(θ_0, d_1, …, d_T) of these blocks together, [n, n]; of a single one, a view."""
+    first, *others = blocks
+    total: Array = trajectory.anchored[first]
+    if others:
+        total = total.copy()
+    for i in others:  # indexing by a list would copy them all
+        total += trajectory.anchored[i]
+    return total
+
+
+def _map(anchored: Array) -> Array:
+    return measures.trajectory_map(snapshot_gram(anchored))
+
+
+def _similarity(anchored: Array) -> float:
+    """Mean directional similarity: of the map [n, n], as a quadratic form and so without the map."""
+    square, cross = anchored[0, 0], anchored[0].copy()
+    cross[0] = 0.0
+    own = np.diagonal(anchored).copy()
+    own[0] = 0.0
+    squares, n = own + cross + cross + square, len(anchored)  # ‖θ_i‖²
+    defined = squares > 0
+    if not defined.any():
+        return float("nan")
+    scale = np.divide(1, np.sqrt(squares, where=defined, out=np.ones(n)), where=defined, out=np.zeros(n))
+    later, sum_ = scale.copy(), float(scale.sum())  # Σ_ij s_i s_j (⟨d_i, d_j⟩ + ⟨θ_0, d_i⟩ + ⟨θ_0, d_j⟩ + ‖θ_0‖²)
+    later[0] = 0.0
+    added = float(later @ anchored @ later) + sum_ * (2 * float(scale @ cross) + float(square) * sum_)
+    return float(np.clip(added / int(defined.sum()) ** 2, 0.0, 1.0))
+
+
+def _drift(trajectory: Trajectory, blocks: Sequence[int]) -> float:
+    """Of the newest snapshot, from θ_0 and those few snapshots that it looks back on."""
+    near = [0, *range(max(1, len(trajectory) - DRIFT_WINDOW - 1), len(trajectory))]
+    anchored = trajectory.anchored[np.ix_(np.array(blocks), np.array(near), np.array(near))].sum(axis=0)
+    return measures.direction_drift(displacement_gram(anchored), DRIFT_WINDOW)
+
+
+def _last_updates(local: Array, blocks: Sequence[int]) -> Array:
+    """Local Gram matrices of these blocks together, [..., 4, 4]."""
+    added: Array = local[..., blocks, :, :].sum(axis=-3)
+    return added
 
 
 def _oscillation_cosine(trajectory: Trajectory, blocks: Sequence[int]) -> Array:
     """Of the newest window that had ended at each snapshot, [n]."""
     windows = trajectory.windows
-    cosines = [oscillation(windows.of(blocks, i)).cosine for i in range(len(windows.steps))]
-    newest = np.searchsorted(windows.steps, trajectory.steps, side="right")
-    return np.array([np.nan, *cosines])[newest]
+    if not windows.steps:
+        return np.full(len(trajectory), np.nan)
+    sums = windows.sums[:, blocks, :2].sum(axis=1)  # [W, 2, L]
+    lengths, products = np.sqrt(np.maximum(sums[:, 0], 0.0)), sums[:, 1, 1:]
+    scale = lengths[:, 1:] * lengths[:, :-1]
+    counts = np.array(windows.counts)[:, None]
+    defined = (scale > 0) & ~np.isnan(products) & (np.arange(1, lengths.shape[1]) < counts)
+    cosines = np.clip(np.divide(products, scale, out=np.zeros(scale.shape), where=defined), -1.0, 1.0)
+    number = defined.sum(axis=1)
+    mean = np.divide(cosines.sum(axis=1), number, out=np.full(len(number), np.nan), where=number > 0)
+    return np.concatenate([[np.nan], mean])[np.searchsorted(windows.steps, trajectory.steps, side="right")]
+
+
+def _newest_cosine(trajectory: Trajectory, blocks: Sequence[int]) -> float:
+    ended = int(np.searchsorted(trajectory.windows.steps, trajectory.steps[-1], side="right"))
+    return oscillation(trajectory.windows.of(blocks, ended - 1)).cosine if ended else float("nan")
 
 
 def _later(values: Array) -> Array:

@@ -198,6 +198,11 @@ def layers(*names):
         (["0", "1.l.0.q", "1.l.0.k", "1.l.1.q", "1.l.1.k", "2"], ["0", "1.l.0", "1.l.0", "1.l.1", "1.l.1", "2"]),
         # the only one of its kind
         (["wte", "h.0.q", "h.0.k"], ["wte", "h.0", "h.0"]),
+        # parts of a block that are numbered, and not alike
+        (
+            [f"b.{i}.{x}" for i in (0, 1) for x in ("l.0.self.q", "l.0.self.k", "l.0.n", "l.1.ff.i", "l.1.ff.o", "l.1.n")],
+            ["b.0"] * 6 + ["b.1"] * 6,
+        ),
         # stages of blocks that begin with something else
         (
             [f"s.{i}.{x}" for i in (0, 1) for x in ("pool", "b.0.conv", "b.0.bn", "b.1.conv", "b.1.bn")],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -17,7 +19,7 @@ from figures import assert_readable, words
 from lightning_traj import labels, layer_plot, layers, measures, plot
 from lightning_traj.blocks import Block
 from lightning_traj.recorder import Recorder
-from lightning_traj.trajectory import Trajectory
+from lightning_traj.trajectory import Trajectory, Windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -71,6 +73,22 @@ def record(
     return recorder.collect()[0]
 
 
+def encoder_decoder(depth: int) -> Shapes:
+    """Names as T5's."""
+    shapes: Shapes = {"shared.weight": (9, 4)}
+    for side, kinds in (("encoder", ["SelfAttention"]), ("decoder", ["SelfAttention", "EncDecAttention"])):
+        for block in (f"{side}.block.{i}.layer" for i in range(depth)):
+            for j, kind in enumerate(kinds):
+                shapes |= {f"{block}.{j}.{kind}.{role}.weight": (4, 4) for role in "qkvo"}
+                shapes |= {f"{block}.{j}.layer_norm.weight": (4,)}
+            shapes |= {f"{block}.{len(kinds)}.DenseReluDense.{name}.weight": (4, 4) for name in ("wi", "wo")}
+    return shapes
+
+
+MANY_KINDS: Shapes = {
+    f"{'abcdefghijkl'[i]}_stage.attn{i}.{role}_proj.weight": (4, 4) for i in range(12) for role in "qkv"
+}
+
 CASES: dict[str, Callable[[], Trajectory]] = {
     "transformer": lambda: record(transformer(12), 30),
     "two snapshots": lambda: record(transformer(3), 2),
@@ -85,6 +103,9 @@ CASES: dict[str, Callable[[], Trajectory]] = {
     "half frozen": lambda: record(transformer(6), 12, still=lambda name: any(f".{i}." in name for i in range(3))),
     "standing still": lambda: record(transformer(2), 5, still=lambda name: True),
     "tiny moves": lambda: record(transformer(3), 12, size=1e-8),
+    "encoder-decoder": lambda: record(encoder_decoder(6), 8),
+    "deep encoder-decoder": lambda: record(encoder_decoder(48), 3),
+    "many kinds of attention": lambda: record(MANY_KINDS, 6),
     "one module": lambda: record({"w.weight": (4, 4), "w.bias": (4,)}, 5),
 }
 
@@ -243,17 +264,40 @@ def test_q_k_v_and_how_far_apart_they_are() -> None:
     tops = [segment[1, 1] for segment in below.collections[0].get_segments()]
     assert tops == [module["heterogeneity"] for module in found.values()]
     assert [label.get_text() for label in below.get_xticklabels()] == [str(i) for i in range(12)]
-    assert below.get_xlabel() == "attention module, transformer.h.*.attn"
+    assert "attention module, transformer.h.*.attn" in words(figure)
 
 
-def test_attention_of_different_kinds_is_named() -> None:
-    shapes = {
-        f"{place}.{role}_proj.weight": (4, 4)
-        for place in ("enc.0.attn", "dec.0.attn", "dec.0.cross_attn")
-        for role in "qkv"
-    }
-    below = layer_plot.heterogeneity(record(shapes, 5)).axes[1]
-    assert [label.get_text() for label in below.get_xticklabels()] == ["enc.0.attn", "dec.0.attn", "dec.0.cross_attn"]
+def test_different_kinds_of_attention_are_lines_of_their_own() -> None:
+    trajectory, figure = example("encoder-decoder"), draw("encoder-decoder", "heterogeneity")
+    above, below = figure.axes
+    found = layers.attention(trajectory)
+    stacks = [
+        [f"encoder.block.{i}.layer.0.SelfAttention" for i in range(6)],
+        [f"decoder.block.{i}.layer.0.SelfAttention" for i in range(6)],
+        [f"decoder.block.{i}.layer.1.EncDecAttention" for i in range(6)],
+    ]
+    for line, role in zip(above.lines, "qkv", strict=False):
+        values = np.asarray(line.get_ydata())
+        gaps = np.flatnonzero(np.isnan(values))
+        assert len(gaps) == 2
+        for stack, shown in zip(stacks, np.split(values, gaps), strict=True):
+            np.testing.assert_array_equal(shown[~np.isnan(shown)], [found[module][role] for module in stack])
+    tops = [segment[1, 1] for segment in below.collections[0].get_segments()]
+    assert tops == [found[module]["heterogeneity"] for stack in stacks for module in stack]
+    assert [label.get_text() for label in below.get_xticklabels()] == [str(i) for i in range(6)] * 3
+    places = below.get_xticks()
+    np.testing.assert_array_equal(places, np.flatnonzero(~np.isnan(np.asarray(above.lines[0].get_ydata()))))
+    said = words(figure)
+    for name in ("encoder.*.0.SelfAttention", "decoder.*.0.SelfAttention", "decoder.*.1.EncDecAttention"):
+        assert said.count(name.replace("*.", "block.*.layer.")) == 1
+    borders = [line.get_xdata()[0] for line in below.lines]  # type: ignore[index]
+    assert borders == [6, 13]
+
+
+def test_attention_of_many_kinds_is_named_one_by_one() -> None:
+    figure = draw("many kinds of attention", "heterogeneity")
+    ticks = [label.get_text() for label in figure.axes[1].get_xticklabels()]
+    assert ticks == [f"{'abcdefghijkl'[i]}_stage.attn{i}" for i in range(12)]
 
 
 def test_small_maps_are_those_of_their_blocks_in_one_range() -> None:
@@ -262,8 +306,9 @@ def test_small_maps_are_those_of_their_blocks_in_one_range() -> None:
     selections = [None, *(lambda block, name=name: block.name == name for name in names)]
     roles = layers.present_roles(trajectory.blocks)[:8]
     assert roles[:3] == ["q", "k", "v"]
+    different = layer_plot.most_different(trajectory)
     for figure, selected in (
-        (layer_plot.most_different(trajectory), selections),
+        (different, selections),
         (layer_plot.role_maps(trajectory), [f"role:{role}" for role in roles]),
     ):
         frame, timed = figure.axes
@@ -272,10 +317,10 @@ def test_small_maps_are_those_of_their_blocks_in_one_range() -> None:
         largest = max(np.nanmax(angles) for angles in maps)
         said = [text.get_text() for text in frame.texts]
         assert f"angle (cosine)\nrange 0 to {largest:.3g}°" in said
-        assert UNDEFINED in said  # biases start at zero
+        assert (UNDEFINED in said) == (figure is not different)  # biases start at zero
         hatched = [patch for patch in frame.patches if patch.get_hatch()]
-        assert len(hatched) == sum(np.isnan(angles).any() for angles in maps) > 0
-        assert max(patch.get_zorder() for patch in hatched) < min(image.get_zorder() for image in images)
+        assert len(hatched) == sum(np.isnan(angles).any() for angles in maps) == (figure is not different)
+        assert all(patch.get_zorder() < min(image.get_zorder() for image in images) for patch in hatched)
         similarities = [text.rpartition("= ")[2] for text in said if "\nMDS = " in text]
         for image, angles, select, value in zip(images, maps, selected, similarities, strict=True):
             np.testing.assert_allclose(image.get_array().filled(np.nan), angles, atol=2e-6)
@@ -285,9 +330,50 @@ def test_small_maps_are_those_of_their_blocks_in_one_range() -> None:
     text = words(layer_plot.role_maps(trajectory))
     assert [panel.partition("\n")[0] for panel in text if "\nMDS" in panel] == roles
     assert any(f"; not shown: {', '.join(layers.present_roles(trajectory.blocks)[8:])}" in line for line in text)
-    text = words(layer_plot.most_different(trajectory))
+    text = words(different)
     shown = ["".join(panel.split("\n")[:-1]) for panel in text if "\nMDS" in panel]
     assert shown == ["everything counted", *names]
+
+
+@pytest.mark.parametrize(
+    ("case", "select", "said"),
+    [
+        ("transformer", None, "; biases and norms left out; one a role"),
+        ("transformer", "layer:transformer.h.3", "; biases and norms left out"),
+        ("transformer", "role:q", " parameters"),
+        ("transformer", "role:norm", " parameters"),
+        ("mlp", None, "; biases left out"),
+    ],
+)
+def test_what_is_not_among_the_most_different_is_said(case: str, select: str | None, said: str) -> None:
+    trajectory = example(case)
+    counted = layer_plot.most_different(trajectory, select).texts[1].get_text()
+    assert counted.endswith(trajectory.counted(select) + said.removeprefix(" parameters"))
+
+
+def test_bright_is_where_the_direction_is_kept() -> None:
+    trajectory = example("transformer")
+    sums = np.ones((2, len(trajectory.blocks), 3, 4))
+    for i, block in enumerate(trajectory.blocks):
+        sums[0, i, 1], sums[1, i, 1] = (0.9, 0.9) if ".h.0." in block.name else (0.9, -0.9)
+    trajectory = replace(trajectory, windows=Windows(sums, tuple(trajectory.steps[[5, 15]].tolist()), (4, 4)))
+    figure = layer_plot.progress(trajectory, "oscillation_cosine")
+    image = figure.axes[0].images[0]
+    brightness = image.to_rgba(image.get_array(), norm=True)[..., :3].sum(axis=-1)
+    names = row_names(figure.axes[0])
+    kept, turned = (brightness[names.index(f"transformer.h.{i}"), -1] for i in (0, 1))
+    assert kept == brightness.max() > 2 * turned == 2 * brightness.min()
+    ticks = {
+        float(text.get_text()[2:]): text.get_position()[1] for text in figure.axes[0].texts if "–" in text.get_text()
+    }
+    assert len(ticks) >= 3
+    for value, place in ticks.items():
+        assert place == pytest.approx((0.9 - value) / 1.8)  # the best below, as on every bar
+    assert "oscillation cosine\nrange -0.9 to 0.9" in words(figure)
+    angles = layer_plot.progress(trajectory, "update_angle").axes[0].images[0]
+    shown = np.asarray(angles.get_array())
+    brightness = angles.to_rgba(angles.get_array())[..., :3].sum(axis=-1)
+    assert brightness.flat[shown.argmin()] == brightness.max() > brightness.flat[shown.argmax()] == brightness.min()
 
 
 @pytest.mark.parametrize(
@@ -297,17 +383,61 @@ def test_small_maps_are_those_of_their_blocks_in_one_range() -> None:
         (["net.0", "net.2"], ["net.0", "net.2"]),
         (["net.0"], ["net.0"]),
         (["", "fc"], ["(root)", "fc"]),
+        (["layer1.conv", "layer1.bn"], ["layer1.conv", "layer1.bn"]),
         (["a." + "b" * 20 + ".layers.3", "c.d"], ["a.bbbbbbbbb…bbb.layers.3", "c.d"]),
+        (["x." + "1" * 30, "y"], ["x." + "1" * 30, "y"]),
     ],
 )
 def test_names_are_short_and_tell_apart(names: list[str], expected: list[str]) -> None:
     assert labels.shortened(names) == expected
 
 
+def test_short_names_keep_their_numbers_and_stay_different() -> None:
+    long = [
+        f"{side}.block.{i}.layer.{j}.{kind}"
+        for side in ("encoder", "decoder")
+        for i in range(24)
+        for j, kind in enumerate(("SelfAttention", "EncDecAttention"))
+    ]
+    for names in (
+        long,
+        [f"model.encoder.layers.{i}.blocks.{i // 2}.a_very_long_name.of_{i}" for i in range(50)],
+        [f"a_module_with_a_long_name_{letter}_and_more_of_it.weight" for letter in "abcdefgh"],
+        [f"{'x' * 30}{letter}{'y' * 30}" for letter in "ab"],
+    ):
+        for most in (10, 24):
+            short = labels.shortened(names, most)
+            assert len(set(short)) == len(names)
+            for name, label in zip(names, short, strict=True):
+                numbers = re.findall(r"\d+", name)
+                assert re.findall(r"\d+", label) == numbers
+    assert max(map(len, labels.shortened(long))) <= labels.LONGEST
+    assert labels.cut("encoder.block.10.layer.0.SelfAttention", 24) == "enc…ck.10.layer.0.Se…ion"
+    assert labels.cut("decoder.blocks.*.long_name_of_attention", 20) == "deco…ocks.*.lon…tion"
+
+
+def test_modules_are_numbered_within_what_repeats() -> None:
+    assert labels.stacks_of(["h.0.attn", "h.1.attn"]) == {"h.*.attn": {"0": 0, "1": 1}}
+    assert labels.stacks_of(["a.0.b.0.attn1", "a.0.b.0.attn2", "a.1.b.0.attn1", "a.1.b.0.attn2"]) == {
+        "a.*.b.0.attn1": {"0": 0, "1": 2},
+        "a.*.b.0.attn2": {"0": 1, "1": 3},
+    }
+    assert labels.stacks_of(["s.0.b.0.attn", "s.0.b.1.attn", "s.1.b.0.attn"]) == {
+        "s.*.b.*.attn": {"0.0": 0, "0.1": 1, "1.0": 2}
+    }
+    assert labels.stacks_of(["vit.layer_0.attn", "vit.layer_1.attn", "", "heads.0", "heads.1"]) == {
+        "vit.layer_*.attn": {"0": 0, "1": 1},
+        "": {"": 2},
+        "heads.*": {"0": 3, "1": 4},
+    }
+
+
 def test_a_long_name_is_broken_before_it_is_cut() -> None:
     assert labels.in_lines("h.0.ln.bias", 20) == "h.0.ln.bias"
     assert labels.in_lines("transformer.h.0.attn.c_attn.bias", 20) == "transformer.h.0.\nattn.c_attn.bias"
     assert labels.in_lines("x" * 50, 20) == f"{'x' * 20}\n{'x' * 9}…{'x' * 10}"
+    name = "up_blocks.1.attentions.2.transformer_blocks.0.attn2.to_v.weight"
+    assert labels.in_lines(name, 25) == "up_blocks.1.attentions.2.\ntransformer_blocks.0.\nattn2.to_v.weight"
 
 
 def test_predicates_are_named_as_elsewhere() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from lightning_traj import layers, measures
 from lightning_traj.blocks import Block
 from lightning_traj.roles import ROLES
+from lightning_traj.trajectory import Windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,6 +40,16 @@ def trajectory(snapshots, recorded):
     return recorded(snapshots).collect()[0]
 
 
+@pytest.fixture(scope="module")
+def windowed(trajectory):
+    """With windows of four steps, the last of them cut short and undefined in one block."""
+    sums = np.abs(np.random.default_rng(0).standard_normal((3, len(trajectory.blocks), 3, 4)))
+    sums[:, :, 1] *= np.random.default_rng(1).choice([-0.5, 0.5], sums[:, :, 1].shape)
+    sums[2, :, :, 3] = 0.0
+    sums[2, 1] = np.nan
+    return replace(trajectory, windows=Windows(sums, tuple(trajectory.steps[[2, 5, 8]].tolist()), (4, 4, 3)))
+
+
 @pytest.mark.parametrize("by", ["depth", "role", "layer", "block", "depth x role"])
 @pytest.mark.parametrize("measure", layers.PROGRESS)
 def test_progress_is_the_series_of_each_group(trajectory, measure, by):
@@ -58,6 +70,42 @@ def test_progress_is_what_a_run_that_ends_earlier_says_at_its_end(snapshots, rec
     expected = layers.latest(cut, measure, "depth")
     assert names == list(expected)
     np.testing.assert_allclose(values[:, 5], list(expected.values()), rtol=1e-9)
+
+
+@pytest.mark.parametrize("by", ["depth", "depth x role", "block"])
+@pytest.mark.parametrize("measure", layers.PROGRESS)
+def test_latest_is_the_end_of_the_progress(windowed, measure, by):
+    names, values = layers.progress(windowed, measure, by)
+    found = layers.latest(windowed, measure, by)
+    assert list(found) == names
+    np.testing.assert_allclose(list(found.values()), values[:, -1], rtol=1e-12, atol=1e-12)
+
+
+def test_latest_of_roundings_is_known_as_well(recorded, walk):
+    trajectory = recorded(walk({"w.weight": (30, 30), "v.weight": (30, 30)}, 60, size=1e-4)).collect()[0]
+    for name, value in layers.latest(trajectory, "mds", "block").items():
+        assert 1 - value == pytest.approx(1 - trajectory.summary(name)["mds"], rel=1e-3)
+
+
+def test_oscillation_is_that_of_the_newest_window(windowed):
+    values = layers.progress(windowed, "oscillation_cosine", "role")[1]
+    assert np.isnan(values[:, :2]).all()
+    assert np.isfinite(values[:, 2:]).any(axis=0).all()
+    for row, select in zip(values, windowed.groups("role").values(), strict=True):
+        np.testing.assert_allclose(row, windowed.series(select)["oscillation_cosine"], rtol=1e-12)
+
+
+def test_groups_are_added_up_once(trajectory):
+    total = layers.totals(trajectory)
+    blocks = (0, 2, 3)
+    assert total(blocks) is total(blocks)
+    np.testing.assert_array_equal(total(blocks), trajectory.anchored[list(blocks)].sum(axis=0))
+    before = trajectory.anchored.copy()
+    for measure in layers.PROGRESS:
+        for by in ("role", "block"):
+            expected = layers.progress(trajectory, measure, by)[1]
+            np.testing.assert_array_equal(layers.progress(trajectory, measure, by, total=total)[1], expected)
+    np.testing.assert_array_equal(trajectory.anchored, before)
 
 
 def test_what_never_moved_is_in_no_group(trajectory):
@@ -124,21 +172,49 @@ def test_without_all_three_there_is_no_attention(trajectory, recorded, walk):
 
 
 def angled(recorded, turns):
-    """Blocks that turn by so many degrees a snapshot in a plane, five snapshots."""
+    """Blocks that turn by so many degrees a snapshot in a plane, five snapshots; biases and norms are vectors."""
 
-    def at(degrees):
-        return torch.tensor([math.cos(math.radians(degrees)), math.sin(math.radians(degrees))], dtype=torch.float64)
+    def at(name, degrees):
+        point = torch.tensor([math.cos(math.radians(degrees)), math.sin(math.radians(degrees))], dtype=torch.float64)
+        return point if "bias" in name or "ln" in name else point[None]
 
-    return recorded([{name: at(turn * t) for name, turn in turns.items()} for t in range(5)]).collect()[0]
+    return recorded([{name: at(name, turn * t) for name, turn in turns.items()} for t in range(5)]).collect()[0]
 
 
 def test_most_different_are_those_that_turn_otherwise(recorded):
     many = {f"h.{i}.weight": 10 for i in range(20)}
     trajectory = angled(recorded, many | {"slow.weight": 4, "fast.weight": 18, "fast.bias": 20, "near.weight": 13})
-    assert layers.most_different(trajectory, 3) == ["fast.bias", "slow.weight", "near.weight"]
-    assert layers.most_different(trajectory, 1) == ["fast.bias"]
-    assert len(layers.most_different(trajectory, 99)) == 23  # one a layer
+    assert layers.most_different(trajectory, 3) == ["fast.weight", "slow.weight", "near.weight"]
+    assert layers.most_different(trajectory, 1) == ["fast.weight"]
+    assert len(layers.most_different(trajectory, 99)) == 23  # of one role
     assert layers.most_different(trajectory, 3, "slow.weight") == ["slow.weight"]
+
+
+def test_most_different_are_one_a_role_and_neither_biases_nor_norms(recorded):
+    turns = {f"h.{i}.attn.{role}_proj.weight": 10 + i for i in range(3) for role in "qkv"}
+    turns |= {"h.0.attn.k_proj.weight": 2, "h.1.attn.k_proj.weight": 3, "h.2.attn.v_proj.weight": 16}
+    turns |= {"h.0.attn.k_proj.bias": 25, "h.1.ln.weight": 40, "h.1.ln.bias": 45}
+    trajectory = angled(recorded, turns)
+    chosen = layers.most_different(trajectory, 5)
+    assert chosen[:1] == ["h.0.attn.k_proj.weight"]
+    assert sorted(name[9] for name in chosen) == ["k", "q", "v"]
+    assert not any(trajectory.blocks[i].role in ("bias", "norm") for i in layers.telling(trajectory))
+    few = layers.most_different(trajectory, 5, lambda block: block.role in ("bias", "norm"))
+    assert set(few) == {"h.0.attn.k_proj.bias", "h.1.ln.bias"}  # nothing else is counted
+
+
+def test_of_many_snapshots_some_are_compared(recorded, monkeypatch):
+    trajectory = angled(recorded, {"a.weight": 3, "b.weight": 8, "c.weight": 12, "d.weight": 20})
+    expected = layers.most_different(trajectory, 4)
+    compared = []
+    monkeypatch.setattr(
+        measures, "angle_map", lambda cosines, full=measures.angle_map: compared.append(cosines) or full(cosines)
+    )
+    monkeypatch.setattr(layers, "COMPARED", 3)
+    assert layers.most_different(trajectory, 4) == expected
+    whole, *_ = compared
+    np.testing.assert_allclose(whole, trajectory.map()[::2, ::2], rtol=1e-12)
+    assert {cosines.shape for cosines in compared} == {(3, 3)}
 
 
 def test_what_has_no_direction_is_not_different(recorded):
