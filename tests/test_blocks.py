@@ -200,7 +200,7 @@ def layers(*names):
         (["wte", "h.0.q", "h.0.k"], ["wte", "h.0", "h.0"]),
         # parts of a block that are numbered, and not alike
         (
-            [f"b.{i}.{x}" for i in (0, 1) for x in ("l.0.self.q", "l.0.self.k", "l.0.n", "l.1.ff.i", "l.1.ff.o", "l.1.n")],
+            [f"b.{i}.{x}" for i in (0, 1) for x in ("l.0.sa.q", "l.0.sa.k", "l.0.n", "l.1.ff.i", "l.1.ff.o", "l.1.n")],
             ["b.0"] * 6 + ["b.1"] * 6,
         ),
         # stages of blocks that begin with something else
