@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from lightning_traj.fused import FusedLayout
 from lightning_traj.partition import GRANULARITIES
 from lightning_traj.quantities import QUANTITIES
-from lightning_traj.schedule import Schedule
+from lightning_traj.schedule import EveryNEpochs, Schedule
 
 
 def check_arguments(
@@ -59,6 +59,11 @@ def check_arguments(
             )
     if window and track != "weights":
         raise ValueError(f"window={window} with track={track!r}: windows are of the weights' steps; pass None or 0.")
+    if (window == 0 or track != "weights") and window_schedule != EveryNEpochs(1):
+        raise ValueError(
+            f"window_schedule={window_schedule!r} with window={window}, track={track!r}: no windows begin there; "
+            "leave it out."
+        )
     if window == 1:
         raise ValueError("window=1: an angle takes two steps; pass 0 for no windows, or at least 2.")
     declared = {} if fused is None else fused

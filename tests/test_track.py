@@ -234,6 +234,9 @@ def test_wrong_names() -> None:
         TrajectoryCallback(track="weight")
     with pytest.raises(ValueError, match="window=8 with track='gradient'"):
         TrajectoryCallback(track="gradient", window=8)
+    for settings in ({"track": "gradient"}, {"window": 0}):
+        with pytest.raises(ValueError, match=r"window_schedule=EveryNSteps\(n=5\) .* no windows begin there"):
+            TrajectoryCallback(window_schedule=EveryNSteps(5), **settings)
 
 
 def test_each_has_its_own_name_and_file(fit: Any, tmp_path: Any) -> None:
