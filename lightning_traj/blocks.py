@@ -15,7 +15,6 @@ from torch.nn.parameter import is_lazy
 Patterns = str | Sequence[str]
 Select = str | Callable[["Block"], bool] | None
 
-GROUPINGS = ("layer", "role", "layer x role", "depth", "depth x role", "block")
 ATTENTION = ("q", "k", "v")
 
 
@@ -105,7 +104,7 @@ def group_blocks(blocks: Sequence[Block], by: str, chosen: Iterable[int]) -> dic
     Raises:
         ValueError: by is something else.
     """
-    units = block_units(blocks)
+    units = block_units(blocks) if by.startswith("depth") else []
     labels: Mapping[str, Callable[[int], tuple[str, ...]]] = {
         "layer": lambda i: (blocks[i].layer,),
         "role": lambda i: (blocks[i].role,),
@@ -115,7 +114,7 @@ def group_blocks(blocks: Sequence[Block], by: str, chosen: Iterable[int]) -> dic
         "block": lambda i: (blocks[i].name,),
     }
     if by not in labels:
-        raise ValueError(f"by={by!r}: pass one of {', '.join(map(repr, GROUPINGS))}.")
+        raise ValueError(f"by={by!r}: pass one of {', '.join(map(repr, labels))}.")
     groups: dict[str, list[int]] = {}
     for i in chosen:
         groups.setdefault(" ".join(labels[by](i)), []).append(i)

@@ -139,9 +139,8 @@ class TrajectoryCallback(Callback):
             seed=seed,
         )
         self._quantity = quantity(track)
-        self._step_due = self._epoch_due = (
-            False  # whether what belongs to the coming step is, now or at the epoch's end
-        )
+        self._step_due = False  # whether what belongs to the coming step is to be recorded,
+        self._epoch_due = False  # and whether it is at the end of the epoch, if no later step takes its place
         self._last_step: tuple[dict[str, Any], int, float] | None = None  # an epoch's, so far
         self._state_due = False  # whether the state after it is, as soon as others have brought it up to date
         self._guard = Guard(name)
@@ -319,6 +318,7 @@ class TrajectoryCallback(Callback):
         self._recorder.clear()
         self._book.clear()
         self._steps = 0
+        self._last_step = self._crossed = None  # of a fit that was broken off
 
     def _load(self, state: Mapping[str, Any]) -> None:
         for argument, ours in self._schedules.items():

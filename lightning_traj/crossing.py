@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lightning_traj import measures
 from lightning_traj.recorder import Recorder
-
-Rows = Sequence[Tensor]
 
 # Tag, the two quantities, and the two vectors of a block from their newest sketches and the first one of the second.
 CROSSINGS: dict[tuple[str, str], tuple[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]]] = {

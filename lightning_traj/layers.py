@@ -36,7 +36,7 @@ PROGRESS: Mapping[str, Callable[[Trajectory, Sequence[int], Total], Array]] = {
 
 # The same at the newest snapshot alone, without what came before.
 LATEST: Mapping[str, Callable[[Trajectory, Sequence[int]], float]] = {
-    "mds": lambda trajectory, blocks: _similarity(total_of(trajectory, blocks)),
+    "mds": lambda trajectory, blocks: measures.mean_directional_similarity(map_of(trajectory, blocks)),
     "mds_relative": lambda trajectory, blocks: measures.mean_directional_similarity(
         measures.relative_trajectory_map(displacement_gram(total_of(trajectory, blocks)))
     ),
@@ -47,7 +47,6 @@ LATEST: Mapping[str, Callable[[Trajectory, Sequence[int]], float]] = {
 
 UNTELLING = {"norm": "norms", "bias": "biases"}
 """Roles whose maps differ from others' by noise and scale (a bias of keys has no effect at all), and their plurals."""
-DRIFT_WINDOW = 5  # snapshots that direction drift looks back on
 COMPARED = 128  # snapshots of two maps, at most: as good as all of them to tell which differ most
 
 
@@ -185,28 +184,11 @@ def _map(anchored: Array) -> Array:
     return measures.trajectory_map(snapshot_gram(anchored))
 
 
-def _similarity(anchored: Array) -> float:
-    """Mean directional similarity: of the map [n, n], as a quadratic form and so without the map."""
-    square, cross = anchored[0, 0], anchored[0].copy()
-    cross[0] = 0.0
-    own = np.diagonal(anchored).copy()
-    own[0] = 0.0
-    squares, n = own + cross + cross + square, len(anchored)  # ‖θ_i‖²
-    defined = squares > 0
-    if not defined.any():
-        return float("nan")
-    scale = np.divide(1, np.sqrt(squares, where=defined, out=np.ones(n)), where=defined, out=np.zeros(n))
-    later, sum_ = scale.copy(), float(scale.sum())  # Σ_ij s_i s_j (⟨d_i, d_j⟩ + ⟨θ_0, d_i⟩ + ⟨θ_0, d_j⟩ + ‖θ_0‖²)
-    later[0] = 0.0
-    added = float(later @ anchored @ later) + sum_ * (2 * float(scale @ cross) + float(square) * sum_)
-    return float(np.clip(added / int(defined.sum()) ** 2, 0.0, 1.0))
-
-
 def _drift(trajectory: Trajectory, blocks: Sequence[int]) -> float:
     """Of the newest snapshot, from θ_0 and those few snapshots that it looks back on."""
-    near = [0, *range(max(1, len(trajectory) - DRIFT_WINDOW - 1), len(trajectory))]
+    near = [0, *range(max(1, len(trajectory) - measures.DRIFT_WINDOW - 1), len(trajectory))]
     anchored = trajectory.anchored[np.ix_(np.array(blocks), np.array(near), np.array(near))].sum(axis=0)
-    return measures.direction_drift(displacement_gram(anchored), DRIFT_WINDOW)
+    return measures.direction_drift(displacement_gram(anchored))
 
 
 def _last_updates(local: Array, blocks: Sequence[int]) -> Array:
@@ -218,17 +200,8 @@ def _last_updates(local: Array, blocks: Sequence[int]) -> Array:
 def _oscillation_cosine(trajectory: Trajectory, blocks: Sequence[int]) -> Array:
     """Of the newest window that had ended at each snapshot, [n]."""
     windows = trajectory.windows
-    if not windows.steps:
-        return np.full(len(trajectory), np.nan)
-    sums = windows.sums[:, blocks, :2].sum(axis=1)  # [W, 2, L]
-    lengths, products = np.sqrt(np.maximum(sums[:, 0], 0.0)), sums[:, 1, 1:]
-    scale = lengths[:, 1:] * lengths[:, :-1]
-    counts = np.array(windows.counts)[:, None]
-    defined = (scale > 0) & ~np.isnan(products) & (np.arange(1, lengths.shape[1]) < counts)
-    cosines = np.clip(np.divide(products, scale, out=np.zeros(scale.shape), where=defined), -1.0, 1.0)
-    number = defined.sum(axis=1)
-    mean = np.divide(cosines.sum(axis=1), number, out=np.full(len(number), np.nan), where=number > 0)
-    return np.concatenate([[np.nan], mean])[np.searchsorted(windows.steps, trajectory.steps, side="right")]
+    cosines = [oscillation(windows.of(blocks, i)).cosine for i in range(len(windows.steps))]
+    return np.array([np.nan, *cosines])[np.searchsorted(windows.steps, trajectory.steps, side="right")]
 
 
 def _newest_cosine(trajectory: Trajectory, blocks: Sequence[int]) -> float:

@@ -33,6 +33,8 @@ Array = NDArray[np.float64]
 # Differences of 1e-7 of θ are above it.
 _RESOLUTION = 32 * float(np.finfo(np.float64).eps)
 
+DRIFT_WINDOW = 5  # snapshots that direction drift looks back on
+
 _REMEDY = {
     "gram": "For snapshots stacked as rows [n, p], pass rows @ rows.T.",
     "cosines": "Pass one of the maps, such as trajectory_map(gram).",
@@ -130,7 +132,7 @@ def saturation(gram: ArrayLike, steps: ArrayLike, threshold: float = 0.9) -> flo
     return float((steps[first] - steps[0]) / (steps[-1] - steps[0]))
 
 
-def direction_drift(gram: ArrayLike, window: int = 5) -> float:
+def direction_drift(gram: ArrayLike, window: int = DRIFT_WINDOW) -> float:
     """1 - mean cos(d_T, d_j) over the `window` snapshots j before T, in [0, 2]; small means redundant.
 
     θ_0 is never among them; fewer where there are fewer, or where some are undefined.
@@ -139,7 +141,7 @@ def direction_drift(gram: ArrayLike, window: int = 5) -> float:
     return float(drift[-1]) if len(drift) else float("nan")
 
 
-def running_drift(gram: ArrayLike, window: int = 5) -> Array:
+def running_drift(gram: ArrayLike, window: int = DRIFT_WINDOW) -> Array:
     """Direction drift of the first 2, 3, …, n snapshots, shape [T], in [0, 2]."""
     window = _integer(window, "window")
     if window < 1:

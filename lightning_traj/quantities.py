@@ -84,46 +84,47 @@ class Average(Quantity):
         return _anew(found.items())
 
 
-class Gradient(Quantity):
-    """The gradient just before the step: accumulated and unscaled, before Lightning clips it."""
+class _OfAStep(Quantity):
+    """What needs something kept from before the step: of its first closure, until it is read or the step left out."""
 
     zero_if_missing = True
 
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
 
-    def before_step(self, module: nn.Module, optimizer: Optimizer) -> None:  # noqa: D102
-        if not self._kept:
-            # Copies: some optimizers use the memory of the gradient.
-            gradients = ((name, p.grad) for name, p in _of(optimizer, module).items())
-            self._kept = {name: g.detach().to_dense().clone() for name, g in gradients if g is not None}
+    @abstractmethod
+    def keep(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Copies of what is needed of the parameters that the step is for."""
 
-    def forget(self) -> None:  # noqa: D102
+    def before_step(self, module: nn.Module, optimizer: Optimizer) -> None:
+        if not self._kept:
+            self._kept = self.keep(_of(optimizer, module))
+
+    def forget(self) -> None:
         self._kept = {}
 
-    def read(self, trainer: Any, module: nn.Module, optimizer: Optimizer | None) -> dict[str, Tensor]:  # noqa: D102
+    def read(self, trainer: Any, module: nn.Module, optimizer: Optimizer | None) -> dict[str, Tensor]:
         kept, self._kept = self._kept, {}
         return kept
 
 
-class Update(Quantity):
+class Gradient(_OfAStep):
+    """The gradient just before the step: accumulated and unscaled, before Lightning clips it."""
+
+    def keep(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:  # noqa: D102
+        # Copies: some optimizers use the memory of the gradient.
+        gradients = ((name, p.grad) for name, p in parameters.items())
+        return {name: g.detach().to_dense().clone() for name, g in gradients if g is not None}
+
+
+class Update(_OfAStep):
     """The optimizer's update: the parameters after the step less those before."""
 
-    zero_if_missing = True
-
-    def __init__(self) -> None:
-        self._before: dict[str, Tensor] = {}
-
-    def before_step(self, module: nn.Module, optimizer: Optimizer) -> None:  # noqa: D102
-        if not self._before:
-            self._before = {name: p.detach().clone() for name, p in _of(optimizer, module).items()}
-
-    def forget(self) -> None:  # noqa: D102
-        self._before = {}
+    def keep(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:  # noqa: D102
+        return {name: p.detach().clone() for name, p in parameters.items()}
 
     def read(self, trainer: Any, module: nn.Module, optimizer: Optimizer | None) -> dict[str, Tensor]:  # noqa: D102
-        before, self._before = self._before, {}
-        now = dict(module.named_parameters())
+        before, now = super().read(trainer, module, optimizer), dict(module.named_parameters())
         # In float64: of nearly equal numbers, one in float32 would keep few digits.
         return {name: now[name].detach().double() - p.double() for name, p in before.items() if name in now}
 

@@ -181,7 +181,7 @@ class Recorder:
         self.gram.to(device)
         self.paths = [path.to(device) for path in self.paths]
         self.path = None if self.path is None else self.path.to(device)
-        self.windows.load_state_dict(self.windows.state_dict(), device)
+        self.windows.to(device)
         self._group()
         what = f"recording {count} blocks, {numel:,} parameters as {self.snapshot} snapshots"
         # The host has a copy of the Gram matrices.
@@ -354,7 +354,7 @@ class Recorder:
         for name, values in state["gram"].items():
             setattr(self.gram, name, list(values))
         self.gram.anchored = state["anchored"]
-        self.windows.load_state_dict(state["windows"], self.device)
+        self.windows.load_state_dict(state["windows"])
         if self.snapshot == "full":
             self._map_files(Path(state["folder"]))
 
@@ -444,6 +444,8 @@ class Recorder:
 
     def _keep(self, indices: Iterable[int]) -> None:
         indices = list(indices)
+        if len(indices) == len(self):
+            return
         self.gram.keep(indices)
         for attribute in ("steps", "epochs", "order", "paths", "files"):
             if values := getattr(self, attribute):

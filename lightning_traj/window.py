@@ -120,11 +120,17 @@ class StepWindows:
             "parts": list(self._parts),
         }
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+    def to(self, device: torch.device) -> None:
+        """Move to where the rows are going to be."""
+        self.sums = [window.to(device) for window in self.sums]
+        self._rows = [[tensor.to(device) for tensor in row] for row in self._rows]
+        self._parts = [part.to(device) for part in self._parts]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken."""
-        self.sums = [window.to(device) for window in state["sums"]]
+        self.sums = list(state["sums"])
         self.steps, self.counts, self.order = (list(state[name]) for name in ("steps", "counts", "order"))
         self.stride = state["stride"]
-        self._rows = [[tensor.to(device) for tensor in row] for row in state["rows"]]
-        self._parts = [part.to(device) for part in state["parts"]]
+        self._rows = [list(row) for row in state["rows"]]
+        self._parts = list(state["parts"])
         self._landed = {}

@@ -67,6 +67,21 @@ class Module(Training, pl.LightningModule):
     pass
 
 
+class TwoOptimizers(Module):
+    """Each steps once a batch, under manual optimisation."""
+
+    automatic_optimization = False
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(self.net[i].parameters(), lr=0.1, momentum=0.9) for i in (0, 2)]
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+            optimizer.step()
+
+
 class Validated(Module):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.loss(batch)

@@ -22,6 +22,7 @@ from models import (
     Module,
     Stream,
     Training,
+    TwoOptimizers,
     Validated,
     Witness,
     batches,
@@ -68,19 +69,6 @@ def test_training_is_the_same_to_the_last_bit(fit: Any, schedule: Any, snapshot:
 
 
 # It counts as documented ----------------------------------------------------------------------------------------
-
-
-class TwoOptimizers(Module):
-    automatic_optimization = False
-
-    def configure_optimizers(self) -> Any:
-        return [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in (self.net[0], self.net[2])]
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        for optimizer in self.optimizers():
-            optimizer.zero_grad()
-            self.manual_backward(self.loss(batch))
-            optimizer.step()
 
 
 class Skipping(Module):

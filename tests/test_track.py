@@ -282,21 +282,8 @@ def test_only_what_has_a_gradient(fit: Any) -> None:
 
 
 def test_manual_optimisation_with_two_optimizers(fit: Any) -> None:
-    class Two(Module):
-        def __init__(self) -> None:
-            super().__init__(nn.ModuleList([mlp(), mlp()]))
-            self.automatic_optimization = False
-            self.grads: list[Tensor] = []
-
-        def configure_optimizers(self) -> Any:
-            return [torch.optim.SGD(net.parameters(), lr=0.1) for net in self.net]
-
-        def training_step(self, batch: Any, batch_idx: int) -> None:
-            x, y = batch
-            for optimizer, net in zip(self.optimizers(), self.net, strict=True):
-                optimizer.zero_grad()
-                self.manual_backward(nn.functional.cross_entropy(net(x), y))
-                optimizer.step()
+    class Two(Adversaries):
+        turns = (0, 1)
 
     callback = TrajectoryCallback(track="update", schedule=EveryNSteps(1))
     fit(callback, module=Two)
@@ -329,6 +316,8 @@ def test_an_optimizer_that_evaluates_more_than_once_a_step(fit: Any) -> None:
 class Adversaries(Module):
     """Three steps of one optimizer and one of the other in each batch, under manual optimisation."""
 
+    turns = (0, 0, 0, 1)
+
     def __init__(self) -> None:
         super().__init__(nn.ModuleList([mlp(), mlp()]))
         self.automatic_optimization = False
@@ -339,7 +328,7 @@ class Adversaries(Module):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         x, y = batch
-        for turn in (0, 0, 0, 1):
+        for turn in self.turns:
             optimizer, net = self.optimizers()[turn], self.net[turn]
             optimizer.zero_grad()
             self.manual_backward(nn.functional.cross_entropy(net(x), y))

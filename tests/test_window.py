@@ -24,7 +24,7 @@ from lightning_traj.schedule import AtSteps
 from lightning_traj.sketch import CountSketch
 from lightning_traj.table import oscillation
 from lightning_traj.window import StepWindows
-from models import CLASSES, Module, Stream, Validated, batches
+from models import CLASSES, Module, Stream, TwoOptimizers, Validated, batches
 
 MEASURES = ("oscillation_cosine", "oscillation_reversals", "oscillation_linearity", "oscillation_step_length")
 SELECTIONS = (None, "layer:net.0", "layer:net.2", "*.bias", "net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias")
@@ -97,19 +97,6 @@ def assert_as_stored(trajectory: Trajectory, stored: Steps, expected: Sequence[t
         assert {name: trajectory.summary(select)[name] for name in MEASURES} == pytest.approx(
             {name: series[name][-1] for name in MEASURES}, nan_ok=True
         )
-
-
-class TwoOptimizers(Module):
-    automatic_optimization = False
-
-    def configure_optimizers(self) -> Any:
-        return [torch.optim.SGD(self.net[i].parameters(), lr=0.1, momentum=0.9) for i in (0, 2)]
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        for optimizer in self.optimizers():
-            optimizer.zero_grad()
-            self.manual_backward(self.loss(batch))
-            optimizer.step()
 
 
 class Lazy(Module):
@@ -489,7 +476,7 @@ def test_state_of_a_running_window() -> None:
     for step in (1, 2):
         whole.add([rows[step]], step)
     resumed = StepWindows(4, limit=8)
-    resumed.load_state_dict(copy.deepcopy(whole.state_dict()), torch.device("cpu"))
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
     for windows in (whole, resumed):
         for step in (3, 4):
             windows.add([rows[step]], step)
