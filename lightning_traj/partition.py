@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -60,6 +61,7 @@ class Partition:
         pieces: Of each block, one after the other.
         excluded: Names of the parameters of which something was left out.
         undeclared: Parameters that look fused, and whose layout is neither known nor declared.
+        root: What the names of all parameters begin with, such as ``"model."``: the modules that wrap the network.
     """
 
     granularity: Granularity = "tensor"
@@ -70,6 +72,7 @@ class Partition:
     pieces: tuple[tuple[Piece, ...], ...] = ()
     excluded: frozenset[str] = frozenset()
     undeclared: tuple[str, ...] = ()
+    root: str = ""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -126,7 +129,16 @@ class Partition:
             pieces=(*self.pieces, *(tuple(piece for _, piece in members) for members in grouped.values())),
             excluded=self.excluded | {p.parameter for (_, p), is_in in zip(found, wanted, strict=True) if not is_in},
             undeclared=(*self.undeclared, *unknown),
+            root=self.root if self.blocks else _root([clean_name(name) for name in parameters]),
         )
+
+    def sketch_name(self, block: Block) -> str:
+        """The name that selects a block's random numbers: without the root, so that one network has one set of them.
+
+        Whether it is trained as ``net``, as ``model``, or read from files that hold it alone, its sketches can then be
+        compared with each other.
+        """
+        return block.name.removeprefix(self.root)
 
     def entries(self, parameters: Mapping[str, Tensor]) -> list[list[Tensor]]:
         """The real entries of each block, piece by piece; empty where one of its parameters is gone.
@@ -208,6 +220,12 @@ class Partition:
 
 
 _WRAPPED = ("_orig_mod", "base_layer")  # what torch.compile and PEFT call the module that they wrap
+
+
+def _root(names: Sequence[str]) -> str:
+    """The modules that all of these names begin with: ``"model.net."``; empty where they share none."""
+    shared = os.path.commonprefix([name.rpartition(".")[0] + "." for name in names])
+    return shared[: shared.rfind(".") + 1].removeprefix(".")
 
 
 def piece_from_state(state: Mapping[str, Any]) -> Piece:

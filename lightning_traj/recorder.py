@@ -76,7 +76,7 @@ class Recorder:
     def clear(self) -> None:
         """Forget everything recorded: the next snapshot is a new θ_0."""
         self.gram = RunningGram(exact=self.snapshot == "full", storage=self.storage)
-        self.partition = replace(self.partition, blocks=(), pieces=(), excluded=frozenset(), undeclared=())
+        self.partition = replace(self.partition, blocks=(), pieces=(), excluded=frozenset(), undeclared=(), root="")
         self.steps: list[int] = []
         self.epochs: list[float] = []
         self.order: list[int] = []  # of the kept snapshots: which of all scheduled ones they are
@@ -284,7 +284,7 @@ class Recorder:
             windows=Windows(
                 self.windows.on_host(len(self.blocks)), tuple(self.windows.steps), tuple(self.windows.counts)
             ),
-            settings=self.settings,
+            settings={**self.settings, "root": self.partition.root},
         )
         if not good:
             self.clear()
@@ -309,6 +309,7 @@ class Recorder:
             "settings": self.settings,
             "blocks": [list(astuple(block)) for block in self.blocks],
             "pieces": [[asdict(piece) for piece in pieces] for pieces in self.partition.pieces],
+            "root": self.partition.root,
             "steps": list(self.steps),
             "epochs": list(self.epochs),
             "order": list(self.order),
@@ -345,6 +346,7 @@ class Recorder:
             self.partition,
             blocks=tuple(Block(*block) for block in state["blocks"]),
             pieces=tuple(tuple(piece_from_state(piece) for piece in pieces) for pieces in state["pieces"]),
+            root=state["root"],
         )
         self._group()
         for attribute in ("steps", "epochs", "order", "files", "recent_files", "base_files", "paths"):
@@ -393,7 +395,7 @@ class Recorder:
         for b, (block, pieces, tensors) in enumerate(zip(partition.blocks, partition.pieces, entries, strict=True)):
             if not tensors:  # taken out of the model: it moves no more
                 last = self.gram.latest[b]
-                row.append(self.sketch(last, block.name) if self.snapshot == "full" else last)
+                row.append(self.sketch(last, partition.sketch_name(block)) if self.snapshot == "full" else last)
                 continue
             sources = [originals[piece.parameter] for piece in pieces]
             # Trusted for frozen tensors alone: fused optimizers and .data change values without the counter.
@@ -410,7 +412,7 @@ class Recorder:
                 continue
             if tensors[0].device.type == "mps":
                 tensors = [tensor.cpu() for tensor in tensors]
-            row.append(self.sketch.of_pieces(tensors, block.name).to(self.device))
+            row.append(self.sketch.of_pieces(tensors, partition.sketch_name(block)).to(self.device))
             if resting:
                 frozen[block.name] = ([weakref.ref(source) for source in sources], versions, row[-1])
         self._frozen = frozen

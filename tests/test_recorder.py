@@ -93,6 +93,26 @@ def test_sketched_snapshots_are_those_of_the_sketch(new, walk, recorded):
     assert set(errors) <= set(MEASURES)
 
 
+@pytest.mark.parametrize(("prefix", "root"), [("", ""), ("net.", "net."), ("model.net.", "model.net.")])
+def test_what_wraps_a_network_does_not_change_its_sketches(new, walk, recorded, prefix, root):
+    snapshots = walk(SHAPES, 4)
+    wrapped = [{prefix + name: tensor for name, tensor in snapshot.items()} for snapshot in snapshots]
+    bare, named = (recorded(some, new(seed=3)) for some in (snapshots, wrapped))
+    np.testing.assert_array_equal(named.rows(), bare.rows())
+    assert collected(named).settings["root"] == root
+    # A parameter beside the network takes nothing away: both begin with nothing in common.
+    beside = recorded([{**snapshot, "loss.scale": torch.ones(1)} for snapshot in wrapped], new(seed=3))
+    assert collected(beside).settings["root"] == ""
+    assert np.array_equal(beside.rows()[:, :-1], bare.rows()) is (prefix == "")
+
+
+def test_a_late_parameter_leaves_the_names_of_the_sketches_as_they_are(new, walk, recorded):
+    snapshots = walk({f"net.{name}": shape for name, shape in SHAPES.items()}, 4)
+    late = [snapshots[0], *({**snapshot, "loss.scale": torch.ones(1)} for snapshot in snapshots[1:])]
+    rows, before = recorded(late, new()).rows(), recorded(snapshots, new()).rows()
+    np.testing.assert_array_equal(rows[:, :-1], before)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_path_lengths_of_every_group(new, walk, stacked, recorded, mode):
     snapshots = walk(SHAPES, 6)
