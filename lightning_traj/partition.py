@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -224,8 +224,9 @@ _WRAPPED = ("_orig_mod", "base_layer")  # what torch.compile and PEFT call the m
 
 def _root(names: Sequence[str]) -> str:
     """The modules that all of these names begin with: ``"model.net."``; empty where they share none."""
-    shared = os.path.commonprefix([name.rpartition(".")[0] + "." for name in names])
-    return shared[: shared.rfind(".") + 1].removeprefix(".")
+    modules = [name.split(".")[:-1] for name in names]
+    shared = itertools.takewhile(lambda some: len(set(some)) == 1, zip(*modules, strict=False))
+    return "".join(f"{some[0]}." for some in shared)
 
 
 def piece_from_state(state: Mapping[str, Any]) -> Piece:
