@@ -18,6 +18,7 @@ from lightning_traj.formats import SUFFIXES, Checkpoint, CheckpointError, Weight
 Order = Literal["step", "given"]
 FOLDERS = ("", "checkpoints")  # where in a folder checkpoints are looked for; Lightning's logs have the second
 LEAST = 2
+SKIPPED = "skipped: "  # begins the finding of a checkpoint that could not be read
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def open_series(
         except CheckpointError as error:
             if not skip_bad:
                 raise
-            notes.append(f"skipped: {error}")
+            notes.append(f"{SKIPPED}{error}")
     if len(opened) < LEAST:
         skipped = f" ({len(notes)} could not be read: {notes[0]})" if notes else ""
         raise ValueError(f"{len(opened)} checkpoint(s) to analyse{skipped}: a trajectory takes two at least.")
