@@ -19,9 +19,9 @@ SHARPNESS = 2.0  # pixels of a picture for each of the page's: sharp on a phone
 _CARDS = ("mds", "mds_relative", "tortuosity", "effective_rank", "saturation", "direction_drift")
 
 FOOTER = (
-    "θ are snapshots of the parameters, d_t = θ_t − θ_0 displacements, u_t = θ_t − θ_{t−1} updates. Measures are defined"
-    " as by Singh, He, Hofmann and Schölkopf, The Directionality of Optimization Trajectories in Neural Networks, ICLR 2025 "
-    "(arXiv:2403.07379). Made by lightning_traj."
+    "θ are snapshots of the parameters, d_t = θ_t − θ_0 displacements, u_t = θ_t − θ_{t−1} updates. The measures are "
+    "those of Singh, He, Hofmann and Schölkopf, The Directionality of Optimization Trajectories in Neural Networks, "
+    "ICLR 2025 (arXiv:2403.07379). Made by lightning_traj."
 )
 
 
