@@ -32,6 +32,7 @@ Box = tuple[float, float, float, float]  # left, bottom, width, height, as share
 # Perceptually uniform, and the same with and without colour vision; lines are of Okabe and Ito's colours.
 AGREEMENT = "viridis_r"  # bright where snapshots agree
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "0.35"
+HEAD = 0.72  # inches above panels, for a figure's title and what was counted
 _STYLE: dict[Any, Any] = {"font.size": 10.5, "axes.linewidth": 0.6, "hatch.linewidth": 0.5}
 _STYLE |= {f"{axis}tick.major.{name}": size for axis in "xy" for name, size in (("size", 2.5), ("pad", 2))}
 
@@ -206,6 +207,12 @@ def draw_bar(axes: Axes, colours: str, ticks: Sequence[tuple[float, str]], label
 def size_in_inches(axes: Axes) -> tuple[float, float]:
     """Width and height of the axes' box."""
     return axes.bbox.width / axes.figure.dpi, axes.bbox.height / axes.figure.dpi
+
+
+def add_panel(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Axes at a place in inches."""
+    whole, high = figure.get_size_inches()
+    return figure.add_axes((left / whole, bottom / high, width / whole, height / high))
 
 
 def fix_labels(axes: Axes) -> None:

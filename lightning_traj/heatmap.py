@@ -138,3 +138,12 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
         place = 1 - (row + 0.5) / len(names)
         size = 8 if height / len(names) >= 0.13 else 7
         axes.text(-0.06 / width, place, names[row], fontsize=size, ha="right", va="center", transform=axes.transAxes)
+
+
+def name_columns(axes: Axes, names: Sequence[str]) -> None:
+    """Names below the columns."""
+    axes.set_xticks([])
+    height = size_in_inches(axes)[1]
+    for column, name in enumerate(names):  # not as ticks, which take five times as long
+        place = (column + 0.5) / len(names)
+        axes.text(place, -0.07 / height, name, fontsize=8, rotation=90, ha="center", va="top", transform=axes.transAxes)

@@ -13,40 +13,34 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from lightning_traj import layers, measures
+from lightning_traj import layers
 from lightning_traj.blocks import ATTENTION, Select, attention_layers
 from lightning_traj.drawing import (
-    AGREEMENT,
     BLUE,
     GREEN,
     GREY,
+    HEAD,
     ORANGE,
-    Array,
     Times,
-    angle_scale,
+    add_panel,
     counted_in_words,
-    draw_angle_bar,
-    fix_labels,
     new_figure,
     own_style,
-    say_undefined,
-    similarity_in_words,
     size_in_inches,
 )
-from lightning_traj.heatmap import COLOURS, LETTER, draw_heatmap, height_of, name_rows, room_for
-from lightning_traj.labels import apart, in_lines, shortened, stacks_of
+from lightning_traj.heatmap import COLOURS, LETTER, draw_heatmap, height_of, name_columns, name_rows, room_for
+from lightning_traj.labels import shortened, stacks_of
+from lightning_traj.small_maps import small_maps
 
 if TYPE_CHECKING:
     from lightning_traj.trajectory import Trajectory
 
 MOST_ROWS = 96
 _MOST_STACKS = 8  # of attention modules, whose names have room below an axis
-_HEAD, _FOOT, _BAR, _LINE = 0.72, 0.52, 1.4, 0.16  # inches: above panels, below, to their right; a line of text
+_FOOT, _BAR, _LINE = 0.52, 1.4, 0.16  # inches: below panels, to their right; a line of text
 
 
 def layer_figures(trajectory: Trajectory, select: Select = None) -> dict[str, Callable[[], Figure]]:
@@ -88,8 +82,8 @@ def progress(trajectory: Trajectory, measure: str, select: Select = None, total:
     left, height = room_for(names), height_of(len(names))
     title = f"{colours.title} by layer{colours.remark}"
     width = max(6, left + 2.5 + _BAR)
-    figure = new_figure(width, height + _HEAD + _FOOT, title, _said(trajectory, select, merged))
-    axes = _panel(figure, left, _FOOT, width - left - _BAR, height)
+    figure = new_figure(width, height + HEAD + _FOOT, title, _said(trajectory, select, merged))
+    axes = add_panel(figure, left, _FOOT, width - left - _BAR, height)
     times = Times(trajectory, first)
     draw_heatmap(axes, colours.amount(values[:, first:]), colours)
     name_rows(axes, names)
@@ -108,12 +102,12 @@ def layers_by_roles(trajectory: Trajectory, select: Select = None) -> Figure:
     foot, apart = 0.3 + LETTER * max(map(len, roles)), width + _BAR + 0.1
     figure = new_figure(
         left + apart + width + _BAR,
-        height + _HEAD + foot + 0.2,
+        height + HEAD + foot + 0.2,
         "layers by roles, newest snapshot",
         _said(trajectory, select, merged),
     )
     for panel, measure in enumerate(("mds", "direction_drift")):
-        axes = _panel(figure, left + panel * apart, foot, width, height)
+        axes = add_panel(figure, left + panel * apart, foot, width, height)
         axes.text(0, 1 + 0.08 / height, COLOURS[measure].title, fontsize=10, transform=axes.transAxes)
         values = np.full((len(groups), len(roles)), np.nan)
         absent = np.ones(values.shape, dtype=bool)
@@ -123,12 +117,7 @@ def layers_by_roles(trajectory: Trajectory, select: Select = None) -> Figure:
                 values[cell], absent[cell] = value, False
         draw_heatmap(axes, COLOURS[measure].amount(values), COLOURS[measure], absent)
         name_rows(axes, names if panel == 0 else [])
-        axes.set_xticks([])
-        for column, role in enumerate(roles):  # not as ticks, which take five times as long
-            place = (column + 0.5) / len(roles)
-            axes.text(
-                place, -0.07 / height, role, fontsize=8, rotation=90, ha="center", va="top", transform=axes.transAxes
-            )
+        name_columns(axes, roles)
     return figure
 
 
@@ -143,7 +132,7 @@ def heterogeneity(trajectory: Trajectory, select: Select = None) -> Figure:
     stacks = _side_by_side(names, width)
     foot = stacks.foot
     figure = new_figure(6, 4.15 + foot, "q, k and v over depth", counted_in_words(trajectory, select))
-    above, below = _panel(figure, left, foot + 1.3, width, 1.95), _panel(figure, left, foot, width, 1.1)
+    above, below = add_panel(figure, left, foot + 1.3, width, 1.95), add_panel(figure, left, foot, width, 1.1)
     for role, colour, marker in zip(ATTENTION, (BLUE, ORANGE, GREEN), "os^", strict=True):
         values = np.full(stacks.cells, np.nan)  # NaN breaks the line
         values[stacks.places] = [rows[i][role] for i in stacks.order]
@@ -186,7 +175,7 @@ def most_different(trajectory: Trajectory, select: Select = None, total: layers.
     if 1 < len({trajectory.blocks[i].role for i in candidates}) < len(candidates):
         said.append("one a role")
     title = "blocks whose maps differ most"
-    return _small_maps(trajectory, title, "; ".join(said), panels, across=3, side=1.75, total=total)
+    return _maps_of(trajectory, title, "; ".join(said), panels, across=3, side=1.75, total=total)
 
 
 @own_style()
@@ -197,13 +186,13 @@ def role_maps(trajectory: Trajectory, select: Select = None, total: layers.Total
     if len(roles) > 8:
         counted += f"; not shown: {', '.join(roles[8:])}"
     panels = {role: groups[role] for role in roles[:8]}
-    return _small_maps(trajectory, "maps by role", counted, panels, across=4, side=1.45, total=total)
+    return _maps_of(trajectory, "maps by role", counted, panels, across=4, side=1.45, total=total)
 
 
 # Parts ------------------------------------------------------------------------------------------------------
 
 
-def _small_maps(
+def _maps_of(
     trajectory: Trajectory,
     title: str,
     counted: str,
@@ -212,52 +201,9 @@ def _small_maps(
     side: float,
     total: layers.Total | None,
 ) -> Figure:
-    """Maps of several groups of blocks, in one range of colours, with times at the last one of the first column."""
-    across = min(across, len(panels))
-    down = ceil(len(panels) / across)
-    names = apart(list(panels), in_lines, int(side / LETTER))
-    left, gap, foot = 0.65, 0.15, 0.6
-    over = 0.3 + 0.14 * max(name.count("\n") + 1 for name in names)
-    wide, high = across * (side + gap) - gap, down * (side + over) - over
-    figure = new_figure(max(4.8, left + wide + 1.85), foot + high + over + _HEAD - 0.12, title, counted)
-    maps = [layers.map_of(trajectory, blocks, total) for blocks in panels.values()]
-    angles = [measures.angle_map(cosines) for cosines in maps]
-    scale = angle_scale(*angles)
-    frame = _panel(figure, left, foot, wide, high)  # one for all maps, in inches: axes of their own take twice the time
-    for place, (name, cosines) in enumerate(zip(names, maps, strict=True)):
-        row, column = divmod(place, across)
-        x, y = column * (side + gap), (down - 1 - row) * (side + over)
-        _draw_small_map(frame, x, y, side, angles[place], scale)
-        frame.text(x, y + side + 0.06, f"{name}\n{similarity_in_words('MDS', cosines)}", fontsize=8)
-    frame.set(xlim=(0, wide), ylim=(0, high))
-    frame.set_axis_off()
-    draw_angle_bar(frame, scale, "angle (cosine)\n")
-    if any(np.isnan(some).any() for some in angles):
-        say_undefined(frame)
-    _draw_times(_panel(figure, left, foot, side, side), Times(trajectory))
-    return figure
-
-
-def _draw_small_map(frame: Axes, x: float, y: float, side: float, angles: Array, scale: PowerNorm) -> None:
-    if np.isnan(angles).any():
-        hatched = Rectangle((x, y), side, side, linewidth=0, facecolor="0.9", edgecolor="0.5", hatch="////")
-        hatched.set_zorder(-1)  # behind the map
-        frame.add_patch(hatched)
-    extent = (x, x + side, y, y + side)
-    frame.imshow(angles, cmap=AGREEMENT, norm=scale, interpolation="nearest", extent=extent, aspect="auto")
-    frame.add_patch(Rectangle((x, y), side, side, fill=False, linewidth=0.6, clip_on=False))
-
-
-def _draw_times(axes: Axes, times: Times) -> None:
-    """Times along a small map, over which these axes lie."""
-    axes.patch.set_visible(False)
-    n = len(times.values)
-    axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5))
-    axes.set_xticks(*times.ticks(4), fontsize=8)
-    axes.set_yticks(*times.ticks(4), fontsize=8)
-    axes.set_xlabel(times.unit, fontsize=9)
-    axes.set_ylabel(times.unit, fontsize=9)
-    fix_labels(axes)
+    """Maps of several groups of blocks."""
+    maps = {name: layers.map_of(trajectory, blocks, total) for name, blocks in panels.items()}
+    return small_maps(title, counted, maps, [Times(trajectory)], across=across, side=side)
 
 
 def _said(trajectory: Trajectory, select: Select, merged: int) -> str:
@@ -333,12 +279,6 @@ def _side_by_side(modules: Sequence[str], width: float) -> _Stacks:
         ends[line : line + 1] = [centre + half + 0.15]
         names.append((label, centre, line))
     return _Stacks(order, places, cells, borders, ticks, 0, names, 0.36 + _LINE * len(ends))
-
-
-def _panel(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Axes at a place in inches."""
-    whole, high = figure.get_size_inches()
-    return figure.add_axes((left / whole, bottom / high, width / whole, height / high))
 
 
 def _label_below(axes: Axes, label: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,6 +75,14 @@ def path(trajectory: Trajectory, select: Select = None) -> Figure:
 
 
 @own_style()
+def path_angles(trajectory: Trajectory, select: Select = None) -> Figure:
+    """Turn since initialisation and angle between successive updates, over time. 5 x 4 inch."""
+    figure = new_figure(5, 4, "angles along the path", counted_in_words(trajectory, select))
+    _draw_angles(figure, (0.13, 0.135, 0.83, 0.6625), trajectory, select)
+    return figure
+
+
+@own_style()
 def overview(trajectory: Trajectory, select: Select = None, errors: Errors = None) -> Figure:
     """Both maps, the path, and its angles over time, on one page of 10 x 8 inch."""
     errors = trajectory.standard_errors(select) if errors is None else errors
@@ -112,6 +121,14 @@ def save_png(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write the figure as PNG, replacing ``path`` in one step: whoever looks at it never sees half a file."""
     with replace_atomically(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+@own_style()
+def to_png(figure: Figure, scale: float = 1.0) -> bytes:
+    """The figure as the bytes of a PNG file, ``scale`` times as large as ``to_rgb`` gives it."""
+    png = BytesIO()
+    figure.savefig(png, format="png", dpi=scale * figure.dpi)
+    return png.getvalue()
 
 
 # Parts ------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 from shlex import quote
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lightning_traj import measures
@@ -39,7 +40,11 @@ def format_value(name: str, value: float, errors: Mapping[str, float]) -> str:
     if not error:
         # Beside sketched values, one without an error is an estimate all the same: three digits of it.
         return f"{value:.3g}{unit}" if any(errors.values()) else f"{value:.6g}{unit}"
-    # Two digits of the error, and no digit of the value beyond them.
+    return with_error(value, error, unit)
+
+
+def with_error(value: float, error: float, unit: str = "") -> str:
+    """A value ± its standard error: two digits of the error, and no digit of the value beyond them."""
     decimals = max(0, 1 - int(f"{error:e}".partition("e")[2]))
     return f"{value:.{decimals}f} ± {error:.{decimals}f}{unit}"
 
@@ -47,13 +52,22 @@ def format_value(name: str, value: float, errors: Mapping[str, float]) -> str:
 def group_table(trajectory: Trajectory, by: str = "layer", select: Select = None) -> Table:
     """The measures that tell groups of blocks apart, a row a group (see ``Trajectory.table``)."""
     table = Table(title=f"Trajectory by {by}\n{trajectory.counted(select)}", title_justify="left")
-    table.add_column(by, overflow="fold")
-    for column in ("blocks", "parameters", *_TOLD_APART):
+    columns, rows = group_rows(trajectory, by, select)
+    table.add_column(columns[0], overflow="fold")
+    for column in columns[1:]:
         table.add_column(column, justify="right", no_wrap=True)
+    for label, *cells in rows:
+        table.add_row(escape(label), *cells)
+    return table
+
+
+def group_rows(trajectory: Trajectory, by: str = "layer", select: Select = None) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of ``group_table`` as text; cells of undefined values are empty."""
+    rows = []
     for label, row in trajectory.table(by, select).items():
         values = (f"{row[name]:.4g}" if row[name] == row[name] else "" for name in _TOLD_APART)
-        table.add_row(label, f"{row['blocks']:,}", f"{row['numel']:,}", *values)
-    return table
+        rows.append([label or "(root)", f"{row['blocks']:,}", f"{row['numel']:,}", *values])
+    return [by, "blocks", "parameters", *_TOLD_APART], rows
 
 
 def suggestion(trajectory: Trajectory, select: Select = None) -> str:

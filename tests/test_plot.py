@@ -260,4 +260,7 @@ def test_only_the_figures_import_matplotlib() -> None:
 
     files = Path(lightning_traj.__file__).parent.glob("*.py")
     having = {path.name for path in files if "matplotlib" in imported(path)}
-    assert having == {"drawing.py", "heatmap.py", "layer_plot.py", "plot.py"}
+    assert having == {
+        f"{name}.py"
+        for name in ("comparison_plot", "drawing", "heatmap", "layer_plot", "plot", "series_plot", "small_maps")
+    }

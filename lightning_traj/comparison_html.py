@@ -1,0 +1,195 @@
+"""A report of several runs side by side, in one file of HTML that can be mailed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from lightning_traj import page, report
+from lightning_traj.comparison_table import comparison_rows, shared_sentence
+from lightning_traj.html import FOOTER
+from lightning_traj.joint import PARTED, Joint, Parting, partings
+from lightning_traj.page import Markup
+from lightning_traj.runs import Run, in_words, left_out
+from lightning_traj.table import MEASURES
+
+
+def comparison_report(runs: Sequence[Run], joints: Sequence[Joint], pictures: Mapping[str, bytes]) -> str:
+    """A page that compares runs and needs nothing else.
+
+    Args:
+        runs: What is compared.
+        joints: Of those that can be compared snapshot by snapshot (``joint.joint_grams``).
+        pictures: PNG files by the names of ``comparison_plot.comparison_figures``; a page shows those that it gets.
+
+    Returns:
+        The page, to be written as UTF-8. Texts are escaped, and browsers are told to load nothing and run nothing.
+    """
+    columns, rows = comparison_rows(runs)
+    shared = shared_sentence(runs)
+    parts = [
+        page.header(f"Comparison of {len(runs)} runs", in_words([run.name for run in runs])),
+        page.section("At a glance", page.bullets(_at_a_glance(runs, joints))),
+        page.section(
+            "The runs",
+            page.table("Runs", columns, rows, words=["counted"]),
+            *([page.paragraph(shared)] if shared else []),
+            *_what_measures_mean(runs),
+            page.folded("Files", page.facts((run.name, run.path) for run in runs)),
+        ),
+        page.section("Over time", *_over_time(pictures)),
+        page.section(
+            "Maps, on one scale of colours",
+            page.paragraph(
+                "Angles between all pairs of a run's snapshots: bright where they point the same way. A block on the "
+                "diagonal is a stretch without much turning; an edge is an event, such as a drop of the learning rate."
+            ),
+            page.grid(_shown(pictures, ["maps", "relative_maps"], _MAPS), large=True),
+        ),
+    ]
+    if "layers_by_runs" in pictures:
+        parts.append(page.section("By layer", *_shown(pictures, ["layers_by_runs"], _LAYERS)))
+    for number, joint in enumerate(joints, start=1):
+        nth = f"_{number}" if number > 1 else ""
+        parts += _joint_sections(joint, pictures, nth, whole=len(joint.runs) == len(runs))
+    if apart := left_out(runs):
+        parts.append(
+            page.section(
+                "Not compared snapshot by snapshot",
+                page.paragraph("Everything above is of each run on its own. Between these runs there are no angles:"),
+                page.bullets(apart),
+            )
+        )
+    return page.page(f"Comparison of {len(runs)} runs", *parts, page.footer(FOOTER))
+
+
+# Sections ---------------------------------------------------------------------------------------------------
+
+_MAPS = {
+    "maps": "Trajectory maps of all runs, seen from the origin, on one scale of colours.",
+    "relative_maps": "Maps of all runs relative to their θ_0, on one scale of colours.",
+}
+_LAYERS = {"layers_by_runs": "Heatmaps of MDS and relative MDS, layers by runs, at the newest snapshot."}
+_JOINT = {
+    "joint_map": "Joint map: angles between all snapshots of all runs, seen from the origin.",
+    "joint_relative_map": "Joint map of angles between all displacements from the common θ_0.",
+    "joint_path": "The paths of all runs on the first two principal components of all their snapshots.",
+}
+_PARTINGS = {
+    "partings": "Angles between the displacements of each two runs at the same steps. A marker stands where they part; "
+    "dashed: the angle from which they count as parted; bands: two standard errors to each side."
+}
+
+
+def _shown(pictures: Mapping[str, bytes], names: Sequence[str], alts: Mapping[str, str], nth: str = "") -> list[Markup]:
+    return [page.picture(pictures[name + nth], alts[name], alts[name]) for name in names if name + nth in pictures]
+
+
+def _at_a_glance(runs: Sequence[Run], joints: Sequence[Joint]) -> Iterator[str]:
+    for measure, least, most in (
+        ("mds", "turns most as seen from the origin", "least"),
+        ("displacement", "ends nearest to its start", "farthest from it"),
+        ("tortuosity", "takes the straightest way there", "the most winding one"),
+    ):
+        values = {run.name: run.summary[measure] for run in runs}
+        values = {name: value for name, value in values.items() if value == value}
+        low, high = min(values, key=values.__getitem__, default=""), max(values, key=values.__getitem__, default="")
+        if values and values[low] != values[high]:
+            said = {run.name: report.format_value(measure, run.summary[measure], run.errors) for run in runs}
+            yield f"{low} {least} ({measure} {said[low]}), {high} {most} ({said[high]})."
+    for joint in joints:
+        names = in_words([run.name for run in joint.runs])
+        if not joint.same_start:
+            yield f"{names} are of one model, but start from different parameters."
+            continue
+        yield f"{names} start from the same parameters{_spread(partings(joint))}."
+    said_of: dict[str, list[str]] = {}
+    for run in runs:
+        if suggestion := report.suggestion(run.trajectory):
+            said_of.setdefault(suggestion, []).append(run.name)
+    yield from (f"{in_words(names)}: {suggestion}" for suggestion, names in said_of.items())
+
+
+def _spread(found: Sequence[Parting]) -> str:
+    """How far apart directions are at the end, in words."""
+    ends = {p: p.angles[-1] for p in found if len(p.angles) and not np.isnan(p.angles[-1])}
+    if not ends:
+        return ""
+    near, far = min(ends, key=ends.__getitem__), max(ends, key=ends.__getitem__)
+    if near is far:
+        return f"; at the end their directions from there differ by {near.at_the_end()}"
+    return (
+        f"; at the end the directions from there of {in_words(near.names)} are closest ({near.at_the_end()}), those of "
+        f"{in_words(far.names)} farthest apart ({far.at_the_end()})"
+    )
+
+
+def _what_measures_mean(runs: Sequence[Run]) -> Iterator[Markup]:
+    columns, _ = comparison_rows(runs)
+    yield page.folded(
+        "What the measures mean", page.facts((name, MEASURES[name].meaning) for name in columns if name in MEASURES)
+    )
+    if any(run.errors for run in runs):
+        yield page.paragraph("After ± is the standard error of what was estimated from sketches.")
+
+
+def _over_time(pictures: Mapping[str, bytes]) -> Iterator[Markup]:
+    names = [name.removeprefix("series_") for name in pictures if name.startswith("series_")]
+    if not names:
+        yield page.paragraph("No run has a second snapshot: there is nothing to draw over time.")
+        return
+    yield page.paragraph(
+        "Each measure as it stood at each snapshot. A marker is where a run's direction saturated: from there on its "
+        "displacement from θ_0 keeps within a cosine of 0.9 of the final one."
+    )
+    yield page.grid(
+        page.picture(pictures[f"series_{name}"], f"{name} of all runs over time: {MEASURES[name].meaning}.")
+        for name in names
+    )
+
+
+def _joint_sections(joint: Joint, pictures: Mapping[str, bytes], nth: str, whole: bool) -> Iterator[Markup]:
+    of = "" if whole else f": {in_words([run.name for run in joint.runs])}"
+    start = (
+        "They start from the same parameters θ_0, so that displacements have a common origin."
+        if joint.same_start
+        else "They start from different parameters: there is no common θ_0 to look from, and no step where they part."
+    )
+    yield page.section(
+        f"All snapshots together{of}",
+        page.paragraph(
+            "These runs are of one model, and were sketched with the same random numbers: what was saved of them gives "
+            f"the angle between any two snapshots of any two runs. {start} Counted: {joint.counted}."
+        ),
+        page.grid(_shown(pictures, [*_JOINT], _JOINT, nth), large=True),
+    )
+    found = partings(joint)
+    if not found:
+        return
+    rows = [
+        (
+            in_words(parting.names),
+            f"{parting.same_until:,}" if len(parting.steps) else "",
+            _parted(parting),
+            parting.at_the_end(),
+            f"{parting.steps[-1]:,}" if len(parting.steps) else "none in common",
+        )
+        for parting in found
+    ]
+    yield page.section(
+        f"Where two runs part{of}",
+        page.paragraph(
+            "They part at the first step at which both have a snapshot and the angle between their displacements from "
+            f"θ_0 exceeds {PARTED:.1f}° (a cosine below 0.99) by more than twice its standard error. They are the same "
+            "up to a step if all that was saved of them up to there is, to the precision in which it was saved."
+        ),
+        page.table("Where runs part", ["runs", "the same up to step", "part at step", "angle", "at step"], rows),
+        *_shown(pictures, [*_PARTINGS], _PARTINGS, nth),
+    )
+
+
+def _parted(parting: Parting) -> str:
+    if parting.parted is None:
+        return "never" if len(parting.steps) else ""
+    return f"{parting.parted:,}" + " (first in common)" * bool(parting.parted == parting.steps[0])

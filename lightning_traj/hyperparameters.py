@@ -1,0 +1,52 @@
+"""Hyperparameters as Lightning's loggers leave them beside a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def hyperparameters_beside(file: Path) -> dict[str, Any]:
+    """What Lightning has logged as ``hparams.yaml`` beside a file or in the folder above, flat; empty without one.
+
+    Tags of Python objects in it are read as plain lists and texts: nothing is built or run.
+
+    Raises:
+        ValueError: there is one, and it cannot be read.
+    """
+    import yaml
+
+    found = next(
+        (path for path in (file.parent / "hparams.yaml", file.parent.parent / "hparams.yaml") if path.is_file()), None
+    )
+    if found is None:
+        return {}
+    loader: Any = type("PlainLoader", (yaml.SafeLoader,), {})
+    loader.add_multi_constructor("tag:yaml.org,2002:python/", _plain)
+    try:
+        values = yaml.load(found.read_text(encoding="utf-8"), Loader=loader)  # a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError, ValueError) as error:
+        raise ValueError(f"{found} cannot be read as hyperparameters: {error}; mend or remove it.") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{found} holds no hyperparameters but {type(values).__name__}; mend or remove it.")
+    return {
+        name: value for name, value in _flat(values) if not name.rpartition("/")[2].startswith("_")
+    }  # LightningCLI's own
+
+
+def _plain(loader: Any, suffix: str, node: Any) -> Any:
+    kinds = {"sequence": loader.construct_sequence, "mapping": loader.construct_mapping}
+    if node.id in kinds:
+        return kinds[node.id](node, deep=True)
+    return loader.construct_scalar(node) or suffix.rpartition(":")[2]
+
+
+def _flat(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,247 @@
+"""Runs to be compared: found on disk, told apart by name, and whose snapshots can be compared with whose."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_traj.blocks import Block
+from lightning_traj.hyperparameters import hyperparameters_beside
+from lightning_traj.trajectory import Trajectory
+
+_VERSION = re.compile(r"version_\d+")  # what Lightning's loggers call the folder of a run
+_LISTED = 3  # blocks that a sentence names
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A trajectory among others.
+
+    Attributes:
+        name: What tells it from the others.
+        path: Its file.
+        trajectory: What was recorded.
+        hyperparameters: Those that were logged beside it, nested ones as ``a/b``.
+        rename: Prefixes of block names, and what to put in their place.
+    """
+
+    name: str
+    path: Path
+    trajectory: Trajectory
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    rename: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def blocks(self) -> dict[str, int]:
+        """Indices of the blocks by the name under which they are looked for in other runs.
+
+        That is their own, renamed, without the prefix that all parameters of the model share (``net.``).
+        """
+        names = [self.known_as(block.name) for block in self.trajectory.blocks]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(
+                f"rename={dict(self.rename)!r} gives two blocks of {self.name} the name {twice!r}: "
+                "rename to a prefix that is free."
+            )
+        return {name: i for i, name in enumerate(names)}
+
+    @cached_property
+    def summary(self) -> dict[str, float]:
+        """The newest values of all measures."""
+        return self.trajectory.summary()
+
+    @cached_property
+    def errors(self) -> dict[str, float]:
+        """Standard errors of those that have one."""
+        return self.trajectory.standard_errors()
+
+    @cached_property
+    def series(self) -> dict[str, NDArray[np.float64]]:
+        """All measures at every snapshot."""
+        return self.trajectory.series()
+
+    def known_as(self, name: str) -> str:
+        """The name of a block or a module, renamed, without the prefix that all parameters share."""
+        return self._renamed(name).removeprefix(self._renamed(self._root))
+
+    def sketched_as(self, block: Block) -> tuple[str, int, int] | None:
+        """What the random numbers of a block's sketch depend on, and its length; None for one that is kept whole."""
+        settings = self.trajectory.settings
+        if block.numel <= settings["sketch_dim"]:
+            return None
+        return block.name.removeprefix(self._root), settings["seed"], settings["sketch_dim"]
+
+    @property
+    def _root(self) -> str:
+        return str(self.trajectory.settings.get("root", ""))
+
+    def _renamed(self, name: str) -> str:
+        prefixes = [prefix for prefix in self.rename if name.startswith(prefix)]
+        if not prefixes:
+            return name
+        longest = max(prefixes, key=len)
+        return self.rename[longest] + name[len(longest) :]
+
+
+def load_runs(paths: Sequence[str | PathLike[str]], *, rename: Mapping[str, str] | None = None) -> list[Run]:
+    """Load the trajectories of several runs.
+
+    Args:
+        paths: Of each run its trajectory file, or a folder that holds one, itself or in a folder ``version_*``.
+        rename: Prefixes of block names and what to put in their place, such as ``{"net.": "model."}``: blocks that are
+            called the same then are the same. The prefix that all parameters of a model share needs none.
+
+    Raises:
+        FileNotFoundError: there is no such file, or no trajectory in a folder.
+        ValueError: fewer than two runs, one of them twice, several trajectories in a folder, a damaged file, a renaming
+            that concerns no block.
+    """
+    if len(paths) < 2:
+        given = repr(str(paths[0])) if paths else "none"
+        raise ValueError(f"paths: compare takes at least two runs, and was given {given}; name another.")
+    given_as = [Path(path) for path in paths]
+    files = [find_trajectory(path) for path in given_as]
+    resolved: dict[Path, Path] = {}
+    for path, file in zip(given_as, files, strict=True):
+        if file.resolve() in resolved:
+            raise ValueError(
+                f"paths: {str(resolved[file.resolve()])!r} and {str(path)!r} are the same run, {file}: name each once."
+            )
+        resolved[file.resolve()] = path
+    rename = dict(rename or {})
+    runs = [
+        Run(name, file, Trajectory.load(file), hyperparameters_beside(file), rename)
+        for name, file in zip(names_of(list(resolved)), files, strict=True)
+    ]
+    for prefix in rename:
+        if not any(block.name.startswith(prefix) for run in runs for block in run.trajectory.blocks):
+            some = ", ".join(repr(run.trajectory.blocks[0].name) for run in runs)
+            raise ValueError(f"rename={rename!r}: no block's name begins with {prefix!r}; there are {some}, ….")
+    for run in runs:
+        _ = run.blocks  # an error in the renaming is one now
+    return runs
+
+
+def find_trajectory(path: Path) -> Path:
+    """The trajectory file that a path means: itself, or the only one in a folder or in its folders ``version_*``.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_runs``.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"path={str(path)!r}: no such file or folder; pass a trajectory file or a log folder.")
+    for pattern in ("*.safetensors", "version_*/*.safetensors"):
+        found = sorted(file for file in path.glob(pattern) if not file.name.startswith(".") and _is_trajectory(file))
+        if len(found) > 1:
+            listed = ", ".join(str(file) for file in found[:8]) + (", …" if len(found) > 8 else "")
+            raise ValueError(
+                f"path={str(path)!r} holds {len(found)} trajectories: {listed}; name the one that is meant."
+            )
+        if found:
+            return found[0]
+    raise FileNotFoundError(
+        f"path={str(path)!r} holds no trajectory, nor do folders version_* in it: pass a log folder of a run with "
+        "TrajectoryCallback, or the trajectory file itself."
+    )
+
+
+def names_of(files: Sequence[Path]) -> list[str]:
+    """Short names that tell files apart: one part of their paths where one does, or what they don't all share."""
+    parts = [[*file.parts[:-1], file.stem] for file in files]
+    depth = min(map(len, parts))
+    levels = [[some[-1 - level] for some in parts] for level in range(depth)]
+    telling = [level for level in levels if len(set(level)) == len(files)]
+    # A number says less than the folder that it is in.
+    for level in sorted(telling, key=lambda level: all(map(_VERSION.fullmatch, level))):
+        return level
+    while depth > 1 and len({some[0] for some in parts}) == 1:
+        parts, depth = [some[1:] for some in parts], depth - 1
+    while depth > 1 and len({some[-1] for some in parts}) == 1:
+        parts, depth = [some[:-1] for some in parts], depth - 1
+    return ["/".join(some) for some in parts]
+
+
+# Whose snapshots can be compared with whose -----------------------------------------------------------------
+
+
+def why_apart(one: Run, other: Run) -> str:
+    """Why inner products between two runs' snapshots can't be had, in words; empty where they can."""
+    for run in (one, other):
+        if run.trajectory.settings.get("snapshot") != "sketch":
+            return f"{run.name} has full snapshots, which are not in its trajectory file"
+        if run.trajectory.sketches is None:
+            return f"the file of {run.name} holds no rows of its snapshots, which are saved when training ends"
+    settings = [run.trajectory.settings for run in (one, other)]
+    for name, words in (("track", "what was tracked differs"), ("blocks", "blocks were made otherwise")):
+        if settings[0].get(name) != settings[1].get(name):
+            return f"{words}: {name}={settings[0].get(name)!r} and {settings[1].get(name)!r}"
+    for run, its in ((one, other), (other, one)):
+        if alone := [name for name in run.blocks if name not in its.blocks]:
+            more = f" and {len(alone) - _LISTED} more" if len(alone) > _LISTED else ""
+            listed = ", ".join(map(repr, alone[:_LISTED])) + more
+            hint = "" if set(run.blocks) & set(its.blocks) else "; where names differ in a prefix alone, rename it"
+            return f"another model: {run.name} alone has {listed}{hint}"
+    for name in one.blocks:
+        a, b = (run.trajectory.blocks[run.blocks[name]] for run in (one, other))
+        if a.numel != b.numel:
+            return f"another model: {name!r} has {a.numel:,} parameters in {one.name} and {b.numel:,} in {other.name}"
+        if (first := one.sketched_as(a)) != (second := other.sketched_as(b)):
+            for setting in ("seed", "sketch_dim"):
+                if settings[0][setting] != settings[1][setting]:
+                    return f"sketched with {setting}={settings[0][setting]} and {settings[1][setting]}"
+            names = [sketched[0] if sketched else name for sketched in (first, second)]
+            return f"{name!r} was sketched as {names[0]!r} and as {names[1]!r}, with other random numbers"
+    return ""
+
+
+def comparable(runs: Sequence[Run]) -> list[list[int]]:
+    """Indices of the runs, grouped so that snapshots of each group can be compared; in the order of the runs."""
+    groups: list[list[int]] = []
+    for i, run in enumerate(runs):
+        group = next((group for group in groups if not why_apart(runs[group[0]], run)), None)
+        if group is None:
+            groups.append([i])
+        else:
+            group.append(i)
+    return groups
+
+
+def left_out(runs: Sequence[Run]) -> list[str]:
+    """Which pairs can't be compared, and why, in sentences."""
+    sentences = []
+    for i, one in enumerate(runs):
+        reasons: dict[str, list[str]] = {}
+        for other in runs[i + 1 :]:
+            if why := why_apart(one, other):
+                reasons.setdefault(why, []).append(other.name)
+        sentences += [f"{one.name} with {in_words(others)}: {why}." for why, others in reasons.items()]
+    return sentences
+
+
+def in_words(names: Sequence[str]) -> str:
+    """A list of names in a sentence."""
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
+
+
+# Inside -----------------------------------------------------------------------------------------------------
+
+
+def _is_trajectory(file: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            return "lightning_traj" in (opened.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
