@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import lightning_traj
 from lightning_traj.fused import FusedLayout
 
 DONE, FAILED, SKIPPED, INTERRUPTED = 0, 1, 3, 130  # 2 is argparse's, for wrong usage
@@ -29,9 +30,9 @@ WRITTEN = """written to DIR:
   trajectory.csv           with --csv: a row a checkpoint, a column a measure
 
 """
-COMPARE = """Several runs side by side, from the trajectories that TrajectoryCallback or analyze have written: a table with
-their hyperparameters, series, maps on one colour scale and, where their sketches can be compared with each other, the
-angles between runs. No weights are needed."""
+COMPARE = """Several runs side by side, from the trajectories that TrajectoryCallback or analyze have written: a table
+with their hyperparameters, series, maps on one colour scale and, where their sketches can be compared with each other,
+the angles between runs. No weights are needed."""
 COMPARED = """written to DIR:
   comparison.html          the whole report in one file, without a network
   comparison.csv           a row a run
@@ -109,13 +110,11 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from lightning_traj import __version__
-
     parser = argparse.ArgumentParser(
         prog="lightning-traj", description="How directional was the path of the optimizer?", epilog=EXIT_CODES
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--version", action="version", version=f"lightning-traj {__version__}")
+    parser.add_argument("--version", action="version", version=f"lightning-traj {lightning_traj.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     analyze = _command(commands, "analyze", "measures of a run, from its checkpoints", ANALYZE, WRITTEN, _analyze)

@@ -46,7 +46,6 @@ def test_public_names_are_found_where_they_are_said_to_be():
 
 # From the ground up. A module imports from lower floors only; rooms of one floor don't know each other.
 FLOORS = [
-    # fmt: off
     {
         "blocks",
         "files",
@@ -73,7 +72,6 @@ FLOORS = [
     {"analysis", "callback", "checkpoints", "compare"},
     {"freeze"},
     {"cli"},
-    # fmt: on
 ]
 
 
