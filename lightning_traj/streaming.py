@@ -30,7 +30,7 @@ from lightning_traj.partition import Piece
 Array = NDArray[np.float64]
 
 STRETCH = 2**20  # entries of all checkpoints that are taken in at once: 8 MiB in float64, which a cache holds
-MAPPED = 2**29  # bytes of files that are mapped at once
+MAPPED = 2**28  # bytes of files that are mapped at once
 
 
 @dataclass(frozen=True)
