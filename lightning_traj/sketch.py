@@ -159,20 +159,21 @@ class CountSketch:
         m, step, chunk_signs = self._hash(name, numel)
         shared = self._shared_on(flat.device)
         size = self.chunk // m * m  # of a chunk: whole rows
-        while flat.numel():
-            chunk, offset = divmod(first, size)
-            part = flat[: size - offset]
-            count = part.numel()
-            before = offset % m
+        position, last = first, first + flat.numel()
+        while position < last:
+            chunk, offset = divmod(position, size)
+            count, before = min(size - offset, last - position), offset % m
             end = before + count
             rows = shared.rows[: -(-end // m) * m]
-            rows[:before].zero_()
-            rows[end:].zero_()
-            at = (chunk + 1) * step % m + offset
+            if before:
+                rows[:before].zero_()
+            if end < rows.numel():
+                rows[end:].zero_()
+            part = flat[position - first : position - first + count]
             # Signs first: half the traffic of signs after the conversion.
-            rows[before:end].copy_(shared.signed(part, at))
+            rows[before:end].copy_(shared.signed(part, (chunk + 1) * step % m + offset))
             buckets[:m].add_(rows.view(-1, m).sum(0), alpha=chunk_signs[chunk])
-            flat, first = flat[count:], first + count
+            position += count
 
     def _add_indexed(self, buckets: Tensor, flat: Tensor, index: Tensor, name: str, numel: int) -> None:
         """Stage one for entries anywhere in the block (a shard along an inner dimension, for instance)."""
