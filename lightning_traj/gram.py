@@ -253,9 +253,11 @@ def local_grams(*rows: Sequence[Tensor]) -> Tensor:
     grams = []
     for first in range(0, len(rows[0]), BLOCKS):
         some = [piece for row in rows for piece in row[first : first + BLOCKS]]
-        width = max(piece.numel() for piece in some)
+        lengths = [piece.numel() for piece in some]
+        width = max(lengths)
         zeros = some[0].new_zeros(width)
-        padded = [part for piece in some for part in (piece, zeros[piece.numel() :])]
+        padding = {length: zeros[length:] for length in set(lengths)}
+        padded = [part for piece, length in zip(some, lengths, strict=True) for part in (piece, padding[length])]
         vectors = torch.cat(padded).view(len(rows), -1, width)  # [4, blocks, k]
         theta, base, latest, before = vectors
         torch.sub(latest, before, out=before)

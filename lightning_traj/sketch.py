@@ -7,15 +7,16 @@ block of any size is sketched in one pass over it, with no stored index of its s
                         multiplied by a stretch of one sign vector, viewed as rows of length m, and added up
     stage two, m -> k   a random permutation of the M ≥ m buckets, and a sum over the M/k of each group
 
-The prime m is drawn for each block from between 3M/4 and M. Chunk c takes the sign vector from a position of its own,
-no two congruent modulo m, and one more sign. So entries at a fixed stride, such as the columns of a matrix, spread
+The prime m is drawn for each block from between 3M/4 and M. Each chunk takes the sign vector from a position of its
+own, no two congruent modulo m, and one more sign. So entries at a fixed stride, such as the columns of a matrix, spread
 over the buckets; entries that meet have signs of their own; and the errors of blocks with like contents, which would
-add up if the blocks were hashed alike, average out. Blocks of at most k entries are kept whole. Two entries of a
-longer one meet with probability 1/k (1/m in stage one, the rest in stage two, whose groups are of one size).
+add up if the blocks were hashed alike, average out. Two entries meet with probability about 1/k: 1/m in stage one, the
+rest in stage two, whose groups are of one size. Blocks of at most k entries are kept whole.
 
 Every random number is a function of (seed, block name, index in the block): the same on every device, platform and
 version, and for whichever part of a block a process happens to hold. Both stages are gathers and sums in a fixed
-order: repeated sketches of the same values are bit-identical, on GPUs too.
+order: repeated sketches of the same values are bit-identical. Beside the sketches it takes 4.5 MiB on a device, for
+float32 entries and dimensions up to 2048.
 """
 
 from __future__ import annotations
