@@ -17,7 +17,7 @@ rows in order: repeated sketches of the same values are bit-identical, on GPUs t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -105,7 +105,7 @@ class CountSketch:
                 f"start={start} with {tensor.numel()} entries does not fit block {name!r} of {numel}: "
                 "pass numel=, the number of entries of the whole block."
             )
-        return self._sketch([(tensor, start, index)], name, numel)
+        return self._sketch([(tensor, start, index)], name, numel, tensor.device)
 
     def of_pieces(self, tensors: Sequence[Tensor], name: str) -> Tensor:
         """Sketch the block ``name`` that consists of these tensors, one after the other, each in C order.
@@ -117,14 +117,36 @@ class CountSketch:
         for tensor in tensors:
             pieces.append((tensor, start, None))
             start += tensor.numel()
-        return self._sketch(pieces, name, start)
+        return self._sketch(pieces, name, start, tensors[0].device)
 
-    def _sketch(self, pieces: Sequence[tuple[Tensor, int, Tensor | None]], name: str, numel: int) -> Tensor:
+    def of_stretches(
+        self, stretches: Iterable[tuple[Tensor, int, Tensor | None]], name: str, numel: int, device: torch.device
+    ) -> Tensor:
+        """Sketch those entries of the block ``name`` that these are, none maybe.
+
+        Args:
+            stretches: Real entries, each time with the position of the first of them or with an index of them all.
+            name: The block's name.
+            numel: Entries of the whole block.
+            device: Of the entries.
+
+        Returns:
+            float64 [min(dim, numel)], on the device.
+        """
+        return self._sketch(stretches, name, numel, device)
+
+    def _sketch(
+        self,
+        pieces: Iterable[tuple[Tensor, int, Tensor | None]],
+        name: str,
+        numel: int,
+        device: torch.device,
+    ) -> Tensor:
         """Sketch of a block of which these tensors are given, each with its start or with its index."""
-        device = pieces[0][0].device
         whole, m = numel <= self.dim, self.row_length
-        if whole and len(pieces) == 1 and pieces[0][2] is None and pieces[0][0].numel() == numel:
-            return pieces[0][0].detach().reshape(-1).to(torch.float64, copy=True)
+        if whole and isinstance(pieces, list) and pieces[0][2] is None and pieces[0][0].numel() == numel:
+            only: Tensor = pieces[0][0]
+            return only.detach().reshape(-1).to(torch.float64, copy=True)
         if whole:
             buffer = torch.zeros(numel, dtype=torch.float64, device=device)
         else:
