@@ -56,10 +56,13 @@ class Ranks:
         """
         if self.size == 1:
             return own(), None
+        failure: Exception | None = None
         try:
-            return self.sum(own()), None
+            values = own()
         except Exception as error:
-            return self.sum(torch.full((numel,), torch.nan, dtype=torch.float64)), error
+            failure = error
+            values = torch.full((numel,), torch.nan, dtype=torch.float64)
+        return self.sum(values), failure
 
     def all_do(self, do: Callable[[], None]) -> None:
         """Call ``do`` on all ranks; what one of them raises, all raise.

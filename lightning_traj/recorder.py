@@ -479,7 +479,7 @@ class Recorder:
     def _sketch_of(self, block: Block, held: Sequence[Held]) -> Tensor:
         if held[0].tensor.device.type == "mps":
             held = [Held(each.tensor.cpu(), each.share) for each in held]
-        if all(each.share.is_whole for each in held):
+        if all(each.is_whole for each in held):
             return self.sketch.of_pieces([each.tensor for each in held], block.name)
         begins = accumulate((prod(each.share.shape) for each in held), initial=0)
         stretches = (

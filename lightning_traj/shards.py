@@ -100,9 +100,14 @@ class Held:
     tensor: Tensor
     share: Share
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the tensor is all of the whole one, in its order, and nothing else."""
+        return self.share.is_whole and self.tensor.numel() == self.share.numel
+
     def boxes(self) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
         """The entries as views of the tensor, each with the indices of its first entry in the whole tensor."""
-        if self.share.is_whole:
+        if self.is_whole:
             yield self.tensor, (0,) * len(self.share.shape)
             return
         for box in product(*self.share.runs):
@@ -118,7 +123,7 @@ class Held:
 
     def stretches(self) -> Iterator[tuple[Tensor, int, Tensor | None]]:
         """The entries as tensors, each with the position of its first one in the whole tensor or an index of all."""
-        if self.share.is_whole:
+        if self.is_whole:
             yield self.tensor, 0, None
             return
         strides = _strides(self.share.shape)
