@@ -94,7 +94,9 @@ def recording(folder: Path, snapshots: Snapshots, place: Place, ranks: Ranks, **
     recorder.ranks = ranks
     for step, snapshot in enumerate(snapshots):
         # Late and gone: a parameter that comes with the third snapshot, one that leaves before the last one.
-        names = [name for name in SHAPES if not (name == "few" and step < 2) and not (name == "h.0.norm.weight" and step > 4)]
+        names = [
+            name for name in SHAPES if not (name == "few" and step < 2) and not (name == "h.0.norm.weight" and step > 4)
+        ]
         parameters = {name: place(name, snapshot[name]) for name in names}
         if not step:
             recorder.check(parameters)
@@ -113,4 +115,6 @@ def same(ours: Trajectory, theirs: Trajectory, tolerance: float) -> None:
         a, b = getattr(ours, array), getattr(theirs, array)
         scale = norms**2 if array == "anchored" else np.abs(b).max()
         assert (np.abs(a - b) / scale).max() <= tolerance, array
-    np.testing.assert_allclose(ours.windows.sums, theirs.windows.sums, rtol=0, atol=1e-10 * np.abs(theirs.windows.sums).max())
+    np.testing.assert_allclose(
+        ours.windows.sums, theirs.windows.sums, rtol=0, atol=1e-10 * np.abs(theirs.windows.sums).max()
+    )

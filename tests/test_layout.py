@@ -46,7 +46,19 @@ def test_public_names_are_found_where_they_are_said_to_be():
 
 # From the ground up. A module imports from lower floors only; rooms of one floor don't know each other.
 FLOORS = [
-    {"blocks", "files", "gram", "labels", "measures", "quantities", "roles", "schedule", "sketch", "thinning"},
+    {
+        "blocks",
+        "files",
+        "gram",
+        "labels",
+        "measures",
+        "quantities",
+        "roles",
+        "schedule",
+        "sketch",
+        "strategies",
+        "thinning",
+    },
     {"fused", "guard", "mirror", "uncertainty", "window"},
     {"shards", "table"},
     {"partition", "ranks", "snapshots"},
