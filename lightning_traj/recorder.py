@@ -507,12 +507,11 @@ class Recorder:
             return self.gram.products(row)
 
         products, failure = self.ranks.sum_of(own, self.gram.products_numel(len(partition.blocks)))
-        try:
-            self.gram.update(row, products)
-        except FloatingPointError as error:
+        if not torch.isfinite(products).all():  # on all ranks
             self.snapshots.discard(name)
-            said = "has non-finite entries" + (", or failed on another process" if self._divided else "")
-            raise failure or FloatingPointError(f"the snapshot at step {step} {said}: it is left out.") from error
+            said = "has non-finite entries, or failed on another process"
+            raise failure or FloatingPointError(f"the snapshot at step {step} {said}: it is left out.")
+        self.gram.update(row, products)
         return name
 
     def _write(self, name: str, partition: Partition, held: Sequence[Sequence[Held]], step: int) -> list[Tensor]:

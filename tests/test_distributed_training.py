@@ -61,13 +61,17 @@ class Sharded(Training, pl.LightningModule):
             return
         if "tensor parallel" in self.layout:
             whole = {"input_layouts": Replicate(), "output_layouts": Replicate()}
-            plan = {"inner": RowwiseParallel(**whole), "qkv": ColwiseParallel(**whole), "head": RowwiseParallel(**whole)}
+            plan = {
+                "inner": RowwiseParallel(**whole),
+                "qkv": ColwiseParallel(**whole),
+                "head": RowwiseParallel(**whole),
+            }
             parallelize_module(net, self.device_mesh["tensor_parallel"], plan)
         if self.layout != "tensor parallel":
             mesh = self.device_mesh["data_parallel"]
             if self.layout == "HSDP":
                 mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "shards"))
-            for module in (net.qkv, net):
+            for module in (net.norm, net):
                 fully_shard(module, mesh=mesh, ignored_params={net.scale})
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -113,7 +117,10 @@ def strategy(layout: str, world_size: int, **arguments: Any) -> Any:
         return DDPStrategy(process_group_backend="gloo")
     tensors = 2 if "tensor parallel" in layout else 1
     return ModelParallelStrategy(
-        data_parallel_size=world_size // tensors, tensor_parallel_size=tensors, process_group_backend="gloo", **arguments
+        data_parallel_size=world_size // tensors,
+        tensor_parallel_size=tensors,
+        process_group_backend="gloo",
+        **arguments,
     )
 
 
@@ -166,7 +173,9 @@ def observed(layout: str, root: Path) -> dict[str, Any]:
         (sketched, reference(snapshots, steps, root, snapshot="sketch")),
     ):
         scale = np.sqrt(expected.gram().diagonal())
-        np.testing.assert_array_less(np.abs(callback.trajectory.gram() - expected.gram()), 1e-10 * np.outer(scale, scale))
+        np.testing.assert_array_less(
+            np.abs(callback.trajectory.gram() - expected.gram()), 1e-10 * np.outer(scale, scale)
+        )
         assert callback.trajectory.blocks == expected.blocks
     np.testing.assert_allclose(full.trajectory.gram(), gram(snapshots), rtol=1e-10)
     assert not np.allclose(full.trajectory.gram()[0], full.trajectory.gram()[-1], rtol=1e-3)  # it moved
