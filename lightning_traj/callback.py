@@ -228,7 +228,7 @@ class TrajectoryCallback(Callback):
         if not any(is_lazy(parameter) for parameter in parameters.values()):
             self._record_initial(trainer, pl_module, starting=True)
         if self._between_epochs(trainer):
-            recorder.windows.end(self._steps)  # saved at the last batch of an epoch
+            recorder.end_window(self._steps)  # saved at the last batch of an epoch
             self._begin_window(self._window_due_at_start, trainer.current_epoch, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
@@ -256,7 +256,7 @@ class TrajectoryCallback(Callback):
             self._guard("recording", self._record_last_step, trainer)
         else:
             self._record_due(self.schedule.due_after_epoch, trainer.current_epoch + 1, trainer, pl_module)
-        self._guard("recording", self._recorder.windows.end, self._steps)
+        self._guard("recording", self._recorder.end_window, self._steps)
         self._begin_window(self.window_schedule.due_after_epoch, trainer.current_epoch + 1, pl_module)
         self._book.after_epoch(trainer)
         if trainer.is_global_zero:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, astuple, replace
 from functools import partial
 from itertools import accumulate
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ from lightning_traj.trajectory import Trajectory, Windows
 from lightning_traj.window import StepWindows
 
 DIVIDED = 16, 2**20  # entries for each number that is sent, and entries in all, from which sketching is shared out
+Object = TypeVar("Object")
+
 ROW_BUDGET = 2**30  # bytes: what would pass it is kept on the host instead of an accelerator
 GRAM_STATES = {"full": ("local", "finite"), "sketch": ("local", "finite", "base", "rows", "latest", "before")}
 
@@ -105,6 +108,7 @@ class Recorder:
         self._held: dict[str, list[Share]] = {}  # and by block of full snapshots
         self._membership = torch.zeros(0, 0, dtype=torch.float64)
         self._groups: list[str] = []
+        self._settled: Recorder | None = None  # as it was before what is being changed
         self._mirror: Mirror | None = None  # what was collected last, and the trajectory of it
         self._collected: Trajectory | None = None
 
@@ -229,40 +233,8 @@ class Recorder:
         partition = self._extended(parameters)
         if not partition.blocks:
             return False
-        self._divide(partition, parameters)
-        new_blocks = len(partition.blocks) - len(self.blocks)
-        file, failure = None, None
-        if self.snapshot == "full":
-            file = self._record_full(partition, parameters, step)
-        else:
-            row, failure = self._sketch(partition, parameters)
-            self._sketched = (step, row, failure)
-            self.gram.update(row)
-        try:
-            self.partition = partition
-            if new_blocks:
-                self._group()
-                if self.snapshot == "full":
-                    self._sketched = None  # of fewer blocks
-            updates = self.gram.local[-1][:, UPDATE, UPDATE].clamp_min(0)  # ‖u_t‖² of each block
-            walked = torch.cat([self._membership @ updates, updates]).sqrt()
-            path = walked if self.path is None else self.path + walked
-        except BaseException:  # short of memory, or interrupted: what is kept has to stay of one length
-            self.gram.keep(range(len(self.gram) - 1))
-            raise
-        self.path = path
-        self.paths.append(path)
-        self.steps.append(step)
-        self.epochs.append(epoch)
-        self.order.append(self.scheduled)
-        if file is not None:
-            self.files.append(file)
-            self.recent_files = [*self.recent_files[-1:], file]
-            self.base_files += [file] * new_blocks
-        self.scheduled += 1
-        self.latest_key = key
-        keep, self.stride = thinned(self.order, self.stride, self.max_snapshots)
-        self._keep(keep)
+        with self._changing():
+            failure = self._record(partition, parameters, key)
         if failure is not None:  # recorded as non-finite, here as on the other ranks
             raise failure
         return True
@@ -275,6 +247,11 @@ class Recorder:
         """Take the parameters after a step into the running window, if there is one."""
         if self.windows.running:
             self._with_row(parameters, step, partial(self.windows.add, step=step))
+
+    def end_window(self, step: int) -> None:
+        """End the running window, if there is one, after so many optimizer steps."""
+        with self._changing():
+            self.windows.end(step)
 
     def collect(self) -> tuple[Trajectory, list[int]]:
         """The Trajectory so far, and the steps of snapshots that were dropped for being non-finite.
@@ -308,7 +285,8 @@ class Recorder:
             self.clear()
             return trajectory, dropped
         if dropped:
-            self._keep(good)
+            with self._changing():
+                self._keep(good)
         self._mirror, self._collected = mirror, trajectory
         return trajectory, dropped
 
@@ -323,6 +301,8 @@ class Recorder:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything recorded, as tensors and primitives; of full snapshots their index, not the files."""
+        if self._settled is not None:
+            return self._settled.state_dict()
         return {
             "settings": self.settings,
             "blocks": [list(astuple(block)) for block in self.blocks],
@@ -401,6 +381,58 @@ class Recorder:
 
     # Inside
 
+    def _record(
+        self, partition: Partition, parameters: Mapping[str, Tensor], key: tuple[int, float]
+    ) -> Exception | None:
+        """Take a snapshot with these blocks; what failed on this rank alone."""
+        step, epoch = key
+        self._divide(partition, parameters)
+        new_blocks = len(partition.blocks) - len(self.blocks)
+        file, failure = None, None
+        if self.snapshot == "full":
+            file = self._record_full(partition, parameters, step)
+        else:
+            row, failure = self._sketch(partition, parameters)
+            self._sketched = (step, row, failure)
+            self.gram.update(row)
+        try:
+            self.partition = partition
+            if new_blocks:
+                self._group()
+                if self.snapshot == "full":
+                    self._sketched = None  # of fewer blocks
+            updates = self.gram.local[-1][:, UPDATE, UPDATE].clamp_min(0)  # ‖u_t‖² of each block
+            walked = torch.cat([self._membership @ updates, updates]).sqrt()
+            path = walked if self.path is None else self.path + walked
+        except BaseException:  # short of memory, or interrupted: what is kept has to stay of one length
+            self.gram.keep(range(len(self.gram) - 1))
+            raise
+        self.path = path
+        self.paths.append(path)
+        self.steps.append(step)
+        self.epochs.append(epoch)
+        self.order.append(self.scheduled)
+        if file is not None:
+            self.files.append(file)
+            self.recent_files = [*self.recent_files[-1:], file]
+            self.base_files += [file] * new_blocks
+        self.scheduled += 1
+        self.latest_key = key
+        keep, self.stride = thinned(self.order, self.stride, self.max_snapshots)
+        self._keep(keep)
+        return failure
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """What is changed meanwhile is not seen by a checkpoint, which a signal may ask for at any moment."""
+        settled = _twin(self)
+        settled.gram, settled.windows = _twin(self.gram), _twin(self.windows)
+        self._settled = settled
+        try:
+            yield
+        finally:
+            self._settled = None
+
     def _extended(self, parameters: Mapping[str, Tensor]) -> Partition:
         return self.partition.extended(parameters, None if self.model is None else self.model())
 
@@ -412,7 +444,8 @@ class Recorder:
             self._divide(self.partition, parameters)
             self._sketched = (step, *self._sketch(self.partition, parameters))
         _, row, failure = self._sketched
-        take(row)
+        with self._changing():
+            take(row)
         if failure is not None:
             raise failure
 
@@ -559,6 +592,15 @@ class Recorder:
         for attribute in ("steps", "epochs", "order", "paths", "files"):
             if values := getattr(self, attribute):
                 setattr(self, attribute, [values[i] for i in indices])
+
+
+def _twin(original: Object) -> Object:
+    """A copy that shares everything but its lists."""
+    twin = object.__new__(type(original))
+    twin.__dict__.update(
+        {name: list(value) if isinstance(value, list) else value for name, value in vars(original).items()}
+    )
+    return twin
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
