@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import subprocess
+import sys
 from math import ceil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,7 +15,14 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    ParallelStrategy,
+)
+from lightning.pytorch.strategies.xla import XLAStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -19,8 +30,10 @@ from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import DataLoader, TensorDataset
 
+from conftest import ROOT
 from launch import launch
-from lightning_traj import FusedLayout, Trajectory, TrajectoryCallback
+from launched import by_itself
+from lightning_traj import EveryNSteps, FusedLayout, Trajectory, TrajectoryCallback
 from lightning_traj.recorder import Recorder
 from models import INPUTS, Training, fit
 
@@ -110,6 +123,15 @@ def data() -> Any:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(SAMPLES, INPUTS, generator=generator)
     return DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=BATCH)
+
+
+def alike() -> Any:
+    """The same sample again and again: it does not matter which process gets which."""
+    x, y = DATA().dataset[:1]
+    return DataLoader(TensorDataset(x.repeat(SAMPLES, 1), y.repeat(SAMPLES)), batch_size=BATCH)
+
+
+DATA = data  # which a test replaces by the other one
 
 
 def strategy(layout: str, world_size: int, **arguments: Any) -> Any:
@@ -208,3 +230,132 @@ def test_training_and_trajectory_are_those_of_one_device(layout: str, tmp_path: 
     files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert files == ["full.safetensors", "trajectory.safetensors"]
     assert len(list((tmp_path / "full-snapshots").iterdir())) == len(first["steps"]) * LAYOUTS[layout]
+
+
+# Resume on another world size ------------------------------------------------------------------------------------
+
+
+def resumable() -> tuple[TrajectoryCallback, TrajectoryCallback]:
+    return TrajectoryCallback(window=2, **ALWAYS), TrajectoryCallback(name="full", snapshot="full", **ALWAYS)
+
+
+def first_half(layout: str, root: Path, checkpoints: dict[str, Any]) -> None:
+    trainer, snapshots = train(layout, *resumable(), root=root, checkpoints=checkpoints, max_epochs=2)
+    trainer.save_checkpoint(root / "saved.ckpt")
+    if trainer.is_global_zero:
+        torch.save(snapshots, root / "snapshots.pt")
+
+
+def second_half(layout: str, root: Path, checkpoints: dict[str, Any]) -> list[np.ndarray]:
+    sketched, full = resumable()
+    path = root / "saved.ckpt"
+    trainer, later = train(layout, sketched, full, root=root, checkpoints=checkpoints, max_epochs=4, ckpt_path=path)
+    snapshots = torch.load(root / "snapshots.pt", weights_only=True)
+    torch.testing.assert_close(later[0], snapshots[-1], rtol=0, atol=0)  # it goes on where it was
+    snapshots += later[1:]
+    folder = root / str(trainer.global_rank)
+    for callback in (sketched, full):
+        steps = callback.trajectory.steps.tolist()
+        expected = reference(snapshots, steps, folder, snapshot=callback.trajectory.settings["snapshot"])
+        np.testing.assert_allclose(callback.trajectory.gram(), expected.gram(), rtol=1e-10)
+    np.testing.assert_allclose(full.trajectory.gram(), gram(snapshots), rtol=1e-10)
+    return [callback.trajectory.anchored for callback in (sketched, full)]
+
+
+SHARDED, CONSOLIDATED = {"save_distributed_checkpoint": True}, {"save_distributed_checkpoint": False}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "layouts", "checkpoints"),
+    [
+        (1, 2, ("DDP", "DDP"), {}),
+        (4, 3, ("FSDP2 x tensor parallel", "FSDP2"), SHARDED),
+        (2, 1, ("FSDP2", "FSDP2"), CONSOLIDATED),
+    ],
+    ids=["1 to 2, DDP", "4 to 3, sharded checkpoint", "2 to 1, consolidated checkpoint"],
+)
+def test_a_run_goes_on_with_another_number_of_processes(
+    tmp_path: Path, before: int, after: int, layouts: tuple[str, str], checkpoints: dict[str, Any], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("lightning_traj.tensorboard.log_figures", lambda *_: None)
+    launch(first_half, before, layouts[0], tmp_path, checkpoints)
+    results = launch(second_half, after, layouts[1], tmp_path, checkpoints)
+    for other in results[1:]:
+        for ours, theirs in zip(other, results[0], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+# Other quantities, and what is refused -----------------------------------------------------------------------------
+
+
+def quantities(root: Path) -> dict[str, list[float]]:
+    tracks = ("gradient", "update", "first_moment", "second_moment")
+    callbacks = [TrajectoryCallback(track=track, schedule=EveryNSteps(2), **ALWAYS) for track in tracks]
+    train("FSDP2", TrajectoryCallback(**ALWAYS), *callbacks, root=root, max_epochs=2)
+    return {callback.track: [*callback.trajectory.series()["param_norm"]] for callback in callbacks}
+
+
+def test_quantities_of_a_step_under_sharding(tmp_path: Path, monkeypatch: Any) -> None:
+    """Two processes with the same batches do what one does."""
+    monkeypatch.setattr("lightning_traj.tensorboard.log_figures", lambda *_: None)
+    monkeypatch.setattr("test_distributed_training.data", alike)
+    monkeypatch.setattr(Sharded, "configure_optimizers", lambda self: torch.optim.Adam(self.parameters()))
+    (alone,), several = launch(quantities, 1, tmp_path / "1"), launch(quantities, 2, tmp_path / "2")
+    for result in several:
+        for track, norms in alone.items():
+            assert len(result[track]) > 3  # half as many steps an epoch
+            np.testing.assert_allclose(result[track], norms[: len(result[track])], rtol=1e-3, err_msg=track)
+
+
+def refused_by(strategy: Any, world_size: int = 1) -> str:
+    trainer = SimpleNamespace(strategy=strategy, world_size=world_size, callbacks=[])
+    with pytest.raises(ValueError, match="is not supported by TrajectoryCallback") as caught:
+        TrajectoryCallback().setup(trainer, None, "fit")  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+def test_what_is_not_supported_is_refused_before_training() -> None:
+    assert "use ModelParallelStrategy" in refused_by(FSDPStrategy())
+    assert "none of its stages has been tried: use DDP where" in refused_by(object.__new__(DeepSpeedStrategy))
+    assert "TPUs have not been tried" in refused_by(object.__new__(XLAStrategy))
+
+    homemade = type("Homemade", (ParallelStrategy,), dict.fromkeys(ParallelStrategy.__abstractmethods__))
+    assert "it is not known how it shares parameters out" in refused_by(homemade(), world_size=2)
+
+
+# Lightning's own launchers -----------------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys
+sys.path[:0] = {paths!r}
+from launched import by_itself
+by_itself(sys.argv[1], sys.argv[2])
+"""
+
+
+def test_launches(tmp_path: Path) -> None:
+    """All at once, each in its own processes. The results are in the file: spawned processes keep the callback's."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(paths=[str(ROOT), str(ROOT / "tests")]))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    running: dict[str, Any] = {}
+    for name in ("ddp", "ddp_spawn", "ddp_fork", "torchrun"):
+        (tmp_path / name).mkdir()
+        if name == "torchrun":
+            with (tmp_path / name / "printed").open("w") as printed:
+                command = [*torchrun, "ddp", str(tmp_path / name)]
+                running[name] = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT)
+        else:
+            arguments = (name, str(tmp_path / name), str(script))
+            running[name] = multiprocessing.get_context("fork").Process(target=by_itself, args=arguments)
+            running[name].start()
+    for name, process in running.items():
+        wait = process.wait if name == "torchrun" else process.join
+        wait(timeout=120)
+        text = (tmp_path / name / "printed").read_text()
+        assert (process.returncode if name == "torchrun" else process.exitcode) == 0, text
+        assert text.count("snapshots, steps 0 to") == 1, text
+        assert "sync_dist" not in text
+        trajectory = Trajectory.load(tmp_path / name / "trajectory.safetensors")
+        assert trajectory.steps.tolist() == [0, 2, 4]
+        assert [path.name for path in (tmp_path / name).glob("*.safetensors")] == ["trajectory.safetensors"]
