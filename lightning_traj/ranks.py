@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_traj.shards import Share, held_share
+from lightning_traj.blocks import has_entries
+from lightning_traj.shards import Share, held_share, is_sharded
 
 
 class Ranks:
@@ -108,6 +110,45 @@ class Ranks:
             for name, begin in zip(names, begins, strict=False):
                 shares[name] = held[name].between(first - begin, last - begin)
         return {name: shares[name] for name in held}
+
+
+class Division:
+    """Which entries of which parameters this rank answers for, as long as these stay where they are.
+
+    Attributes:
+        is_shared: Whether they are but a part of all: what is made of them has to be summed over ranks.
+        shares: By parameter.
+    """
+
+    def __init__(self) -> None:
+        self.is_shared = False
+        self.shares: dict[str, Share] = {}
+        self._placed: dict[str, tuple[Any, ...]] = {}
+
+    def follow(self, ranks: Ranks, parameters: Mapping[str, Tensor], share_out: bool) -> bool:
+        """Bring it up to date. What is known, and has not moved, stays with whom it is. All ranks have to call it.
+
+        Args:
+            ranks: Among whom.
+            parameters: By name.
+            share_out: Whether each is to answer for a part of plain parameters too; they are, where others are sharded.
+
+        Returns:
+            Whether something is new.
+        """
+        counted = {name: parameter for name, parameter in parameters.items() if has_entries(parameter)}
+        placed = {name: (p.shape, getattr(p, "placements", None)) for name, p in counted.items()}
+        new = [name for name, place in placed.items() if self._placed.get(name) != place]
+        if not new:
+            return False
+        is_shared = ranks.size > 1 and (share_out or any(is_sharded(parameter) for parameter in counted.values()))
+        if is_shared != self.is_shared:
+            new = list(placed)
+        shares = (ranks if is_shared else Ranks()).shares({name: counted[name] for name in new})
+        self.is_shared = is_shared
+        self.shares |= shares
+        self._placed |= placed
+        return True
 
 
 def _mark(share: Share) -> int:

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_traj.blocks import Block, Patterns, block_groups, clean_name, has_entries
+from lightning_traj.blocks import Block, Patterns, block_groups, clean_name
 from lightning_traj.fused import FusedLayout
 from lightning_traj.gram import UPDATE, RunningGram
 from lightning_traj.mirror import Mirror, mirrored
 from lightning_traj.partition import Granularity, Partition, piece_from_state
-from lightning_traj.ranks import Ranks
-from lightning_traj.shards import Held, Share, is_sharded
+from lightning_traj.ranks import Division, Ranks
+from lightning_traj.shards import Held, Share
 from lightning_traj.sketch import CountSketch
 from lightning_traj.snapshots import SnapshotFiles
 from lightning_traj.thinning import thinned
@@ -102,10 +102,8 @@ class Recorder:
         self.windows = StepWindows(self.window, self.max_snapshots)
         self._sketched: tuple[int, list[Tensor], Exception | None] | None = None  # latest sketch: step, row, failure
         self._frozen: dict[str, tuple[list[weakref.ref[Tensor]], list[int], Tensor]] = {}  # tensors, versions, sketch
-        self._divided = False  # whether each rank has but a part of what is recorded,
-        self._shares: dict[str, Share] = {}  # and which, by parameter,
-        self._placed: dict[str, tuple[Any, ...]] = {}  # as long as it is placed like this,
-        self._held: dict[str, list[Share]] = {}  # and by block of full snapshots
+        self._division = Division()  # of parameters among ranks
+        self._held: dict[str, list[Share]] = {}  # by block of full snapshots: what is here
         self._membership = torch.zeros(0, 0, dtype=torch.float64)
         self._groups: list[str] = []
         self._settled: Recorder | None = None  # as it was before what is being changed
@@ -366,7 +364,7 @@ class Recorder:
         names = {*self.files, *self.recent_files, *self.base_files}
         wanted = None
         if self.ranks.size > 1:
-            held = self.partition.held(parameters, self._shares)
+            held = self.partition.held(parameters, self._division.shares)
             wanted = self._held = self._held_shares(self.partition, held)
         mapped = {name: self.snapshots.read(name, formerly, self.ranks.rank, wanted) for name in names}
         blocks = [block.name for block in self.blocks]
@@ -450,32 +448,16 @@ class Recorder:
             raise failure
 
     def _divide(self, partition: Partition, parameters: Mapping[str, Tensor]) -> None:
-        """Find out which entries this rank answers for: all of them, unless it pays to share them out."""
-        counted = {name: parameter for name, parameter in parameters.items() if has_entries(parameter)}
-        placed = {name: (p.shape, getattr(p, "placements", None)) for name, p in counted.items()}
-        new = [name for name, at in placed.items() if self._placed.get(name) != at]
-        if not new:
-            return
+        """Find out which entries this rank answers for: of plain parameters all, unless it pays to share them out."""
         sent = sum(min(block.numel, self.sketch.dim) for block in partition.blocks)
         numel = sum(block.numel for block in partition.blocks)
         pays = numel >= DIVIDED[1] and numel >= DIVIDED[0] * sent
-        sharded = any(is_sharded(parameter) for parameter in counted.values())
-        divided = self.ranks.size > 1 and (self.snapshot == "full" or sharded or pays)
-        if divided != self._divided:
-            new = list(placed)
-        for name in new:
-            before = self._placed.get(name, placed[name])
-            if self.snapshot == "full" and before[0] == placed[name][0] and before != placed[name]:
-                raise ValueError(f"parameter {name!r} was placed as {before[1]} and now is as {placed[name][1]}.")
-        self._divided = divided
-        self._placed = placed
-        # What is known stays with whom it is, and the sketches of frozen ones with it.
-        self._shares |= (self.ranks if divided else Ranks()).shares({name: counted[name] for name in new})
-        self._frozen = {}
+        if self._division.follow(self.ranks, parameters, self.snapshot == "full" or pays):
+            self._frozen = {}  # sketches of other entries
 
     def _sketch(self, partition: Partition, parameters: Mapping[str, Tensor]) -> tuple[list[Tensor], Exception | None]:
         """Sketches of all blocks: where they are divided, the sum over ranks, in one piece; and what failed here."""
-        if not self._divided:
+        if not self._division.is_shared:
             return self._own_sketches(partition, parameters), None
         sizes = [min(block.numel, self.sketch.dim) for block in partition.blocks]
         row, failure = self.ranks.sum_of(lambda: torch.cat(self._own_sketches(partition, parameters)), sum(sizes))
@@ -485,7 +467,7 @@ class Recorder:
         """Sketches of what this rank answers for."""
         originals = {clean_name(name): parameter for name, parameter in parameters.items()}
         row, frozen = [], {}
-        held_blocks = partition.held(parameters, self._shares)
+        held_blocks = partition.held(parameters, self._division.shares)
         for b, (block, pieces, held) in enumerate(zip(partition.blocks, partition.pieces, held_blocks, strict=True)):
             if not held:  # taken out of the model: it moves no more
                 row.append(self._resting(b, min(block.numel, self.sketch.dim)))
@@ -525,7 +507,7 @@ class Recorder:
     def _resting(self, b: int, size: int) -> Tensor:
         """The last sketch of a block that is no more in the model, from one rank."""
         last = self.gram.latest if self.snapshot == "sketch" else self.windows.last
-        if b < len(last) and (self.ranks.rank == 0 or not self._divided):
+        if b < len(last) and (self.ranks.rank == 0 or not self._division.is_shared):
             return last[b]
         return torch.zeros(size, dtype=torch.float64, device=self.device)
 
@@ -535,7 +517,7 @@ class Recorder:
         row: list[Tensor] = []
 
         def own() -> Tensor:
-            held = partition.held(parameters, self._shares)
+            held = partition.held(parameters, self._division.shares)
             row.extend(self._write(name, partition, held, step))
             return self.gram.products(row)
 
@@ -551,7 +533,11 @@ class Recorder:
         boxes = (view for pieces in held for each in pieces for view, _ in each.boxes())
         if not all(bool(torch.isfinite(view).all()) for view in boxes):
             raise FloatingPointError(f"the snapshot at step {step} has non-finite entries: it is left out.")
-        self._held = self._held_shares(partition, held)
+        shares = self._held_shares(partition, held)
+        for block, before in self._held.items():
+            if shares[block] != before:
+                raise ValueError(f"the parameters of {block!r} are placed in another way than before.")
+        self._held = shares
         entries = {
             # What is gone from the model moves no more.
             block.name: _joined([each.flat() for each in pieces]) if pieces else self.gram.latest[b][:]

@@ -21,8 +21,11 @@ from lightning_traj.fused import FusedLayout
 
 Run = tuple[int, int, int]  # where it begins in the local tensor, where in the whole one, and its length
 
-LONG = 4096  # entries: stretches that are longer go one by one, shorter ones by an index of all their positions
-AT_ONCE = 2**19  # entries: an index is made for so many at most
+LONG = 2**14  # entries: stretches that are longer go one by one
+GAPS = (
+    16  # shorter ones go with zeros in the gaps between them, up to so many times as many entries; others by an index
+)
+AT_ONCE = 2**19  # entries: zeros and an index are made for so many at most
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,10 @@ class Held:
         return boxes[0] if len(boxes) == 1 else torch.cat([self.tensor.new_empty(0), *boxes])
 
     def stretches(self) -> Iterator[tuple[Tensor, int, Tensor | None]]:
-        """The entries as tensors, each with the position of its first one in the whole tensor or an index of all."""
+        """The entries as tensors, each with the position of its first one in the whole tensor or an index of all.
+
+        Zeros may come with them.
+        """
         if self.is_whole:
             yield self.tensor, 0, None
             return
@@ -242,30 +248,29 @@ def _stretches(view: Tensor, start: int, strides: Sequence[int]) -> Iterator[tup
     if not view.numel():
         return
     own = _strides(view.shape)
-    if all(size == 1 or stride == mine for size, stride, mine in zip(view.shape, strides, own, strict=True)):
+    follow = [size == 1 or stride == mine for size, stride, mine in zip(view.shape, strides, own, strict=True)]
+    if all(follow):
         yield view, start, None
-    elif own[0] > AT_ONCE or _inner(view.shape, strides) >= LONG or len(view) == 1:
+        return
+    step = max(1, AT_ONCE // strides[0])
+    if len(view) == 1 or step == 1 or own[0] >= LONG:
         for i, row in enumerate(view):
             yield from _stretches(row, start + i * strides[0], strides[1:])
-    else:
-        places = torch.zeros((), dtype=torch.int64, device=view.device)
-        for size, stride in zip(view.shape[1:], strides[1:], strict=True):
-            places = places[..., None] + torch.arange(size, device=view.device) * stride
-        step = max(1, AT_ONCE // own[0])
-        for first in range(0, len(view), step):
-            rows = view[first : first + step]
-            begins = start + strides[0] * torch.arange(first, first + len(rows), device=view.device)
+        return
+    with_gaps = all(follow[1:]) and strides[0] <= GAPS * own[0]
+    places = torch.zeros((), dtype=torch.int64, device=view.device)
+    for size, stride in zip(view.shape[1:], strides[1:], strict=True):
+        places = places[..., None] + torch.arange(size, device=view.device) * stride
+    for first in range(0, len(view), step):
+        rows = view[first : first + step]
+        begin = start + first * strides[0]
+        if with_gaps:
+            filled = view.new_zeros(len(rows), strides[0])
+            filled[:, : own[0]] = rows.reshape(len(rows), -1)
+            yield filled.view(-1)[: (len(rows) - 1) * strides[0] + own[0]], begin, None
+        else:
+            begins = begin + strides[0] * torch.arange(len(rows), device=view.device)
             yield rows, 0, begins.view(-1, *(1,) * places.ndim) + places
-
-
-def _inner(sizes: Sequence[int], strides: Sequence[int]) -> int:
-    """How many entries of such a tensor follow one another in the whole one, too."""
-    length = 1
-    for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
-        if size > 1 and stride != length:
-            break
-        length *= size
-    return length
 
 
 def _boxes(shares: Sequence[Share]) -> Iterator[tuple[int, int, tuple[Run, ...]]]:

@@ -159,7 +159,7 @@ class CountSketch:
                 continue
             for flat, first in _flat_pieces(tensor.detach(), start, m):
                 if whole:
-                    buffer[first : first + flat.numel()].copy_(flat)
+                    buffer[first : first + flat.numel()].add_(flat)
                 else:
                     self._add_rows(buffer, flat, first, name, numel)
         if whole:
