@@ -22,7 +22,7 @@ float32 entries and dimensions up to 2048.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import isqrt
 
 import numpy as np
@@ -120,7 +120,7 @@ class CountSketch:
                 f"start={start} with {tensor.numel()} entries does not fit block {name!r} of {numel}: "
                 "pass numel=, the number of entries of the whole block."
             )
-        return self._sketch([(tensor, start, index)], name, numel)
+        return self._sketch([(tensor, start, index)], name, numel, tensor.device)
 
     def of_pieces(self, tensors: Sequence[Tensor], name: str) -> Tensor:
         """Sketch the block ``name`` that consists of these tensors, one after the other, each in C order.
@@ -132,23 +132,45 @@ class CountSketch:
         for tensor in tensors:
             pieces.append((tensor, start, None))
             start += tensor.numel()
-        return self._sketch(pieces, name, start)
+        return self._sketch(pieces, name, start, tensors[0].device)
 
-    def _sketch(self, pieces: Sequence[tuple[Tensor, int, Tensor | None]], name: str, numel: int) -> Tensor:
+    def of_stretches(
+        self, stretches: Iterable[tuple[Tensor, int, Tensor | None]], name: str, numel: int, device: torch.device
+    ) -> Tensor:
+        """Sketch those entries of the block ``name`` that these are, none maybe.
+
+        Args:
+            stretches: Real entries, each time with the position of the first of them or with an index of them all.
+            name: The block's name.
+            numel: Entries of the whole block.
+            device: Of the entries.
+
+        Returns:
+            float64 [min(dim, numel)], on the device.
+        """
+        return self._sketch(stretches, name, numel, device)
+
+    def _sketch(
+        self,
+        pieces: Iterable[tuple[Tensor, int, Tensor | None]],
+        name: str,
+        numel: int,
+        device: torch.device,
+    ) -> Tensor:
         """Sketch of a block of which these tensors are given, each with its start or with its index."""
-        tensor, _, index = pieces[0]
         whole = numel <= self.dim
-        if whole and len(pieces) == 1 and index is None and tensor.numel() == numel:
-            return tensor.detach().reshape(-1).to(torch.float64, copy=True)
-        shared = self._shared_on(tensor.device)
-        buckets = torch.zeros(numel, dtype=torch.float64, device=tensor.device) if whole else shared.sums.zero_()
+        if whole and isinstance(pieces, list) and pieces[0][2] is None and pieces[0][0].numel() == numel:
+            only: Tensor = pieces[0][0]
+            return only.detach().reshape(-1).to(torch.float64, copy=True)
+        shared = self._shared_on(device)
+        buckets = torch.zeros(numel, dtype=torch.float64, device=device) if whole else shared.sums.zero_()
         for tensor, start, index in pieces:
             if index is not None:
                 self._add_indexed(buckets, tensor.detach().reshape(-1), index.reshape(-1), name, numel)
                 continue
             for flat, first in _flat_pieces(tensor.detach(), start, self.chunk):
                 if whole:
-                    buckets[first : first + flat.numel()].copy_(flat)
+                    buckets[first : first + flat.numel()].add_(flat)
                 else:
                     self._add_rows(buckets, flat, first, name, numel)
         if whole:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_traj.blocks import block_entries, clean_name
+from lightning_traj.blocks import clean_name, has_entries
 from lightning_traj.findings import changed_shapes, tied
 from lightning_traj.formats import Checkpoint
 from lightning_traj.partition import root_of
@@ -45,7 +45,7 @@ def parameters_of(
         left_out = [name for name, tensor in tensors.items() if _is_buffer(name, tensor)]
     counts = Counter(name.rpartition(".")[2] for name in left_out)
     kinds = ", ".join(f"{count} {name}" for name, count in counts.most_common())
-    names = [name for name in tensors if name not in left_out and block_entries(tensors[name]) is not None]
+    names = [name for name in tensors if name not in left_out and has_entries(tensors[name])]
     changed = changed_shapes(checkpoints, names)
     twice = tied(checkpoints, [name for name in names if name not in changed])
     notes = list(changed.values())

@@ -26,6 +26,7 @@ from lightning_traj.blocks import flat_pieces
 from lightning_traj.formats import Checkpoint
 from lightning_traj.gram import DISPLACEMENT, PREVIOUS_UPDATE, THETA, UPDATE
 from lightning_traj.partition import Piece
+from lightning_traj.shards import whole
 
 Array = NDArray[np.float64]
 
@@ -74,8 +75,8 @@ class Reader:
         """The real entries of a piece in checkpoint t: one-dimensional where that takes no copy."""
         before = [s for s in range(t, -1, -1) if piece.parameter in self._has[s]]
         after = [s for s in range(t, len(self._has)) if piece.parameter in self._has[s]]
-        entries = piece.entries(self.checkpoints[[*before, *after][0]].read(piece.parameter))
-        assert entries is not None  # a block is made of nothing else
+        tensor = self.checkpoints[[*before, *after][0]].read(piece.parameter)
+        entries = piece.held(tensor, whole(tensor.shape)).tensor
         return entries.view(-1) if entries.is_contiguous() else entries
 
     def spans(self, piece: Piece, kept: Sequence[int]) -> Iterator[list[Tensor]]:
