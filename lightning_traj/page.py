@@ -64,7 +64,7 @@ footer { margin-top: 3rem; color: var(--dim); font-size: .85rem; }
 @media (max-width: 40rem) {
   dl.facts { grid-template-columns: 1fr; gap: 0; }
   dl.facts dd { margin-bottom: .5rem; }
-  tbody th { white-space: normal; min-width: 7rem; max-width: 40vw; overflow-wrap: anywhere; }
+  tbody th { white-space: normal; min-width: 8.5rem; max-width: 50vw; overflow-wrap: anywhere; }
 }
 @media (prefers-color-scheme: dark) { figure { background: #e9ebed; } figure img { mix-blend-mode: multiply; } }
 @media print { .scroll { max-height: none; overflow: visible; } figure, tr { break-inside: avoid; } }

@@ -52,7 +52,7 @@ FLOORS = [
     {"arguments", "trajectory"},
     {"drawing", "layers", "recorder", "report", "runs"},
     {"comparison_table", "crossing", "heatmap", "joint", "plot", "series_plot"},
-    {"small_maps"},
+    {"parting", "small_maps"},
     {"comparison_plot", "layer_plot"},
     {"html", "tensorboard"},
     {"comparison_html", "logbook"},

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from lightning_traj import EveryNEpochs, FusedLayout, Trajectory, TrajectoryCall
 from lightning_traj.table import MEASURES
 
 README = (ROOT / "README.md").read_text()
-SCRIPT, ARGUMENTS, DECLARED, AFTERWARDS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+SCRIPT, ARGUMENTS, DECLARED, AFTERWARDS, COMPARED = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def row(name):
@@ -58,6 +60,14 @@ def test_lines_on_a_trajectory_run(run, monkeypatch):
     exec(AFTERWARDS, names)
     assert isinstance(names["trajectory"], Trajectory)
     assert len((run[0] / "trajectory.csv").read_text().splitlines()) == 32
+
+
+def test_lines_that_compare_runs_run(run, monkeypatch):
+    monkeypatch.chdir(run[0])
+    shutil.copytree("lightning_logs/version_0", "lightning_logs/version_1")
+    exec(COMPARED, names := {})
+    assert names["joint_gram"](names["runs"]).map() == pytest.approx(np.tile(names["runs"][0].trajectory.map(), (2, 2)))
+    assert {path.name for path in Path("comparison").iterdir()} >= {"comparison.html", "comparison.csv", "tensorboard"}
 
 
 def test_arguments_are_the_defaults():
