@@ -36,7 +36,7 @@ def comparison_report(
         page.section("At a glance", page.bullets(_at_a_glance(runs, joints))),
         page.section(
             "The runs",
-            page.table("Runs", columns, rows, words=["counted"]),
+            page.table("Runs", columns, rows),
             *([page.paragraph(shared)] if shared else []),
             *_what_measures_mean(runs),
             page.folded("Files", page.facts((run.name, run.path) for run in runs)),
@@ -48,7 +48,7 @@ def comparison_report(
                 "Angles between all pairs of a run's snapshots: bright where they point the same way. A block on the "
                 "diagonal is a stretch without much turning; an edge is an event, such as a drop of the learning rate."
             ),
-            page.grid(_shown(pictures, ["maps", "relative_maps"], _MAPS), large=True),
+            page.grid(_shown(pictures, ["maps", "relative_maps"], _MAPS), across=2 if len(runs) in (2, 4) else 1),
         ),
     ]
     if "layers_by_runs" in pictures:
@@ -167,7 +167,7 @@ def _joint_sections(
             "These runs are of one model, and were sketched with the same random numbers: what was saved of them gives "
             f"the angle between any two snapshots of any two runs. {start} Counted: {joint.counted}."
         ),
-        page.grid(_shown(pictures, [*_JOINT], _JOINT, nth), large=True),
+        page.grid(_shown(pictures, [*_JOINT], _JOINT, nth), across=2),
     )
     if not found:
         return

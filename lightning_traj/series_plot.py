@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -180,7 +180,16 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, str, float, float]]) -> Non
     for (name, colour, x, y), place in zip(order, places, strict=True):
         side = (1 + 0.16 / width, place)
         axes.text(*side, name, fontsize=8.5, color=colour, va="center", transform=axes.transAxes)
-        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 1, "alpha": 0.6}
+        if x < axes.get_xlim()[1] - 0.05 * np.ptp(axes.get_xlim()):
+            continue  # a line over half of the chart would be taken for the run's
+        line: dict[str, Any] = {
+            "arrowstyle": "-",
+            "color": colour,
+            "linewidth": 0.5,
+            "shrinkA": 1,
+            "shrinkB": 1,
+            "alpha": 0.6,
+        }
         axes.annotate("", (x, y), side, textcoords="axes fraction", annotation_clip=False, arrowprops=line)
 
 
