@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lightning_traj import measures
     from lightning_traj.callback import TrajectoryCallback
+    from lightning_traj.checkpoints import from_checkpoints
     from lightning_traj.fused import FusedLayout
     from lightning_traj.gram import RunningGram
     from lightning_traj.schedule import AtEpochs, AtSteps, EveryNEpochs, EveryNSteps, LogSpaced
@@ -27,6 +28,7 @@ _HOMES = {
     "RunningGram": "gram",
     "Trajectory": "trajectory",
     "TrajectoryCallback": "callback",
+    "from_checkpoints": "checkpoints",
 }
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "RunningGram",
     "Trajectory",
     "TrajectoryCallback",
+    "from_checkpoints",
     "measures",
 ]
 

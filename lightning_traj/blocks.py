@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -52,6 +52,18 @@ def block_entries(parameter: Tensor) -> Tensor | None:
     if parameter.is_complex():
         return torch.view_as_real(parameter.resolve_conj())
     return parameter if parameter.is_floating_point() else None
+
+
+def flat_pieces(tensor: Tensor, limit: int) -> Iterator[Tensor]:
+    """The entries of a tensor in C order, in flat pieces of at most ``limit``: views where that is possible."""
+    if tensor.is_contiguous():
+        yield from torch.split(tensor.view(-1), limit)
+    elif tensor.numel() <= limit:
+        yield tensor.reshape(-1)
+    else:
+        step = max(1, limit // tensor[0].numel())  # where one row is too long, it is cut in turn
+        for rows in torch.split(tensor, step):
+            yield from flat_pieces(rows if rows.numel() <= limit else rows[0], limit)
 
 
 def matches(name: str, patterns: Patterns) -> bool:

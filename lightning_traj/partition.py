@@ -129,7 +129,7 @@ class Partition:
             pieces=(*self.pieces, *(tuple(piece for _, piece in members) for members in grouped.values())),
             excluded=self.excluded | {p.parameter for (_, p), is_in in zip(found, wanted, strict=True) if not is_in},
             undeclared=(*self.undeclared, *unknown),
-            root=self.root if self.blocks else _root([clean_name(name) for name in parameters]),
+            root=self.root if self.blocks else root_of([clean_name(name) for name in parameters]),
         )
 
     def sketch_name(self, block: Block) -> str:
@@ -222,7 +222,7 @@ class Partition:
 _WRAPPED = ("_orig_mod", "base_layer")  # what torch.compile and PEFT call the module that they wrap
 
 
-def _root(names: Sequence[str]) -> str:
+def root_of(names: Sequence[str]) -> str:
     """The modules that all of these names begin with: ``"model.net."``; empty where they share none."""
     modules = [name.split(".")[:-1] for name in names]
     shared = itertools.takewhile(lambda some: len(set(some)) == 1, zip(*modules, strict=False))

@@ -43,7 +43,9 @@ class SafetensorsFile:
 
     def shapes(self) -> Mapping[str, Tensor]:
         if self._shapes is None:
-            self._shapes = {name: self.read(name).to("meta") for name in list(self._file().keys())}
+            # They lie in the order of their names as text, which puts h.10 before h.2.
+            names = sorted(self._file().keys(), key=_by_number)
+            self._shapes = {name: self.read(name).to("meta") for name in names}
         return self._shapes
 
     def read(self, name: str) -> Tensor:
@@ -116,6 +118,11 @@ class Sharded:
     def release(self) -> None:
         for file in self.files.values():
             file.release()
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """A key that sorts the numbers in names as numbers: ``h.2`` before ``h.10``."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
 def load(path: Path) -> Any:

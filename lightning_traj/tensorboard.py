@@ -17,7 +17,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_traj.layers import attention, grouped, latest
+from lightning_traj.layers import attention, grouped, latest, progress
 from lightning_traj.table import MEASURES
 
 if TYPE_CHECKING:
@@ -69,6 +69,27 @@ def log_trajectory(
             lambda: log_figures(loggers, figures if pictures else {}, step, folder),
         ]
     )
+
+
+def log_history(loggers: Sequence[Any], trajectory: Trajectory, *, prefix: str = "traj") -> None:
+    """Log a trajectory that is over: at each kept snapshot what was to be said then, and all pictures at the last.
+
+    Args:
+        loggers: Where to.
+        trajectory: What is logged, by its steps.
+        prefix: First part of the tags.
+
+    Raises:
+        Exception: the first that a logger or a picture raised, after all others have been served.
+    """
+    series = {f"{prefix}/{name}": values for name, values in trajectory.series().items()}
+    roles = grouped(trajectory, "role")
+    for measure in _BY_ROLE if len(roles) > 1 else ():
+        names, values = progress(trajectory, measure, roles)
+        series |= {f"{prefix}_layers/{measure}/{role}": row for role, row in zip(names, values, strict=True)}
+    for i, step in enumerate(trajectory.steps.tolist()[:-1]):
+        log_scalars(loggers, {tag: values[i] for tag, values in series.items()}, step)
+    log_trajectory(loggers, trajectory, trajectory.summary(), int(trajectory.steps[-1]), prefix=prefix)
 
 
 def log_layers(

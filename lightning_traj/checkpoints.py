@@ -1,0 +1,237 @@
+"""Files on disk -> Trajectory: the measures of a run that is over, from the checkpoints that it left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from lightning_traj.blocks import Patterns, block_groups
+from lightning_traj.findings import in_files, in_trajectory, label
+from lightning_traj.formats import Checkpoint, CheckpointError, Weights, open_checkpoint
+from lightning_traj.fused import FusedLayout
+from lightning_traj.gram import UPDATE
+from lightning_traj.partition import Granularity, Partition
+from lightning_traj.recorder import Recorder
+from lightning_traj.resumption import Resumption, stamps
+from lightning_traj.series import LEAST, Order, Series, find, open_series
+from lightning_traj.state_dicts import network, parameters_of
+from lightning_traj.streaming import UpdateGram, anchored_gram, local_grams, update_grams
+from lightning_traj.trajectory import Trajectory, Windows
+
+__all__ = ["CheckpointError", "from_checkpoints"]
+
+Advance = Callable[[int], None]
+
+
+def from_checkpoints(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    *,
+    key: str | None = None,
+    weights: Weights = "raw",
+    order: Order = "step",
+    model: nn.Module | None = None,
+    snapshot: Literal["full", "sketch"] = "full",
+    sketch_dim: int = 2048,
+    seed: int = 0,
+    blocks: Granularity = "tensor",
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+    fused: Mapping[str, FusedLayout] | None = None,
+    skip_bad: bool = False,
+    processes: int = 1,
+    resume: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> Trajectory:
+    """The trajectory of a run, from its checkpoints.
+
+    Lightning's ``.ckpt``, state dicts of torch (``.pt``, ``.pth``, ``.bin``), safetensors, Hugging Face folders, and
+    folders of torch.distributed.checkpoint. Parameters only: buffers are left out, as far as they are known from
+    ``model`` or by their names. ``trajectory.settings`` says which ``"checkpoints"`` were read, what of them was
+    ``"left_out"``, and, as ``"findings"``, what is wrong with them.
+
+    Args:
+        paths: Checkpoints, and folders that hold some: two checkpoints at least.
+        key: Where in a file the state dict is nested, such as ``"ema.model"``; None: where it usually is.
+        weights: Of checkpoints of Lightning's ``WeightAveraging``: ``"raw"`` or ``"average"``.
+        order: ``"step"``: by optimizer steps, from the file or its name; ``"given"``: as the paths are given.
+        model: A model of the same architecture, on the meta device if you like: its modules tell parameters from
+            buffers, roles, and how fused projections are split. None: that of a Hugging Face folder's config.json, if
+            transformers is installed; else names have to do.
+        snapshot: ``"full"``: exact, one tensor at a time across all checkpoints; ``"sketch"``: one pass over each
+            checkpoint, and rows that can be compared with those of other runs, recorded in training or here.
+        sketch_dim: Length of a block's sketch.
+        seed: Of the sketch.
+        blocks: As for ``TrajectoryCallback``, and so are include, exclude and fused.
+        include: What is counted, by name.
+        exclude: What is not.
+        fused: Layouts of fused projections, by name.
+        skip_bad: Leave out checkpoints that cannot be read, and say so, instead of raising.
+        processes: How many work at once on full snapshots; more than one only under ``if __name__ == "__main__":``.
+        resume: A file for what has been done, so that an interrupted call can go on; it is removed in the end.
+        progress: Whether to show a bar.
+
+    Returns:
+        The Trajectory. θ_0 is the first checkpoint; ``steps`` are the run's, ``epochs`` zeros where nothing is known.
+
+    Raises:
+        CheckpointError: one cannot be read; the message names it and says why. It is a ValueError.
+        FileNotFoundError: there is no such file or folder.
+        ValueError: fewer than two checkpoints, steps that are not known, or arguments that do not go with them.
+
+    Example:
+        >>> from lightning_traj import from_checkpoints
+        >>> trajectory = from_checkpoints("logs/version_0/checkpoints")  # doctest: +SKIP
+    """
+    _check(order=order, weights=weights, snapshot=snapshot, processes=processes)
+    series = open_series(find(paths), key=key, weights=weights, order=order, skip_bad=skip_bad)
+    if model is None:
+        model = network(series.checkpoints[-1].config)
+    parameters, model, left_out, notes = parameters_of(series.checkpoints, model)
+    recorder = Recorder(
+        snapshot=snapshot,
+        sketch_dim=sketch_dim,
+        blocks=blocks,
+        include=include,
+        exclude=exclude,
+        fused=fused,
+        max_snapshots=max(4, len(series.checkpoints)),
+        window=0,
+        seed=seed,
+    )
+    recorder.check(parameters, model)
+    partition = recorder.partition.extended(parameters, model)
+    notes += [
+        f"{name} looks like fused q, k and v in an unknown layout, and stays one block: declare it, or pass a model."
+        for name in partition.undeclared
+    ]
+    task = [recorder.settings, key, weights, list(parameters), [stamps(c.path) for c in series.checkpoints]]
+    resumption = Resumption(resume, task)
+    numel = sum(block.numel for block in partition.blocks) * len(series.checkpoints)
+    with _bar(numel, progress) as advance:
+        if snapshot == "full":
+            reopen = partial(_open_all, [checkpoint.path for checkpoint in series.checkpoints], key, weights)
+            trajectory, kept = _exact(series, recorder, partition, reopen, processes, resumption, advance)
+        else:
+            trajectory, kept = _sketched(series, recorder, parameters, resumption, advance)
+    if len(trajectory) < LEAST:
+        raise ValueError(f"{len(trajectory)} of {len(series.checkpoints)} checkpoints are finite: two are needed.")
+    resumption.remove()
+    checkpoints = [series.checkpoints[i] for i in kept]
+    lost = [c for i, c in enumerate(series.checkpoints) if i not in kept]
+    notes += [f"{label(checkpoint)} has non-finite entries, and is left out." for checkpoint in lost]
+    notes += in_files(checkpoints, parameters) + in_trajectory(trajectory, checkpoints, parameters)
+    about = {
+        "checkpoints": [str(checkpoint.path) for checkpoint in checkpoints],
+        "left_out": left_out,
+        "findings": [*series.findings, *notes],
+    }
+    return replace(trajectory, settings={**trajectory.settings, **about})
+
+
+def _exact(
+    series: Series,
+    recorder: Recorder,
+    partition: Partition,
+    reopen: Callable[[], Sequence[Checkpoint]],
+    processes: int,
+    resumption: Resumption,
+    advance: Advance,
+) -> tuple[Trajectory, list[int]]:
+    """The trajectory of full snapshots, and which checkpoints are in it."""
+    n = len(series.checkpoints)
+    done: dict[int, UpdateGram] = {}
+    for b, (kept, gram) in (resumption.load() or {}).items():
+        done[b] = UpdateGram(tuple(kept), gram.numpy())
+        advance(n * partition.blocks[b].numel)
+    left = {b: partition.pieces[b] for b in range(len(partition.blocks)) if b not in done}
+    if processes > 1:  # the largest first: they would keep one process busy when all others have finished
+        left = dict(sorted(left.items(), key=lambda item: -partition.blocks[item[0]].numel))
+
+    def state() -> dict[int, Any]:
+        return {b: (list(result.kept), torch.from_numpy(result.gram)) for b, result in done.items()}
+
+    try:
+        for b, result in update_grams(left, series.checkpoints, reopen, processes, advance):
+            done[b] = result
+            resumption.save(state)
+    except BaseException:
+        resumption.save(state, now=True)
+        raise
+    everywhere = sorted(set(range(n)).intersection(*(result.kept for result in done.values())))
+    grams = [done[b].over(everywhere) for b in range(len(partition.blocks))]
+    local = np.stack([local_grams(gram) for gram in grams], axis=1)
+    squares = np.maximum(local[:, :, UPDATE, UPDATE], 0.0)  # ‖u_t‖² of each block, [n, B]
+    groups = block_groups(partition.blocks).values()
+    trajectory = Trajectory(
+        blocks=partition.blocks,
+        steps=series.steps[everywhere],
+        epochs=series.epochs[everywhere],
+        anchored=np.stack([anchored_gram(gram) for gram in grams]),
+        local=local,
+        paths=np.stack([np.sqrt(squares[:, members].sum(axis=1)).cumsum() for members in groups], axis=1),
+        windows=Windows(np.zeros((0, len(partition.blocks), 3, 0))),
+        settings={**recorder.settings, "root": partition.root},
+    )
+    return trajectory, everywhere
+
+
+def _sketched(
+    series: Series, recorder: Recorder, parameters: Iterable[str], resumption: Resumption, advance: Advance
+) -> tuple[Trajectory, list[int]]:
+    """The trajectory of sketches, with its rows, and which checkpoints are in it."""
+    dropped: list[int] = []
+    if (kept := resumption.load()) is not None:
+        dropped = kept["dropped"]
+        recorder.load_state_dict(kept["state"])
+
+    def state() -> dict[str, Any]:
+        return {"dropped": dropped, "state": recorder.state_dict()}
+
+    for step, epoch, checkpoint in zip(series.steps.tolist(), series.epochs.tolist(), series.checkpoints, strict=True):
+        if step not in (*recorder.steps, *dropped):
+            present = checkpoint.shapes()
+            recorder.record({name: checkpoint.read(name) for name in parameters if name in present}, step, epoch)
+            checkpoint.source.release()
+            dropped.extend(recorder.collect()[1])
+            resumption.save(state)
+        advance(sum(block.numel for block in recorder.blocks))
+    trajectory = recorder.collect()[0]
+    rows = recorder.rows()
+    steps = series.steps.tolist()
+    return trajectory if rows is None else trajectory.with_sketches(rows), [steps.index(s) for s in recorder.steps]
+
+
+def _open_all(paths: Sequence[Path], key: str | None, weights: Weights) -> list[Checkpoint]:
+    return [open_checkpoint(path, key, weights) for path in paths]
+
+
+@contextmanager
+def _bar(entries: int, shown: bool) -> Iterator[Advance]:
+    """A progress bar over so many entries."""
+    if not shown:
+        yield lambda _: None
+        return
+    from rich.progress import Progress
+
+    with Progress(transient=True) as progress:
+        task = progress.add_task("reading checkpoints", total=entries)
+        yield lambda count: progress.advance(task, count)
+
+
+def _check(**arguments: Any) -> None:
+    choices = {"order": ("step", "given"), "weights": ("raw", "average"), "snapshot": ("full", "sketch")}
+    for argument, values in choices.items():
+        if arguments[argument] not in values:
+            raise ValueError(f"{argument}={arguments[argument]!r}: pass {' or '.join(map(repr, values))}.")
+    processes = arguments["processes"]
+    if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
+        raise ValueError(f"processes={processes!r}: pass a positive integer.")

@@ -1,0 +1,240 @@
+"""The command line: lightning-traj analyze (checkpoints of a run that is over) and compare (several runs)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lightning_traj
+
+if TYPE_CHECKING:
+    from lightning_traj.fused import FusedLayout
+
+DONE, FAILED, SKIPPED, INTERRUPTED = 0, 1, 3, 130  # 2 is argparse's, for wrong usage
+RESUMPTION = ".unfinished"  # in the folder of the results, while there are none
+EXIT_CODES = """exit codes:
+  0    done
+  1    failed: the message says why; nothing was written
+  2    wrong usage
+  3    done, but some checkpoints could not be read (--skip-bad)
+  130  interrupted: the same command goes on where it was
+"""
+ANALYZE = """The measures of a run that is over, from the checkpoints that it left: Lightning's .ckpt, state dicts
+(.pt, .pth, .bin), safetensors, Hugging Face folders, and folders of torch.distributed.checkpoint. Checkpoints are only
+read, and never executed (weights_only=True)."""
+WRITTEN = """written to DIR:
+  report.html              the whole report in one file, without a network
+  trajectory.safetensors   what it is made of, for Trajectory.load and for compare
+  tensorboard/             the same charts and pictures as in training: tensorboard --logdir DIR
+  *.png                    maps, path and overview
+  trajectory.csv           with --csv: a row a checkpoint, a column a measure
+
+"""
+COMPARE = """Several runs side by side, from the trajectories that TrajectoryCallback or analyze have written: a table
+with their hyperparameters, series, maps on one colour scale and, where their sketches can be compared with each other,
+the angles between runs. No weights are needed."""
+COMPARED = """written to DIR:
+  comparison.html          the whole report in one file, without a network
+  comparison.csv           a row a run
+  tensorboard/             the runs' series and, in the tab HPARAMS, their final measures
+  *.png                    the figures
+
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit code.
+
+    Args:
+        arguments: Default: those of the process.
+    """
+    options = _parser().parse_args(arguments)
+    out: Path = options.out
+    if out.exists() and not out.is_dir():
+        return _fail(f"--out {out} is a file: name a folder.")
+    present = [child.name for child in out.iterdir() if child.name != RESUMPTION] if out.exists() else []
+    if present and not options.overwrite:
+        return _fail(f"--out {out} is not empty ({present[0]}, …): name another folder, or pass --overwrite.")
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on where it was.", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, TypeError, OSError) as error:
+        return _fail(str(error))
+
+
+def _analyze(options: argparse.Namespace) -> int:
+    from lightning_traj.analysis import EVENTS, write_analysis
+    from lightning_traj.checkpoints import from_checkpoints
+    from lightning_traj.report import print_summary
+    from lightning_traj.series import SKIPPED as SKIPPED_BAD
+
+    trajectory = from_checkpoints(
+        options.paths,
+        key=options.key,
+        weights=options.weights,
+        order=options.order,
+        snapshot="sketch" if options.sketch else "full",
+        sketch_dim=options.sketch_dim,
+        seed=options.seed,
+        blocks=options.blocks,
+        include=options.include,
+        exclude=options.exclude,
+        fused=dict(options.fused or ()),
+        skip_bad=options.skip_bad,
+        processes=options.processes,
+        resume=options.out / RESUMPTION,
+        progress=sys.stderr.isatty(),
+    )
+    report = write_analysis(trajectory, options.out, csv=options.csv)[0]
+    findings = trajectory.settings["findings"]
+    print_summary(trajectory, "traj", "weights", options.out / "trajectory.safetensors", [str(options.out / EVENTS)])
+    for finding in findings:
+        print(f"Note: {finding}")
+    print(f"Report: {report}")
+    return SKIPPED if any(finding.startswith(SKIPPED_BAD) for finding in findings) else DONE
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from lightning_traj.compare import comparison_table, load_runs, write_comparison
+
+    runs = load_runs(options.runs, rename=dict(options.rename or ()))
+    report = write_comparison(runs, options.out)[0]
+    Console().print(comparison_table(runs))
+    print(f"Report: {report}")
+    return DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lightning-traj", description="How directional was the path of the optimizer?", epilog=EXIT_CODES
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--version", action="version", version=f"lightning-traj {lightning_traj.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    analyze = _command(commands, "analyze", "measures of a run, from its checkpoints", ANALYZE, WRITTEN, _analyze)
+    analyze.add_argument(
+        "paths", nargs="+", type=Path, metavar="PATH", help="checkpoints, or folders that hold some (two at least)"
+    )
+    _add_out(analyze)
+    read = analyze.add_argument_group("what is read")
+    read.add_argument(
+        "--order",
+        choices=("step", "given"),
+        default="step",
+        help="by optimizer steps, from the file or its name (default), or in the order of the arguments",
+    )
+    read.add_argument("--key", help="where in a file the state dict is nested, such as ema.model; default: as usual")
+    read.add_argument(
+        "--weights",
+        choices=("raw", "average"),
+        default="raw",
+        help="which ones of checkpoints of Lightning's WeightAveraging (default: raw)",
+    )
+    read.add_argument("--skip-bad", action="store_true", help="leave out what cannot be read, and say so")
+    counted = analyze.add_argument_group("what is counted")
+    counted.add_argument("--include", action="append", metavar="GLOB", help='names of parameters, such as "*.weight"')
+    counted.add_argument("--exclude", action="append", metavar="GLOB", help="names of parameters to leave out")
+    counted.add_argument(
+        "--blocks",
+        choices=("tensor", "layer", "role", "model"),
+        default="tensor",
+        help="the finest piece that the report tells apart (default: tensor)",
+    )
+    counted.add_argument(
+        "--fused",
+        action="append",
+        type=_fused,
+        metavar="GLOB=PARTS",
+        help='how a fused projection lies, such as "*.to_qkv.weight=q:1,k:1,v:1"; add /groups=8 where that repeats for '
+        "each of 8 heads or groups, /axis=1 for another axis",
+    )
+    how = analyze.add_argument_group("how")
+    how.add_argument(
+        "--sketch",
+        action="store_true",
+        help="one pass over each checkpoint, with standard errors; can be compared with runs recorded in training",
+    )
+    how.add_argument("--sketch-dim", type=int, default=2048, metavar="N", help="length of a sketch (default: 2048)")
+    how.add_argument("--seed", type=int, default=0, metavar="N", help="of the sketch (default: 0)")
+    how.add_argument("--processes", type=int, default=1, metavar="N", help="work in N processes (default: 1)")
+    how.add_argument("--csv", action="store_true", help="write the series as CSV too")
+
+    compare = _command(commands, "compare", "several runs side by side", COMPARE, COMPARED, _compare)
+    compare.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="trajectory files, or log folders that hold one (two at least)",
+    )
+    _add_out(compare)
+    compare.add_argument(
+        "--rename",
+        action="append",
+        type=_renaming,
+        metavar="OLD=NEW",
+        help="take names that begin with OLD (such as net.) as beginning with NEW (such as model.)",
+    )
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    description: str,
+    written: str,
+    run: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=written + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results: new or empty")
+    parser.add_argument("--overwrite", action="store_true", help="replace results of the same names in DIR")
+
+
+def _fused(text: str) -> tuple[str, FusedLayout]:
+    """``"*.to_qkv.weight=q:1,k:1,v:1/groups=8/axis=1"``."""
+    from lightning_traj.fused import FusedLayout  # torch is slow to import, and --help doesn't need it
+
+    pattern, _, layout = text.partition("=")
+    parts, *options = layout.split("/")
+    try:
+        sizes = {name: int(size) for name, size in (part.split(":") for part in parts.split(","))}
+        return pattern, FusedLayout(sizes, **{name: int(value) for name, value in (o.split("=") for o in options)})
+    except (TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f'{text!r}: write "*.to_qkv.weight=q:1,k:1,v:1" ({error})') from error
+
+
+def _renaming(text: str) -> tuple[str, str]:
+    old, equals, new = text.partition("=")
+    if not equals or not old:
+        raise argparse.ArgumentTypeError(f"{text!r}: write OLD=NEW, such as net.=model.")
+    return old, new
+
+
+def _fail(message: str) -> int:
+    print(f"lightning-traj: error: {message}", file=sys.stderr)
+    return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

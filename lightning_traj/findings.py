@@ -1,0 +1,194 @@
+"""What is wrong with a series of checkpoints, in sentences.
+
+Some of it can be seen before anything is read (``in_files``), some only in the trajectory (``in_trajectory``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lightning_traj.formats import Checkpoint
+from lightning_traj.trajectory import Trajectory
+
+REGULAR = 0.6  # share of the gaps between steps that have to be alike for a longer one to be a hole
+FAR = 3.0  # times as far from both neighbours as they are from each other
+AVERAGED_IN_NAME = re.compile(r"(?:^|[^a-z])(?:ema|swa|averaged?)(?:$|[^a-z])", re.IGNORECASE)
+EQUAL = 1e-12  # of the squared path length: closer than this are snapshots that may be equal, which is then looked up
+
+
+def in_files(checkpoints: Sequence[Checkpoint], names: Collection[str]) -> list[str]:
+    """Averaged weights among raw ones, steps left out, mixed precisions, and parameters that come or go.
+
+    Args:
+        checkpoints: In order.
+        names: Of the parameters.
+    """
+    return [*_averaged(checkpoints), *_gaps([c.step for c in checkpoints]), *_precisions(checkpoints, names)]
+
+
+def in_trajectory(trajectory: Trajectory, checkpoints: Sequence[Checkpoint], names: Collection[str]) -> list[str]:
+    """Checkpoints that hold the same weights, and ones that lie far off the path of their neighbours.
+
+    Args:
+        trajectory: Of these checkpoints, none left out.
+        checkpoints: In order.
+        names: Of the parameters.
+    """
+    squares = _squared_distances(trajectory)
+    return [*_duplicates(squares, checkpoints, names), *_off_the_path(squares, checkpoints)]
+
+
+def changed_shapes(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> dict[str, str]:
+    """Parameters whose shape is not the same in all checkpoints that have them, each with a sentence."""
+    found = {}
+    shapes = [checkpoint.shapes() for checkpoint in checkpoints]
+    for name in names:
+        seen: dict[tuple[int, ...], str] = {}
+        for checkpoint, tensors in zip(checkpoints, shapes, strict=True):
+            if name in tensors:
+                seen.setdefault(tuple(tensors[name].shape), label(checkpoint))
+        if len(seen) > 1:
+            sizes = " and ".join(f"{list(shape)} ({first})" for shape, first in seen.items())
+            found[name] = f"{name} changes its shape, and is left out: {sizes}."
+    return found
+
+
+def tied(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> dict[str, str]:
+    """Matrices that are saved twice: {second name: first name}. They hold the same entries in every checkpoint.
+
+    Constant ones (zeros that were never trained, say) are not called tied.
+    """
+    shapes = checkpoints[-1].shapes()
+    alike: dict[tuple[object, ...], list[str]] = {}
+    for name in names:
+        if name in shapes and shapes[name].ndim > 1:
+            start = checkpoints[-1].read(name).reshape(-1)[:64].tolist()
+            alike.setdefault((tuple(shapes[name].shape), shapes[name].dtype, *start), []).append(name)
+    found = {}
+    for first, *others in alike.values():
+        for other in others:
+            if all(_equal(c, first, c, other) for c in reversed(checkpoints) if {first, other} <= set(c.shapes())):
+                values = checkpoints[-1].read(first)
+                if bool((values != values.reshape(-1)[0]).any()):
+                    found[other] = first
+    for checkpoint in checkpoints:
+        checkpoint.source.release()
+    return found
+
+
+def label(checkpoint: Checkpoint) -> str:
+    """A checkpoint in a sentence: its name, and its folder's where the name alone says little."""
+    path = checkpoint.path
+    return path.name if any(c.isdigit() for c in path.name) or path.is_dir() else f"{path.parent.name}/{path.name}"
+
+
+# Before anything is read ------------------------------------------------------------------------------------
+
+
+def _averaged(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    averaged = [label(c) for c in checkpoints if c.averaged or AVERAGED_IN_NAME.search(c.path.name)]
+    if not averaged or len(averaged) == len(checkpoints):
+        return []
+    return [f"{_listed(averaged)} averaged weights among raw ones: angles to and from them say nothing of training."]
+
+
+def _gaps(steps: Sequence[int | None]) -> list[str]:
+    known = [step for step in steps if step is not None]
+    gaps = np.diff(known)
+    if len(gaps) < 3:
+        return []
+    usual, count = Counter(gaps.tolist()).most_common(1)[0]
+    if usual <= 0 or count < REGULAR * len(gaps):
+        return []
+    return [
+        f"no checkpoint between step {known[i]:,} and {known[i + 1]:,}, where others are {usual:,} steps apart."
+        for i, gap in enumerate(gaps.tolist())
+        if gap > usual and gap % usual == 0
+    ]
+
+
+def _precisions(checkpoints: Sequence[Checkpoint], names: Collection[str]) -> list[str]:
+    found = []
+    counts: dict[str, list[str]] = {}
+    everywhere = set(names)
+    for checkpoint in checkpoints:
+        shapes = checkpoint.shapes()
+        dtypes = sorted({str(shapes[name].dtype).removeprefix("torch.") for name in names if name in shapes})
+        counts.setdefault(" and ".join(dtypes), []).append(label(checkpoint))
+        everywhere &= set(shapes)
+    if len(counts) > 1:
+        parts = "; ".join(f"{dtypes} in {_some(which)}" for dtypes, which in counts.items())
+        found.append(f"precisions are mixed: {parts}. Rounding adds to the updates between them.")
+    if partly := [name for name in names if name not in everywhere]:
+        found.append(
+            f"{_listed(partly)} not in every checkpoint: where missing, taken as in the one before, or as at first."
+        )
+    return found
+
+
+# In the trajectory ------------------------------------------------------------------------------------------
+
+
+def _squared_distances(trajectory: Trajectory) -> NDArray[np.float64]:
+    """‖θ_i − θ_j‖² over all blocks, [n, n]."""
+    gram = trajectory.displacement_gram(lambda _: True)
+    norms = np.diag(gram)
+    distances: NDArray[np.float64] = norms[:, None] + norms[None, :] - 2 * gram
+    return distances
+
+
+def _duplicates(squares: NDArray[np.float64], checkpoints: Sequence[Checkpoint], names: Collection[str]) -> list[str]:
+    scale = EQUAL * max(float(squares.max()), np.finfo(np.float64).tiny)
+    groups: list[list[int]] = []
+    for j in range(len(checkpoints)):
+        for group in groups:
+            if squares[group[0], j] <= scale and _same(checkpoints[group[0]], checkpoints[j], names):
+                group.append(j)
+                break
+        else:
+            groups.append([j])
+    return [
+        f"{_some([label(checkpoints[i]) for i in group])} hold exactly the same weights."
+        for group in groups
+        if len(group) > 1
+    ]
+
+
+def _off_the_path(squares: NDArray[np.float64], checkpoints: Sequence[Checkpoint]) -> list[str]:
+    found = []
+    for i in range(1, len(checkpoints) - 1):
+        near = min(squares[i - 1, i], squares[i, i + 1])
+        if near > FAR**2 * squares[i - 1, i + 1] > 0:
+            ratio = np.sqrt(near / squares[i - 1, i + 1])
+            found.append(
+                f"{label(checkpoints[i])} lies off the path: it is {ratio:.3g} times as far from its neighbours as "
+                "they are from each other. It may be averaged, damaged, or of another run."
+            )
+    return found
+
+
+def _same(one: Checkpoint, other: Checkpoint, names: Collection[str]) -> bool:
+    shared = [name for name in names if name in one.shapes() and name in other.shapes()]
+    return all(_equal(one, name, other, name) for name in shared)
+
+
+def _equal(one: Checkpoint, name: str, other: Checkpoint, other_name: str) -> bool:
+    first, second = one.read(name), other.read(other_name)
+    return first.dtype == second.dtype and torch.equal(first, second)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{_some(names)} {'is' if len(names) == 1 else 'are'}"
+
+
+def _some(names: Sequence[str]) -> str:
+    """All of a few names, the first of many."""
+    if len(names) <= 4:
+        return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return f"{', '.join(names[:3])} and {len(names) - 3} more"

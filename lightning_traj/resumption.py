@@ -1,0 +1,60 @@
+"""What an interrupted computation has done so far, in a file, so that it can go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_traj.files import replace_atomically
+
+INTERVAL = 10.0  # seconds between two writes
+
+
+class Resumption:
+    """A file with what has been done, which counts only for the same task.
+
+    Args:
+        path: The file; None: nothing is kept.
+        task: What is computed, of which inputs: plain values.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, task: Any) -> None:
+        self.path = None if path is None else Path(path)
+        self.task = hashlib.sha256(json.dumps(task, sort_keys=True, default=str).encode()).hexdigest()
+        self._written = time.monotonic()
+
+    def load(self) -> Any:
+        """What was kept last; None where there is nothing, or it is of another task, or damaged."""
+        if self.path is None or not self.path.is_file():
+            return None
+        try:
+            kept = torch.load(self.path, weights_only=True)
+            return kept["done"] if kept["task"] == self.task else None
+        except Exception:  # anything may lie there: then it is done anew
+            return None
+
+    def save(self, done: Callable[[], Any], *, now: bool = False) -> None:
+        """Keep tensors and primitives, which ``done`` gives; at most every ten seconds, unless ``now``."""
+        if self.path is None or (not now and time.monotonic() - self._written < INTERVAL):
+            return
+        with replace_atomically(self.path) as temporary:
+            torch.save({"task": self.task, "done": done()}, temporary)
+        self._written = time.monotonic()
+
+    def remove(self) -> None:
+        """All is done."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def stamps(path: Path) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of change of a file, or of the files in a folder: whether it is still the same."""
+    files = sorted(child for child in path.iterdir() if child.is_file()) if path.is_dir() else [path]
+    return [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]

@@ -1,0 +1,141 @@
+"""Paths -> the checkpoints of a run, opened and in order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_traj.findings import label
+from lightning_traj.formats import SUFFIXES, Checkpoint, CheckpointError, Weights, is_checkpoint, open_checkpoint
+
+Order = Literal["step", "given"]
+FOLDERS = ("", "checkpoints")  # where in a folder checkpoints are looked for; Lightning's logs have the second
+LEAST = 2
+SKIPPED = "skipped: "  # begins the finding of a checkpoint that could not be read
+
+
+@dataclass(frozen=True)
+class Series:
+    """Checkpoints of a run in order, n of them.
+
+    Attributes:
+        checkpoints: Opened.
+        steps: Optimizer steps, int64 [n], increasing.
+        epochs: Completed epochs, float64 [n]; zeros where nothing is known of them.
+        findings: What was left out or guessed, in sentences.
+    """
+
+    checkpoints: tuple[Checkpoint, ...]
+    steps: NDArray[np.int64]
+    epochs: NDArray[np.float64]
+    findings: tuple[str, ...]
+
+
+def find(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The checkpoints that these paths are, or are folders of.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: a folder holds no checkpoint.
+    """
+    found: list[Path] = []
+    for path in map(Path, [paths] if isinstance(paths, (str, os.PathLike)) else paths):
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: there is no such file or folder.")
+        if path.is_file() or is_checkpoint(path):
+            found.append(path)
+            continue
+        inside = [child for folder in FOLDERS for child in sorted((path / folder).glob("*")) if is_checkpoint(child)]
+        # A log folder has the trajectory of the run beside its checkpoints.
+        inside = [child for child in inside if child.name != "trajectory.safetensors"]
+        if not inside:
+            raise ValueError(
+                f"{path} holds no checkpoint: neither files that end in {', '.join(SUFFIXES)} nor folders with a model."
+            )
+        found += inside
+    return list(dict.fromkeys(found))
+
+
+def open_series(
+    paths: Sequence[Path],
+    *,
+    key: str | None = None,
+    weights: Weights = "raw",
+    order: Order = "step",
+    skip_bad: bool = False,
+) -> Series:
+    """Open these checkpoints, and put them in order.
+
+    Args:
+        paths: Of checkpoints.
+        key: As for ``open_checkpoint``.
+        weights: As for ``open_checkpoint``.
+        order: ``"step"``, or ``"given"``: as they are.
+        skip_bad: Leave out those that cannot be read.
+
+    Raises:
+        CheckpointError: one cannot be read.
+        ValueError: fewer than two are left, or not all of their steps are known.
+    """
+    notes, opened = [], []
+    for path in paths:
+        try:
+            opened.append(open_checkpoint(path, key, weights))
+        except CheckpointError as error:
+            if not skip_bad:
+                raise
+            notes.append(f"{SKIPPED}{error}")
+    if len(opened) < LEAST:
+        skipped = f" ({len(notes)} could not be read: {notes[0]})" if notes else ""
+        raise ValueError(f"{len(opened)} checkpoint(s) to analyse{skipped}: a trajectory takes two at least.")
+    checkpoints, steps, more = _given(opened) if order == "given" else _by_step(opened)
+    return Series(tuple(checkpoints), np.array(steps, dtype=np.int64), _epochs(checkpoints, steps), (*notes, *more))
+
+
+def _given(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[int], list[str]]:
+    steps = [c.step for c in opened if c.step is not None]
+    if len(steps) == len(opened) and all(a < b for a, b in pairwise(steps)):
+        return opened, steps, []
+    return opened, list(range(len(opened))), ["steps are not those of the optimizer: checkpoints are counted as given."]
+
+
+def _by_step(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[int], list[str]]:
+    notes = []
+    if all(c.step is None and c.epoch is not None for c in opened):
+        notes.append("steps are not known, epochs are: these are what is counted as steps.")
+        dated = [(c.epoch or 0, c) for c in opened]
+    else:
+        unknown = [str(c.path) for c in opened if c.step is None]
+        if unknown:
+            raise ValueError(
+                f"{unknown[0]}{f' and {len(unknown) - 1} more' if len(unknown) > 1 else ''}: neither the file nor its "
+                "name says at which step it was written; name the files by step (step=1000.pt), or give the paths in "
+                'order and say order="given" (--order given).'
+            )
+        dated = [(c.step or 0, c) for c in opened]
+    dated.sort(key=lambda pair: pair[0])  # stable: of the same step, the first that was given comes first
+    kept: list[tuple[int, Checkpoint]] = []
+    for step, checkpoint in dated:
+        if kept and kept[-1][0] == step:
+            notes.append(f"step {step:,} occurs twice: {label(kept[-1][1])} is taken, {label(checkpoint)} left out.")
+        else:
+            kept.append((step, checkpoint))
+    if len(kept) < LEAST:
+        raise ValueError(f"all checkpoints are of step {kept[0][0]}: a trajectory takes two different ones at least.")
+    return [checkpoint for _, checkpoint in kept], [step for step, _ in kept], notes
+
+
+def _epochs(checkpoints: Sequence[Checkpoint], steps: Sequence[int]) -> NDArray[np.float64]:
+    """Completed epochs, fractional within one; all of them are taken to be of one length."""
+    known = [(step, c.epoch) for step, c in zip(steps, checkpoints, strict=True) if c.epoch and step]
+    if not known:
+        return np.zeros(len(steps))
+    per_step = np.float64(known[-1][1] or 0) / known[-1][0]
+    return np.array([per_step * step if not c.epoch else c.epoch for step, c in zip(steps, checkpoints, strict=True)])

@@ -1,0 +1,208 @@
+"""Exact Gram matrices of checkpoints, block by block, in memory that depends neither on their size nor on their number.
+
+Of one block at a time, a stretch of all checkpoints is read, its updates are taken in float64, and their inner
+products are added up:
+
+    U = Gram(θ_0, u_1, …, u_T)     u_t = θ_t − θ_{t−1}     [n, n]
+
+Every other Gram matrix of the snapshots follows from it by addition. Blocks do not need each other: they can be done in
+several processes, and what is done needs not be done again after an interruption.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_traj.blocks import flat_pieces
+from lightning_traj.formats import Checkpoint
+from lightning_traj.gram import DISPLACEMENT, PREVIOUS_UPDATE, THETA, UPDATE
+from lightning_traj.partition import Piece
+
+Array = NDArray[np.float64]
+
+STRETCH = 2**20  # entries of all checkpoints that are taken in at once: 8 MiB in float64, which a cache holds
+MAPPED = 2**28  # bytes of files that are mapped at once
+
+
+@dataclass(frozen=True)
+class UpdateGram:
+    """Gram(θ_0, u_1, …) of one block over the checkpoints in which it is finite.
+
+    Attributes:
+        kept: Which checkpoints these are, m of them.
+        gram: float64 [m, m].
+    """
+
+    kept: tuple[int, ...]
+    gram: Array
+
+    def over(self, wanted: Sequence[int]) -> Array:
+        """The same over fewer checkpoints: the updates between those that are left are sums of updates."""
+        ends = [self.kept.index(t) for t in wanted]
+        starts = [0, *(end + 1 for end in ends[:-1])]
+        sums = np.zeros((len(wanted), len(self.kept)))
+        for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            sums[row, start : end + 1] = 1.0
+        summed: Array = sums @ self.gram @ sums.T
+        return summed
+
+
+class Reader:
+    """Reads pieces of blocks from all checkpoints, and lets go of files when enough of them is mapped.
+
+    A parameter that a checkpoint lacks is as in the one before it, or, before it appears, as it is at first.
+
+    Args:
+        checkpoints: In the order of the trajectory.
+    """
+
+    def __init__(self, checkpoints: Sequence[Checkpoint]) -> None:
+        self.checkpoints = checkpoints
+        self._has = [frozenset(checkpoint.shapes()) for checkpoint in checkpoints]
+        self._mapped = 0
+
+    def entries(self, piece: Piece, t: int) -> Tensor:
+        """The real entries of a piece in checkpoint t: one-dimensional where that takes no copy."""
+        before = [s for s in range(t, -1, -1) if piece.parameter in self._has[s]]
+        after = [s for s in range(t, len(self._has)) if piece.parameter in self._has[s]]
+        entries = piece.entries(self.checkpoints[[*before, *after][0]].read(piece.parameter))
+        assert entries is not None  # a block is made of nothing else
+        return entries.view(-1) if entries.is_contiguous() else entries
+
+    def spans(self, piece: Piece, kept: Sequence[int]) -> Iterator[list[Tensor]]:
+        """Stretches along the first dimension of a piece, of each checkpoint, that can be mapped at once."""
+        like = self.entries(piece, kept[0])
+        row = like[0].numel() * like.element_size() * len(kept)
+        size, step = len(like), max(1, MAPPED // row)
+        del like
+        for start in range(0, size, step):
+            if self._mapped + row * min(step, size) > MAPPED:
+                self.release()
+            self._mapped += row * min(step, size)
+            yield [self.entries(piece, t)[start : start + step] for t in kept]
+
+    def release(self) -> None:
+        """Close all files: they are opened again when they are used."""
+        for checkpoint in self.checkpoints:
+            checkpoint.source.release()
+        self._mapped = 0
+
+
+def update_gram(pieces: Sequence[Piece], reader: Reader, advance: Callable[[int], None] = lambda _: None) -> UpdateGram:
+    """Gram(θ_0, u_1, …) of the block of these pieces, over the checkpoints in which all its entries are finite.
+
+    Args:
+        pieces: Of the block.
+        reader: Where they are read.
+        advance: Is told how many entries have been taken in, now and then.
+    """
+    kept = tuple(range(len(reader.checkpoints)))
+    gram = _update_gram(pieces, reader, kept, advance)
+    if not np.isfinite(gram).all():  # one pass more, over this block alone, finds out where
+        kept = tuple(t for t in kept if all(bool(torch.isfinite(reader.entries(piece, t)).all()) for piece in pieces))
+        gram = _update_gram(pieces, reader, kept, lambda _: None)
+    return UpdateGram(kept, gram)
+
+
+def update_grams(
+    blocks: Mapping[int, Sequence[Piece]],
+    checkpoints: Sequence[Checkpoint],
+    reopen: Callable[[], Sequence[Checkpoint]],
+    processes: int = 1,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Iterator[tuple[int, UpdateGram]]:
+    """``update_gram`` of each block, as they are done.
+
+    Args:
+        blocks: Pieces of each block, by a number of its own.
+        checkpoints: In the order of the trajectory.
+        reopen: Opens the same checkpoints in another process; has to be picklable.
+        processes: How many work at once; 1: this one alone.
+        advance: Is told how many entries have been taken in.
+    """
+    if processes == 1:
+        reader = Reader(checkpoints)
+        for b, pieces in blocks.items():
+            yield b, update_gram(pieces, reader, advance)
+        return
+    # Forked processes would inherit the locks of this one's threads.
+    with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (reopen, processes)) as pool:
+        futures = {pool.submit(_in_process, pieces): b for b, pieces in blocks.items()}
+        try:
+            for future in as_completed(futures):
+                entries, result = future.result()
+                advance(entries)
+                yield futures[future], result
+        finally:  # interrupted, or failed: what has not begun is not done
+            pool.shutdown(cancel_futures=True)
+
+
+def anchored_gram(gram: Array) -> Array:
+    """Gram(θ_0, d_1, …, d_T) from Gram(θ_0, u_1, …, u_T): d_t is a sum of updates."""
+    sums = np.tril(np.ones(gram.shape))
+    sums[1:, 0] = 0.0
+    anchored: Array = sums @ gram @ sums.T
+    return anchored
+
+
+def local_grams(gram: Array) -> Array:
+    """Gram(θ_t, d_t, u_t, u_{t−1}) of every snapshot, [n, 4, 4], from Gram(θ_0, u_1, …, u_T)."""
+    n = len(gram)
+    vectors = np.zeros((n, 4, n))
+    for t in range(n):
+        vectors[t, THETA, : t + 1] = 1.0
+        vectors[t, DISPLACEMENT, 1 : t + 1] = 1.0
+        vectors[t, UPDATE, t] = float(t > 0)
+        vectors[t, PREVIOUS_UPDATE, max(t - 1, 0)] = float(t > 1)
+    local: Array = vectors @ gram @ vectors.swapaxes(1, 2)
+    return local
+
+
+def _update_gram(pieces: Sequence[Piece], reader: Reader, kept: Sequence[int], advance: Callable[[int], None]) -> Array:
+    n = len(kept)
+    stretch = max(1024, STRETCH // max(n, 1))
+    rows = torch.empty(n, stretch, dtype=torch.float64)
+    scratch = torch.empty(2, stretch, dtype=torch.float64)
+    gram = torch.zeros(n, n, dtype=torch.float64)
+    if not kept:
+        return gram.numpy()
+    for piece in pieces:
+        for span in reader.spans(piece, kept):
+            for flats in zip(*(flat_pieces(tensor, stretch) for tensor in span), strict=True):
+                length = flats[0].numel()
+                taken = rows[:, :length]
+                for t, flat in enumerate(flats):
+                    now, before = scratch[t % 2, :length], scratch[1 - t % 2, :length]
+                    now.copy_(flat)
+                    if t == 0:
+                        taken[0].copy_(now)
+                    else:
+                        torch.sub(now, before, out=taken[t])
+                gram.addmm_(taken, taken.T)
+                advance(n * length)
+    return gram.numpy()
+
+
+_reader: Reader | None = None  # of a worker process
+
+
+def _begin(reopen: Callable[[], Sequence[Checkpoint]], processes: int) -> None:
+    global _reader
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    _reader = Reader(reopen())
+
+
+def _in_process(pieces: Sequence[Piece]) -> tuple[int, UpdateGram]:
+    assert _reader is not None
+    counts: list[int] = []
+    result = update_gram(pieces, _reader, counts.append)
+    return sum(counts), result
