@@ -32,11 +32,13 @@ def write_comparison(runs: Sequence[Run], out: str | PathLike[str]) -> list[Path
         The files, the page first.
 
     Raises:
-        ValueError: fewer than two runs.
+        ValueError: fewer than two runs, or two of one name.
         OSError: a file could not be written.
     """
     if len(runs) < 2:
         raise ValueError(f"runs: compare takes at least two, and was given {len(runs)}.")
+    if len({run.name for run in runs}) < len(runs):
+        raise ValueError(f"runs: two have the same name, of {[run.name for run in runs]}; dataclasses.replace one's.")
     out = Path(out)
     joints = joint_partings(runs)
     figures = comparison_figures(runs, joints)

@@ -171,7 +171,8 @@ def names_of(files: Sequence[Path]) -> list[str]:
         parts, depth = [some[1:] for some in parts], depth - 1
     while depth > 1 and len({some[-1] for some in parts}) == 1:
         parts, depth = [some[:-1] for some in parts], depth - 1
-    return ["/".join(some) for some in parts]
+    names = ["/".join(some) for some in parts]
+    return names if len(set(names)) == len(files) else list(map(str, files))  # they differ in their suffix alone
 
 
 # Whose snapshots can be compared with whose -----------------------------------------------------------------

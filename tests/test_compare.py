@@ -134,6 +134,10 @@ def test_names_are_the_parts_that_tell_paths_apart(paths, names):
     assert names_of([Path("/home/me", f"{path}.safetensors") for path in paths]) == names
 
 
+def test_names_tell_files_apart_that_differ_in_their_suffix():
+    assert names_of([Path("/x/a"), Path("/x/a.safetensors")]) == ["/x/a", "/x/a.safetensors"]
+
+
 def test_hyperparameters_are_flat_plain_and_built_of_nothing(tmp_path):
     file = tmp_path / "run/version_0/trajectory.safetensors"
     file.parent.mkdir(parents=True)
@@ -441,6 +445,8 @@ def test_writing_again_leaves_no_events_of_before(four, tmp_path, monkeypatch):
     assert sorted(files) == sorted(path for path in tmp_path.rglob("*") if path.is_file())
     with pytest.raises(ValueError, match="at least two, and was given 1"):
         write_comparison(four[:1], tmp_path)
+    with pytest.raises(ValueError, match="two have the same name"):
+        write_comparison([four[1], four[1]], tmp_path)
 
 
 # Drawn
