@@ -38,7 +38,7 @@ class Block:
 
 def clean_name(name: str) -> str:
     """Parameter name without what ``torch.compile`` puts in: one model, one set of names."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+    return ".".join(part for part in name.split(".") if part != "_orig_mod") if "_orig_mod" in name else name
 
 
 def block_entries(parameter: Tensor) -> Tensor | None:

@@ -22,6 +22,7 @@ from torchmetrics import Metric
 Matrix = TypeVar("Matrix", Tensor, NDArray[np.float64])
 
 THETA, DISPLACEMENT, UPDATE, PREVIOUS_UPDATE = range(4)  # the vectors of a local Gram matrix: θ_t, d_t, u_t, u_{t−1}
+BLOCKS = 32  # multiplied at once: their sketches stay in a CPU's cache
 CHUNK = 655_360  # entries: two float64 rows of it stay in a large cache, and the launches are few
 
 
@@ -119,11 +120,13 @@ class RunningGram(Metric):
                 raise FloatingPointError("row has non-finite entries: leave this snapshot out.")
             before, latest = latest, list(row)
         else:
+            newest = torch.cat([*row, *latest, *before]).view(3, -1)
             if self.local:
-                displacement = torch.cat(list(row)) - torch.cat(base)
+                displacement = newest[0] - torch.cat(base)
                 stored = self._stored(torch.where(finite, displacement, 0.0).float())
-            before = _where(finite, latest, before)
-            latest = _where(finite, row, latest)
+            lengths = [piece.numel() for piece in row]
+            kept = torch.where(finite, newest[:2], newest[1:])
+            latest, before = (list(torch.split(pieces, lengths)) for pieces in kept)
         # What can fail, or be interrupted, has happened: from here on all that is kept grows together.
         self.base, self.latest, self.before, self.anchored = base, latest, before, anchored
         self.local.append(torch.where(finite, local, 0.0))
@@ -245,17 +248,24 @@ def _at(tensor: Tensor, indices: Sequence[int], dim: int) -> Tensor:
 def local_grams(*rows: Sequence[Tensor]) -> Tensor:
     """Gram matrices of θ_t, d_t, u_t and u_{t−1}, from sketches of θ_t, θ_0, θ_{t−1} and θ_{t−2}: float64 [B, 4, 4].
 
-    All blocks in a few launches, however many there are; shorter ones are padded with zeros.
+    Many blocks in a few launches, in memory that stays in a CPU's cache; shorter ones are padded with zeros.
     """
-    theta, base, latest, before = (torch.nn.utils.rnn.pad_sequence(list(row), batch_first=True) for row in rows)
-    vectors = torch.stack([theta, theta - base, theta - latest, latest - before], dim=1)  # [B, 4, k]
-    return vectors @ vectors.mT
-
-
-def _where(condition: Tensor, chosen: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
-    """One row or the other, by a condition on the device."""
-    whole = torch.where(condition, torch.cat(list(chosen)), torch.cat(list(other)))
-    return list(torch.split(whole, [piece.numel() for piece in chosen]))
+    grams = []
+    for first in range(0, len(rows[0]), BLOCKS):
+        some = [piece for row in rows for piece in row[first : first + BLOCKS]]
+        lengths = [piece.numel() for piece in some]
+        width = max(lengths)
+        zeros = some[0].new_zeros(width)
+        padding = {length: zeros[length:] for length in set(lengths)}
+        padded = [part for piece, length in zip(some, lengths, strict=True) for part in (piece, padding[length])]
+        vectors = torch.cat(padded).view(len(rows), -1, width)  # [4, blocks, k]
+        theta, base, latest, before = vectors
+        torch.sub(latest, before, out=before)
+        torch.sub(theta, latest, out=latest)
+        torch.sub(theta, base, out=base)
+        by_block = vectors.transpose(0, 1)
+        grams.append(by_block @ by_block.mT)
+    return torch.cat(grams)
 
 
 def _exact_products(

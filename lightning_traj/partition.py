@@ -43,8 +43,9 @@ class Piece:
 
     def entries(self, parameter: Tensor) -> Tensor | None:
         """The piece's real entries, a view of the parameter; None where it has none (yet)."""
-        if self.layout is None or block_entries(parameter) is None:
-            return block_entries(parameter)
+        entries = block_entries(parameter)
+        if self.layout is None or entries is None:
+            return entries
         return block_entries(self.layout.part(parameter, self.part))
 
 
