@@ -53,7 +53,7 @@ FLOORS = [
     {"arguments", "streaming", "trajectory"},
     {"drawing", "findings", "layers", "recorder", "report", "runs"},
     {"comparison_table", "crossing", "heatmap", "joint", "plot", "series", "series_plot", "state_dicts"},
-    {"small_maps"},
+    {"parting", "small_maps"},
     {"comparison_plot", "layer_plot"},
     {"html", "tensorboard"},
     {"comparison_html", "logbook"},

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +71,15 @@ def test_lines_on_a_trajectory_run(run, monkeypatch):
     exec(AFTERWARDS, names)
     assert isinstance(names["trajectory"], Trajectory)
     assert len((run[0] / "trajectory.csv").read_text().splitlines()) == 32
+
+
+def test_lines_that_compare_runs_run(run, monkeypatch):
+    monkeypatch.chdir(run[0])
+    shutil.copytree("lightning_logs/version_0", "lightning_logs/version_1")
+    names: dict[str, object] = {}
+    exec(example("joint_gram(runs)"), names)
+    assert names["joint_gram"](names["runs"]).map() == pytest.approx(np.tile(names["runs"][0].trajectory.map(), (2, 2)))
+    assert {path.name for path in Path("comparison").iterdir()} >= {"comparison.html", "comparison.csv", "tensorboard"}
 
 
 def test_lines_on_checkpoints_run(walk, tmp_path, monkeypatch):
