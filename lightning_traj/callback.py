@@ -130,6 +130,7 @@ class TrajectoryCallback(Callback):
         self.name = name
         self.dirpath = None if dirpath is None else Path(dirpath)
         self._recorder = Recorder(
+            track=track,
             snapshot=snapshot,
             sketch_dim=sketch_dim,
             blocks=blocks,
@@ -299,7 +300,7 @@ class TrajectoryCallback(Callback):
 
     @property
     def _schedules(self) -> dict[str, str]:
-        return {argument: _describe(getattr(self, argument)) for argument in ("track", "schedule", "window_schedule")}
+        return {argument: _describe(getattr(self, argument)) for argument in ("schedule", "window_schedule")}
 
     def _goes_on(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Whether a fit without restored state goes on with what an earlier fit of the same Trainer has recorded."""

@@ -43,6 +43,7 @@ class Recorder:
     Recording a sketched snapshot never waits for the device; ``collect`` copies the new Gram rows to the host, once.
 
     Args:
+        track: What the tensors are that are given as parameters: said in the trajectory.
         snapshot: ``"sketch"`` or ``"full"``.
         sketch_dim: Length of the sketch of a block.
         blocks: What a block is: ``"tensor"``, ``"layer"``, ``"role"``, ``"model"``, or a function from a tensor's block
@@ -61,6 +62,7 @@ class Recorder:
     def __init__(
         self,
         *,
+        track: str = "weights",
         snapshot: str = "sketch",
         sketch_dim: int = 2048,
         blocks: Granularity = "tensor",
@@ -72,6 +74,7 @@ class Recorder:
         seed: int = 0,
         folder: Path | None = None,
     ) -> None:
+        self.track = track
         self.snapshot = snapshot
         self.sketch = CountSketch(sketch_dim, seed)
         self.partition = Partition(blocks, dict(fused or {}), include, exclude)
@@ -122,6 +125,7 @@ class Recorder:
     def settings(self) -> dict[str, Any]:
         """What has to stay the same for a run to go on: plain values."""
         return {
+            "track": self.track,
             "snapshot": self.snapshot,
             "sketch_dim": self.sketch.dim,
             "seed": self.sketch.seed,
