@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from math import prod
 from typing import Any, Literal
 
@@ -46,19 +46,17 @@ class Piece:
 
     def numel(self, parameter: Tensor) -> int:
         """The piece's real entries; none where the parameter has none (yet)."""
-        return prod(self._share(whole(parameter.shape), parameter).shape) if has_entries(parameter) else 0
+        if not has_entries(parameter):
+            return 0
+        return prod(_share_of(self.layout, self.part, whole(parameter.shape), parameter.is_complex()).shape)
 
     def held(self, parameter: Tensor, share: Share) -> Held:
         """Of the piece's real entries those that are here, of this share of the parameter."""
-        local, share_of_piece = local_tensor(parameter), self._share(share, parameter)
+        local = local_tensor(parameter)
+        share_of_piece = _share_of(self.layout, self.part, share, parameter.is_complex())
         if self.layout is not None and share.is_whole:
             local, share_of_piece = self.layout.part(local, self.part), whole(share_of_piece.shape)
         return Held(real_entries(local), share_of_piece)
-
-    def _share(self, share: Share, parameter: Tensor) -> Share:
-        if self.layout is not None:
-            share = share.of_part(self.layout, self.part)
-        return share.as_real() if parameter.is_complex() else share
 
 
 @dataclass(frozen=True)
@@ -236,6 +234,14 @@ class Partition:
 
 
 _WRAPPED = ("_orig_mod", "base_layer")  # what torch.compile and PEFT call the module that they wrap
+
+
+@lru_cache(maxsize=65_536)  # asked for at every snapshot, of every block
+def _share_of(layout: FusedLayout | None, part: str, share: Share, is_complex: bool) -> Share:
+    """What a share of a parameter is of the real entries of a piece."""
+    if layout is not None:
+        share = share.of_part(layout, part)
+    return share.as_real() if is_complex else share
 
 
 def root_of(names: Sequence[str]) -> str:

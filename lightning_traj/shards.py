@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from itertools import accumulate, product
 from math import prod
 from typing import Any
@@ -45,12 +46,12 @@ class Share:
         """Entries along each dimension."""
         return tuple(sum(length for _, _, length in runs) for runs in self.runs)
 
-    @property
+    @cached_property
     def numel(self) -> int:
         """Entries."""
         return prod(self.sizes)
 
-    @property
+    @cached_property
     def is_whole(self) -> bool:
         """Whether it is all of the tensor, in its order."""
         return self.runs == whole(self.shape).runs
@@ -137,7 +138,8 @@ class Held:
             yield from _stretches(view, sum(i * stride for i, stride in zip(corner, strides, strict=True)), strides)
 
 
-def whole(shape: Sequence[int]) -> Share:
+@cache
+def whole(shape: tuple[int, ...]) -> Share:
     """All entries of a tensor of this shape."""
     return Share(tuple(shape), tuple(((0, 0, size),) if size else () for size in shape))
 
@@ -149,8 +151,10 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def local_tensor(tensor: Any) -> Tensor:
     """What is here of a DTensor; any other tensor is itself."""
+    if not is_sharded(tensor):
+        return tensor  # type: ignore[no-any-return]
     with torch.no_grad():
-        local: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
+        local: Tensor = tensor.to_local()
     return local
 
 
