@@ -240,7 +240,8 @@ def _sketched(
                 present = [name for name in parameters if name in checkpoint.shapes]
                 recorder.record({name: checkpoint.read(name) for name in present}, step, epoch)
                 checkpoint.release()
-                dropped.extend(recorder.collect()[1])
+                if not recorder.gram.finite[-1]:  # collecting takes longer than recording
+                    dropped.extend(recorder.collect()[1])
                 resumption.save(state)
             advance(sum(block.numel for block in recorder.blocks))
     except BaseException:

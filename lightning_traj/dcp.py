@@ -93,7 +93,7 @@ def read_metadata(folder: Path) -> dict[str, Entry]:
     root = _Unpickler(io.BytesIO((folder / METADATA).read_bytes())).load()
     try:
         storage = {
-            (key.state["fqn"], tuple(key.state["offset"] or ())): info.state
+            (key.state["fqn"], tuple(key.state.get("offset") or ())): info.state
             for key, info in root.state["storage_data"].items()
         }
         return {
@@ -151,9 +151,10 @@ def _counts(values: Sequence[Any]) -> tuple[int, ...]:
 class _Plain:
     """Stands for an object of the metadata: what it would be made of, and nothing that does anything."""
 
+    state: Any = ()
+
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
-        self.state: Any = None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state

@@ -85,7 +85,7 @@ def tied(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> dict[str, s
                 firsts.append(name)
             else:
                 found[name] = first
-    for checkpoint in checkpoints:
+    for checkpoint in checkpoints if found else [last]:
         checkpoint.release()
     return found
 

@@ -146,7 +146,8 @@ def unreadable(path: Path, error: BaseException) -> CheckpointError:
 
 
 def _reason(error: BaseException) -> str:
-    reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    said = str(error).rpartition("WeightsUnpickler error:")[2].strip()  # before it, torch advises to load it all the same
+    reason = said.splitlines()[0][:300] if said else type(error).__name__
     if blocked := re.search(r"GLOBAL ([\w.]+)", str(error)):
         reason = (
             f"to load it, {blocked[1]} would have to be called, and whoever wrote the file decides what that does; "
@@ -306,9 +307,9 @@ def _listing(state: Mapping[Any, Any]) -> str:
 
 
 def _progress(state: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Optimizer steps taken, and epochs completed where that is a whole number."""
+    """Optimizer steps taken, and epochs completed where that is a whole number: after the last batch of one."""
     step = next((state[name] for name in STEPS if isinstance(state.get(name), int)), None)
-    epochs = _at(state, ("loops", "fit_loop", "epoch_progress", "current", "processed"))
+    epochs = _at(state, ("loops", "fit_loop", "epoch_progress", "current", "ready"))
     batches = _at(state, ("loops", "fit_loop", "epoch_loop.batch_progress"))
     at_end = isinstance(batches, Mapping) and batches.get("is_last_batch") is True
     return step, epochs if at_end and isinstance(epochs, int) and epochs >= 0 else None

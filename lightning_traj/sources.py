@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tempfile
 import warnings
+import weakref
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,8 +100,9 @@ class Copied(TorchFile):
     """Tensors that cannot be mapped where they are: copied, once, into a temporary file."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="lightning_traj-", ignore_cleanup_errors=True)
-        super().__init__(Path(self._folder.name, "copy.pt"))
+        folder = tempfile.mkdtemp(prefix="lightning_traj-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        super().__init__(Path(folder, "copy.pt"))
         torch.save(dict(tensors), self.path)
 
 
@@ -132,6 +135,8 @@ def load(file: Path | IO[bytes]) -> Any:
     with warnings.catch_warnings():  # of what is deprecated, or unusual, in old files: they are not ours to change
         warnings.simplefilter("ignore")
         mmap = mappable and isinstance(file, Path)
+        if not isinstance(file, Path):
+            file.seek(0)
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
 
 

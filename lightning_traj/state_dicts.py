@@ -44,21 +44,20 @@ def parameters_of(
     tensors: dict[str, Tensor] = {}
     for checkpoint in checkpoints:
         tensors = {**tensors, **{name: like for name, like in checkpoint.shapes.items() if name not in tensors}}
-    model = network(checkpoints[-1], tensors) if model is None else _fitted(model, tensors)
-    if model is not None:
-        parameters = {clean_name(name): p for name, p in model.named_parameters(remove_duplicate=False)}
-        left_out = {name for name in tensors if name not in parameters}
-        tensors = {name: tensors[name] for name in [*parameters, *tensors] if name in tensors}  # in the model's order
-    else:
-        left_out = {name for name, tensor in tensors.items() if _is_buffer(name, tensor)}
+    given = model is not None
+    model = _fitted(model, tensors) if model is not None else network(checkpoints[-1], tensors)
+    parameters = _parameters(model)
+    tensors = {name: tensors[name] for name in [*parameters, *tensors] if name in tensors}  # in the model's order
+    # Not of a given model, or called as buffers are: transformers saves some parameters by other names than its own.
+    others = {name: tensor for name, tensor in tensors.items() if name not in parameters}
+    left_out = {name for name, tensor in others.items() if given or _is_buffer(name, tensor)}
     # Two to a byte, which torch cannot take apart.
     left_out |= {name for name, tensor in tensors.items() if str(tensor.dtype).startswith("torch.float4")}
     counts = Counter(name.rpartition(".")[2] for name in tensors if name in left_out)
     kinds = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     names = [name for name in tensors if name not in left_out and block_entries(tensors[name]) is not None]
     changed = changed_shapes(checkpoints, names)
-    if model is not None:
-        _check_shapes(type(model).__name__, parameters, {name: tensors[name] for name in names if name not in changed})
+    _check_shapes(type(model).__name__, parameters, {name: tensors[name] for name in names if name not in changed})
     twice = tied(checkpoints, [name for name in names if name not in changed])
     notes = list(changed.values())
     notes += [f"{other} and {first} are one parameter, saved twice: counted once." for other, first in twice.items()]
@@ -86,12 +85,15 @@ def network(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> nn.Module 
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = _fitted(kind(transformers.AutoConfig.for_model(**config)), tensors)
-        parameters = {clean_name(name): p for name, p in model.named_parameters(remove_duplicate=False)}
-        _check_shapes(architectures[0], parameters, checkpoint.shapes)
+        _check_shapes(architectures[0], _parameters(model), checkpoint.shapes)
     except Exception:  # not installed, unknown to it, an unusual config, or another's: names will have to do
         return None
-    unknown = [name for name, tensor in tensors.items() if name not in parameters and not _is_buffer(name, tensor)]
-    return None if unknown else model
+    return model
+
+
+def _parameters(model: nn.Module | None) -> dict[str, Tensor]:
+    named = () if model is None else model.named_parameters(remove_duplicate=False)
+    return {clean_name(name): parameter for name, parameter in named}
 
 
 def _plain(config: Any) -> Any:

@@ -48,12 +48,12 @@ class UpdateGram:
 
     def over(self, wanted: Sequence[int]) -> Array:
         """The same over fewer checkpoints: the updates between those that are left are sums of updates."""
+        if tuple(wanted) == self.kept or not wanted:
+            return self.gram[: len(wanted), : len(wanted)]
         ends = [self.kept.index(t) for t in wanted]
         starts = [0, *(end + 1 for end in ends[:-1])]
-        sums = np.zeros((len(wanted), len(self.kept)))
-        for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            sums[row, start : end + 1] = 1.0
-        summed: Array = sums @ self.gram @ sums.T
+        within = self.gram[: ends[-1] + 1, : ends[-1] + 1]
+        summed: Array = np.add.reduceat(np.add.reduceat(within, starts, axis=0), starts, axis=1)
         return summed
 
 
@@ -156,9 +156,9 @@ def update_grams(
 
 def anchored_gram(gram: Array) -> Array:
     """Gram(θ_0, d_1, …, d_T) from Gram(θ_0, u_1, …, u_T): d_t is a sum of updates."""
-    sums = np.tril(np.ones(gram.shape))
-    sums[1:, 0] = 0.0
-    anchored: Array = sums @ gram @ sums.T
+    anchored = gram.copy()
+    anchored[1:] = anchored[1:].cumsum(axis=0)
+    anchored[:, 1:] = anchored[:, 1:].cumsum(axis=1)
     return anchored
 
 
