@@ -31,6 +31,7 @@ Array = NDArray[np.float64]
 Advance = Callable[[int], None]  # is told how many entries have been taken in
 
 STRETCH = 2**20  # entries of all checkpoints that are taken in at once: 8 MiB in float64, which a cache holds
+LEAST = 2**10  # of one checkpoint, however many there are
 MAPPED = 2**29  # bytes of files that are mapped at once
 
 
@@ -181,7 +182,7 @@ def _update_gram(pieces: Sequence[Piece], reader: Reader, among: Sequence[int], 
     gram = torch.zeros(n, n, dtype=torch.float64)
     if not n:
         return gram.numpy()
-    length = max(1024, STRETCH // n)
+    length = max(LEAST, STRETCH // n)
     rows = torch.empty(n, length, dtype=torch.float64)
     scratch = torch.empty(2, length, dtype=torch.float64)
     for flats in reader.stretches(pieces, among, length):
@@ -202,7 +203,7 @@ def _update_gram(pieces: Sequence[Piece], reader: Reader, among: Sequence[int], 
 def _finite(pieces: Sequence[Piece], reader: Reader, among: Sequence[int]) -> list[int]:
     """In which of these checkpoints all entries of the block are finite."""
     finite = np.ones(len(among), dtype=bool)
-    for flats in reader.stretches(pieces, among, max(1024, STRETCH // len(among))):
+    for flats in reader.stretches(pieces, among, max(LEAST, STRETCH // len(among))):
         finite &= [bool(flat.double().isfinite().all()) for flat in flats]
     return [t for t, is_finite in zip(among, finite, strict=True) if is_finite]
 
