@@ -176,7 +176,7 @@ def _exact(
         left = dict(sorted(left.items(), key=lambda item: -partition.blocks[item[0]].numel))
 
     def state() -> dict[int, Any]:
-        return {b: (list(result.kept), torch.from_numpy(result.gram)) for b, result in done.items()}
+        return {b: (list(r.having), list(r.bad), torch.from_numpy(r.gram)) for b, r in done.items()}
 
     try:
         for b, result in update_grams(left, series.checkpoints, reopen, processes, advance):
@@ -185,7 +185,7 @@ def _exact(
     except BaseException:
         resumption.save(state, now=True)
         raise
-    everywhere = sorted(set(range(n)).intersection(*(result.kept for result in done.values())))
+    everywhere = sorted(set(range(n)).difference(*(result.bad for result in done.values())))
     grams = [done[b].over(everywhere) for b in range(len(partition.blocks))]
     local = np.stack([local_grams(gram) for gram in grams], axis=1)
     squares = np.maximum(local[:, :, UPDATE, UPDATE], 0.0)  # ‖u_t‖² of each block, [n, B]
@@ -206,10 +206,14 @@ def _exact(
 def _restored(kept: Any, blocks: int, n: int) -> dict[int, UpdateGram]:
     """Blocks that have been done, from what was kept of them; none where that is nothing of the kind."""
     try:
-        done = {b: UpdateGram(tuple(which), gram.numpy()) for b, (which, gram) in kept.items()}
+        done = {b: UpdateGram(tuple(having), tuple(bad), gram.numpy()) for b, (having, bad, gram) in kept.items()}
         for b, result in done.items():
-            m = len(result.kept)
-            if b not in range(blocks) or result.gram.shape != (m, m) or not np.isin(result.kept, range(n)).all():
+            m = len(result.having)
+            if (
+                b not in range(blocks)
+                or result.gram.shape != (m, m)
+                or not {*result.having, *result.bad} <= {*range(n)}
+            ):
                 return {}
     except Exception:
         return {}

@@ -207,7 +207,7 @@ def _is_constant(tensor: Tensor) -> bool:
 
 def _bits(tensor: Tensor, start: int, stop: int) -> Tensor:
     entries = flat_range(tensor, start, stop).resolve_conj().resolve_neg()
-    return entries.contiguous().view(torch.uint8)
+    return entries.contiguous().as_strided((len(entries),), (1,)).view(torch.uint8)  # a single entry has any stride
 
 
 def _parts(size: int) -> Iterator[tuple[int, int]]:

@@ -146,7 +146,9 @@ def unreadable(path: Path, error: BaseException) -> CheckpointError:
 
 
 def _reason(error: BaseException) -> str:
-    said = str(error).rpartition("WeightsUnpickler error:")[2].strip()  # before it, torch advises to load it all the same
+    said = (
+        str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    )  # before it, torch advises to load it all the same
     reason = said.splitlines()[0][:300] if said else type(error).__name__
     if blocked := re.search(r"GLOBAL ([\w.]+)", str(error)):
         reason = (

@@ -37,24 +37,31 @@ MAPPED = 2**29  # bytes of files that are mapped at once
 
 @dataclass(frozen=True)
 class UpdateGram:
-    """Gram(θ_0, u_1, …) of one block over the checkpoints in which it is finite.
+    """Gram(θ_0, u_1, …) of one block over the checkpoints that have it, all finite.
 
     Attributes:
-        kept: Which checkpoints these are, m of them.
+        having: Which checkpoints these are, m of them.
+        bad: Which have it, but not finite.
         gram: float64 [m, m].
     """
 
-    kept: tuple[int, ...]
+    having: tuple[int, ...]
+    bad: tuple[int, ...]
     gram: Array
 
     def over(self, wanted: Sequence[int]) -> Array:
-        """The same over fewer checkpoints: the updates between those that are left are sums of updates."""
-        if tuple(wanted) == self.kept or not wanted:
-            return self.gram[: len(wanted), : len(wanted)]
-        ends = [self.kept.index(t) for t in wanted]
+        """The same over other checkpoints, as if there were no others: where one lacks the block, it stands still."""
+        if tuple(wanted) == self.having:
+            return self.gram
+        if not self.having or not wanted:
+            return np.zeros((len(wanted), len(wanted)))
+        usable = [i for i, t in enumerate(self.having) if t in set(wanted)] or [0]
+        ends = [max((i for i in usable if self.having[i] <= t), default=usable[0]) for t in wanted]
         starts = [0, *(end + 1 for end in ends[:-1])]
-        within = self.gram[: ends[-1] + 1, : ends[-1] + 1]
-        summed: Array = np.add.reduceat(np.add.reduceat(within, starts, axis=0), starts, axis=1)
+        sums = np.zeros((len(wanted), len(self.having)))  # the updates between those that are left are sums of updates
+        for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            sums[row, start : end + 1] = 1.0
+        summed: Array = sums @ self.gram @ sums.T
         return summed
 
 
@@ -117,9 +124,7 @@ def update_gram(pieces: Sequence[Piece], reader: Reader, advance: Advance = lamb
     if not np.isfinite(gram).all():  # one pass more, over this block alone, finds out where
         good = _finite(pieces, reader, among)
         gram = _update_gram(pieces, reader, good, lambda _: None)
-    bad = set(among) - set(good)
-    kept = tuple(t for t in range(len(reader.checkpoints)) if t not in bad and good)
-    return UpdateGram(kept, _repeated(gram, kept, good))
+    return UpdateGram(tuple(good), tuple(t for t in among if t not in good), gram)
 
 
 def update_grams(
@@ -206,16 +211,6 @@ def _finite(pieces: Sequence[Piece], reader: Reader, among: Sequence[int]) -> li
     for flats in reader.stretches(pieces, among, max(LEAST, STRETCH // len(among))):
         finite &= [bool(flat.double().isfinite().all()) for flat in flats]
     return [t for t, is_finite in zip(among, finite, strict=True) if is_finite]
-
-
-def _repeated(gram: Array, kept: Sequence[int], having: Sequence[int]) -> Array:
-    """Gram(θ_0, u_1, …) over all that are kept, where it is of those that have the block: elsewhere it stands still."""
-    if len(kept) == len(having):
-        return gram
-    at = [0, *(list(kept).index(t) for t in having[1:])]
-    repeated = np.zeros((len(kept), len(kept)))
-    repeated[np.ix_(at, at)] = gram
-    return repeated
 
 
 _reader: Reader | None = None  # of a worker process

@@ -243,7 +243,7 @@ def test_sums_of_updates(n: int, seed: int) -> None:
     wanted = [t for t in kept if (seed >> (t - 10)) & 1 or t == 10]
     fewer = theta[[t - 10 for t in wanted]]
     fewer = np.concatenate([fewer[:1], np.diff(fewer, axis=0)])
-    np.testing.assert_allclose(UpdateGram(kept, gram).over(wanted), fewer @ fewer.T, atol=1e-12)
+    np.testing.assert_allclose(UpdateGram(kept, (), gram).over(wanted), fewer @ fewer.T, atol=1e-12)
 
 
 # Memory -----------------------------------------------------------------------------------------------------
