@@ -142,8 +142,6 @@ def _trajectory(
             trajectory, kept = _exact(series, recorder, partition, reopen, processes, resumption, advance)
         else:
             trajectory, kept = _sketched(series, recorder, parameters, resumption, advance)
-    if len(trajectory) < LEAST:
-        raise ValueError(f"{len(trajectory)} of {n} checkpoints are finite: two are needed.")
     resumption.remove()
     checkpoints = [series.checkpoints[i] for i in kept]
     lost = [c for i, c in enumerate(series.checkpoints) if i not in kept]
@@ -186,6 +184,7 @@ def _exact(
         resumption.save(state, now=True)
         raise
     everywhere = sorted(set(range(n)).difference(*(result.bad for result in done.values())))
+    _check_left(len(everywhere), n)
     grams = [done[b].over(everywhere) for b in range(len(partition.blocks))]
     local = np.stack([local_grams(gram) for gram in grams], axis=1)
     squares = np.maximum(local[:, :, UPDATE, UPDATE], 0.0)  # ‖u_t‖² of each block, [n, B]
@@ -252,6 +251,7 @@ def _sketched(
         if len(recorder):
             resumption.save(state, now=True)
         raise
+    _check_left(len(recorder), len(series.checkpoints))
     trajectory = recorder.collect()[0]
     rows = recorder.rows()
     steps = series.steps.tolist()
@@ -273,6 +273,11 @@ def _bar(entries: int, shown: bool) -> Iterator[Advance]:
     with Progress(transient=True) as progress:
         task = progress.add_task("reading checkpoints", total=entries)
         yield lambda count: progress.advance(task, count)
+
+
+def _check_left(finite: int, n: int) -> None:
+    if finite < LEAST:
+        raise ValueError(f"{finite} of {n} checkpoints are finite: two are needed.")
 
 
 def _check(**arguments: Any) -> None:
