@@ -78,9 +78,8 @@ def window(model: str, shapes: Shapes, repeats: int = 3) -> float:
             recorder.add_to_window(values, step)
 
     def one_sketch() -> list[torch.Tensor]:
-        entries = recorder.partition.entries(values)
-        blocks = zip(recorder.blocks, entries, strict=True)
-        return [recorder.sketch.of_pieces(tensors, block.name) for block, tensors in blocks]
+        blocks = zip(recorder.blocks, recorder.partition.held(values, {}), strict=True)
+        return [recorder.sketch.of_pieces([each.tensor for each in held], block.name) for block, held in blocks]
 
     seconds = in_turns({f"a window of {WINDOW} steps": one_window, "one sketch of all parameters": one_sketch}, repeats)
     value = ratio(f"{model}, a window of {WINDOW} steps / one sketch of all parameters", seconds, WANTED)

@@ -38,20 +38,20 @@ class Block:
 
 def clean_name(name: str) -> str:
     """Parameter name without what ``torch.compile`` puts in: one model, one set of names."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+    return ".".join(part for part in name.split(".") if part != "_orig_mod") if "_orig_mod" in name else name
 
 
-def block_entries(parameter: Tensor) -> Tensor | None:
-    """The real floating-point entries of a parameter that make up its block, or None where it has none.
+def has_entries(parameter: Tensor) -> bool:
+    """Whether a parameter makes up a block: integer, empty and not yet initialised (lazy) ones do not."""
+    return (
+        not is_lazy(parameter) and parameter.numel() > 0 and (parameter.is_floating_point() or parameter.is_complex())
+    )
 
-    Integer, empty and not yet initialised (lazy) parameters have none; a complex tensor is seen as pairs of reals.
-    """
-    if is_lazy(parameter) or parameter.numel() == 0:
-        return None
-    parameter = parameter.detach()
-    if parameter.is_complex():
-        return torch.view_as_real(parameter.resolve_conj())
-    return parameter if parameter.is_floating_point() else None
+
+def real_entries(tensor: Tensor) -> Tensor:
+    """The entries of a tensor that make up its block, a view: a complex tensor is seen as pairs of reals."""
+    tensor = tensor.detach()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def flat_range(tensor: Tensor, start: int, stop: int) -> Tensor:

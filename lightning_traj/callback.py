@@ -23,9 +23,11 @@ from lightning_traj.fused import FusedLayout
 from lightning_traj.guard import Guard
 from lightning_traj.logbook import Logbook, last_step, stem
 from lightning_traj.partition import Granularity
-from lightning_traj.quantities import quantity
+from lightning_traj.quantities import quantity, zeros_like
+from lightning_traj.ranks import Ranks
 from lightning_traj.recorder import Recorder
 from lightning_traj.schedule import EveryNEpochs, Schedule
+from lightning_traj.strategies import check_strategy
 from lightning_traj.trajectory import Trajectory
 
 DEFAULT_WINDOW = 8  # optimizer steps
@@ -174,6 +176,7 @@ class TrajectoryCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        check_strategy(trainer.strategy, trainer.world_size)
         self._restored = self._book.file = None
         if [stem(name) for name in _names(trainer)].count(stem(self.name)) > 1:
             raise ValueError(
@@ -184,17 +187,19 @@ class TrajectoryCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Before Lightning logs hyperparameters and the user's code logs anything: TensorBoard heeds the first list of
         # columns and the last layout.
+        self._quantity.parameters.of(pl_module)  # which are in their places now
         self._guard("laying out TensorBoard", self._lay_out, trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Only here is everything restored, under every strategy, and nothing trained yet.
         self._quantity.check(trainer, pl_module)
         recorder, parameters = self._recorder, self._parameters(trainer, pl_module)
+        recorder.ranks = Ranks.of_world() if trainer.world_size > 1 else Ranks()
         restored, self._restored = self._restored, None
         folder = self._folder(trainer)
         recorder.snapshots.folder = folder / f"{self.name}-snapshots"
         if restored is not None:
-            self._load(restored)
+            self._load(restored, parameters)
         elif not self._goes_on(trainer, pl_module):
             if trainer.ckpt_path:
                 rank_zero_warn(
@@ -203,7 +208,7 @@ class TrajectoryCallback(Callback):
             self._begin()
         self._module = weakref.ref(pl_module)
         recorder.check(parameters, pl_module)
-        self._check_trainer(trainer, parameters)
+        self._check_trainer(trainer)
         cost = recorder.prepare(parameters)
         self._guard.forget()
         self._book.open(trainer, folder, new=restored is None and not len(recorder))
@@ -223,7 +228,7 @@ class TrajectoryCallback(Callback):
         if not any(is_lazy(parameter) for parameter in parameters.values()):
             self._record_initial(trainer, pl_module, starting=True)
         if self._between_epochs(trainer):
-            recorder.windows.end(self._steps)  # saved at the last batch of an epoch
+            recorder.end_window(self._steps)  # saved at the last batch of an epoch
             self._begin_window(self._window_due_at_start, trainer.current_epoch, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
@@ -244,16 +249,16 @@ class TrajectoryCallback(Callback):
         if self._state_due:
             self._state_due = False
             self._record(trainer, pl_module)
-        self._book.after_batch(trainer, pl_module)
+        self._book.after_batch(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._quantity.at_steps:
             self._guard("recording", self._record_last_step, trainer)
         else:
             self._record_due(self.schedule.due_after_epoch, trainer.current_epoch + 1, trainer, pl_module)
-        self._guard("recording", self._recorder.windows.end, self._steps)
+        self._guard("recording", self._recorder.end_window, self._steps)
         self._begin_window(self.window_schedule.due_after_epoch, trainer.current_epoch + 1, pl_module)
-        self._book.after_epoch(trainer, pl_module)
+        self._book.after_epoch(trainer)
         if trainer.is_global_zero:
             self._guard("logging", self._log_crossings, trainer)
 
@@ -266,7 +271,7 @@ class TrajectoryCallback(Callback):
         if self._restored is not None:  # there was nothing left to train
             restored, self._restored = self._restored, None
             self._module = weakref.ref(pl_module)
-            self._guard("restoring", self._load, restored)
+            self._guard("restoring", self._load, restored, self._parameters(trainer, pl_module))
             self._guard("measuring", self._book.collect)
         self._book.after_fit(trainer)
 
@@ -320,7 +325,7 @@ class TrajectoryCallback(Callback):
         self._steps = 0
         self._last_step = self._crossed = None  # of a fit that was broken off
 
-    def _load(self, state: Mapping[str, Any]) -> None:
+    def _load(self, state: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
         for argument, ours in self._schedules.items():
             if (theirs := state["schedules"][argument]) != ours:
                 raise ValueError(
@@ -328,11 +333,11 @@ class TrajectoryCallback(Callback):
                     f"was recorded: pass {argument}={theirs} to go on with it, or another name= to begin a new one."
                 )
         self._begin()
-        self._recorder.load_state_dict(state)
+        self._recorder.load_state_dict(state, parameters)
         self._steps = state["optimizer_steps"]
         self._book.skip()
 
-    def _check_trainer(self, trainer: Trainer, parameters: Mapping[str, Any]) -> None:
+    def _check_trainer(self, trainer: Trainer) -> None:
         max_steps, max_epochs = (
             inf if limit in (None, -1) else limit for limit in (trainer.max_steps, trainer.max_epochs)
         )
@@ -349,20 +354,13 @@ class TrajectoryCallback(Callback):
                 f"window={self.window} is longer than an epoch, which has {steps} optimizer steps: pass at most that, "
                 "or None for as many as there are."
             )
-        if any(hasattr(parameter, "placements") for parameter in parameters.values()):
-            raise ValueError(
-                "the model's parameters are sharded (DTensor), which is not supported: use DDP or one device."
-            )
-        if self._recorder.snapshot == "full" and trainer.world_size > 1:
-            raise ValueError(
-                f'snapshot="full" works on one device, not on {trainer.world_size}: use snapshot="sketch".'
-            )
 
     def _record_initial(self, trainer: Trainer, pl_module: LightningModule, starting: bool = False) -> None:
         if not len(self._recorder):
             self._record(trainer, pl_module, starting)
             self._book.skip()  # θ_0 alone is no news
         self._guard("measuring", self._book.collect)
+        self._guard("announcing monitors", self._book.announce, trainer)
 
     def _record(self, trainer: Trainer, pl_module: LightningModule, starting: bool = False) -> None:
         self._guard("recording", self._record_quantity, trainer, pl_module, None, starting)
@@ -372,7 +370,7 @@ class TrajectoryCallback(Callback):
     ) -> None:
         tensors = self._quantity.read(trainer, pl_module, optimizer)
         if self._quantity.zero_if_missing:
-            zeros = {name: p.new_zeros(()).expand(p.shape) for name, p in self._parameters(trainer, pl_module).items()}
+            zeros = {name: zeros_like(p) for name, p in self._parameters(trainer, pl_module).items()}
             known = {piece.parameter for pieces in self._recorder.partition.pieces for piece in pieces}
             tensors = {name: zero for name, zero in zeros.items() if clean_name(name) in known} | tensors
         epoch = _completed_epochs(trainer, starting)
@@ -398,8 +396,9 @@ class TrajectoryCallback(Callback):
 
     def _parameters(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Tensors of the names and shapes that are going to be recorded."""
-        source = pl_module.named_parameters() if self._quantity.at_steps else ()
-        return dict(source) or self._quantity.read(trainer, pl_module, None)
+        if self._quantity.at_steps:
+            return self._quantity.parameters.of(pl_module)
+        return self._quantity.read(trainer, pl_module, None)
 
     def _prepare_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         self._epoch_due = trainer.is_last_batch and self.schedule.due_after_epoch(trainer.current_epoch + 1)
@@ -418,7 +417,7 @@ class TrajectoryCallback(Callback):
         else:
             self._record_due(self.schedule.due_after_step, self._steps, trainer, pl_module)
         if self._recorder.windows.running:
-            parameters = dict(pl_module.named_parameters())
+            parameters = self._quantity.parameters.of(pl_module)
             self._guard("recording", self._recorder.add_to_window, parameters, self._steps)
         self._begin_window(self.window_schedule.due_after_step, self._steps, pl_module)
 
@@ -431,7 +430,7 @@ class TrajectoryCallback(Callback):
     def _begin_window(self, due: Callable[[int], bool], count: int, pl_module: LightningModule) -> None:
         def begin() -> None:
             if due(count):
-                self._recorder.begin_window(dict(pl_module.named_parameters()), self._steps)
+                self._recorder.begin_window(self._quantity.parameters.of(pl_module), self._steps)
 
         if self._recorder.window and len(self._recorder):
             self._guard("recording", begin)

@@ -6,9 +6,12 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import lightning_traj
-from lightning_traj.fused import FusedLayout
+
+if TYPE_CHECKING:
+    from lightning_traj.fused import FusedLayout
 
 DONE, FAILED, SKIPPED, INTERRUPTED = 0, 1, 3, 130  # 2 is argparse's, for wrong usage
 RESUMPTION = ".unfinished"  # in the folder of the results, while there are none
@@ -210,6 +213,8 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
 
 def _fused(text: str) -> tuple[str, FusedLayout]:
     """``"*.to_qkv.weight=q:1,k:1,v:1/groups=8/axis=1"``."""
+    from lightning_traj.fused import FusedLayout  # torch is slow to import, and --help doesn't need it
+
     pattern, _, layout = text.partition("=")
     parts, *options = layout.split("/")
     try:

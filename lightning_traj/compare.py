@@ -14,7 +14,8 @@ from lightning_traj.comparison_plot import comparison_figures
 from lightning_traj.comparison_table import comparison_table, write_csv
 from lightning_traj.files import replace_atomically
 from lightning_traj.html import SHARPNESS
-from lightning_traj.joint import joint_gram, joint_grams
+from lightning_traj.joint import joint_gram
+from lightning_traj.parting import joint_partings
 from lightning_traj.runs import Run, load_runs
 
 __all__ = ["Run", "comparison_table", "joint_gram", "load_runs", "write_comparison"]
@@ -31,13 +32,15 @@ def write_comparison(runs: Sequence[Run], out: str | PathLike[str]) -> list[Path
         The files, the page first.
 
     Raises:
-        ValueError: fewer than two runs.
+        ValueError: fewer than two runs, or two of one name.
         OSError: a file could not be written.
     """
     if len(runs) < 2:
         raise ValueError(f"runs: compare takes at least two, and was given {len(runs)}.")
+    if len({run.name for run in runs}) < len(runs):
+        raise ValueError(f"runs: two have the same name, of {[run.name for run in runs]}; dataclasses.replace one's.")
     out = Path(out)
-    joints = joint_grams(runs)
+    joints = joint_partings(runs)
     figures = comparison_figures(runs, joints)
     pictures = {name: plot.to_png(draw(), SHARPNESS) for name, draw in figures.items()}
     written = {"comparison.html": comparison_report(runs, joints, pictures).encode()}

@@ -9,18 +9,21 @@ import numpy as np
 from lightning_traj import page, report
 from lightning_traj.comparison_table import comparison_rows, shared_sentence
 from lightning_traj.html import FOOTER
-from lightning_traj.joint import PARTED, Joint, Parting, partings
+from lightning_traj.joint import Joint
 from lightning_traj.page import Markup
+from lightning_traj.parting import PARTED, Parting
 from lightning_traj.runs import Run, in_words, left_out
 from lightning_traj.table import MEASURES
 
 
-def comparison_report(runs: Sequence[Run], joints: Sequence[Joint], pictures: Mapping[str, bytes]) -> str:
+def comparison_report(
+    runs: Sequence[Run], joints: Sequence[tuple[Joint, Sequence[Parting]]], pictures: Mapping[str, bytes]
+) -> str:
     """A page that compares runs and needs nothing else.
 
     Args:
         runs: What is compared.
-        joints: Of those that can be compared snapshot by snapshot (``joint.joint_grams``).
+        joints: Of those that can be compared snapshot by snapshot, with where they part (``parting.joint_partings``).
         pictures: PNG files by the names of ``comparison_plot.comparison_figures``; a page shows those that it gets.
 
     Returns:
@@ -33,7 +36,7 @@ def comparison_report(runs: Sequence[Run], joints: Sequence[Joint], pictures: Ma
         page.section("At a glance", page.bullets(_at_a_glance(runs, joints))),
         page.section(
             "The runs",
-            page.table("Runs", columns, rows, words=["counted"]),
+            page.table("Runs", columns, rows),
             *([page.paragraph(shared)] if shared else []),
             *_what_measures_mean(runs),
             page.folded("Files", page.facts((run.name, run.path) for run in runs)),
@@ -45,14 +48,14 @@ def comparison_report(runs: Sequence[Run], joints: Sequence[Joint], pictures: Ma
                 "Angles between all pairs of a run's snapshots: bright where they point the same way. A block on the "
                 "diagonal is a stretch without much turning; an edge is an event, such as a drop of the learning rate."
             ),
-            page.grid(_shown(pictures, ["maps", "relative_maps"], _MAPS), large=True),
+            page.grid(_shown(pictures, ["maps", "relative_maps"], _MAPS), across=2 if len(runs) in (2, 4) else 1),
         ),
     ]
     if "layers_by_runs" in pictures:
         parts.append(page.section("By layer", *_shown(pictures, ["layers_by_runs"], _LAYERS)))
-    for number, joint in enumerate(joints, start=1):
+    for number, (joint, found) in enumerate(joints, start=1):
         nth = f"_{number}" if number > 1 else ""
-        parts += _joint_sections(joint, pictures, nth, whole=len(joint.runs) == len(runs))
+        parts += _joint_sections(joint, found, pictures, nth, whole=len(joint.runs) == len(runs))
     if apart := left_out(runs):
         parts.append(
             page.section(
@@ -86,7 +89,7 @@ def _shown(pictures: Mapping[str, bytes], names: Sequence[str], alts: Mapping[st
     return [page.picture(pictures[name + nth], alts[name], alts[name]) for name in names if name + nth in pictures]
 
 
-def _at_a_glance(runs: Sequence[Run], joints: Sequence[Joint]) -> Iterator[str]:
+def _at_a_glance(runs: Sequence[Run], joints: Sequence[tuple[Joint, Sequence[Parting]]]) -> Iterator[str]:
     for measure, least, most in (
         ("mds", "turns most as seen from the origin", "least"),
         ("displacement", "ends nearest to its start", "farthest from it"),
@@ -98,12 +101,12 @@ def _at_a_glance(runs: Sequence[Run], joints: Sequence[Joint]) -> Iterator[str]:
         if values and values[low] != values[high]:
             said = {run.name: report.format_value(measure, run.summary[measure], run.errors) for run in runs}
             yield f"{low} {least} ({measure} {said[low]}), {high} {most} ({said[high]})."
-    for joint in joints:
+    for joint, found in joints:
         names = in_words([run.name for run in joint.runs])
         if not joint.same_start:
             yield f"{names} are of one model, but start from different parameters."
             continue
-        yield f"{names} start from the same parameters{_spread(partings(joint))}."
+        yield f"{names} start from the same parameters{_spread(found)}."
     said_of: dict[str, list[str]] = {}
     for run in runs:
         if suggestion := report.suggestion(run.trajectory):
@@ -149,7 +152,9 @@ def _over_time(pictures: Mapping[str, bytes]) -> Iterator[Markup]:
     )
 
 
-def _joint_sections(joint: Joint, pictures: Mapping[str, bytes], nth: str, whole: bool) -> Iterator[Markup]:
+def _joint_sections(
+    joint: Joint, found: Sequence[Parting], pictures: Mapping[str, bytes], nth: str, whole: bool
+) -> Iterator[Markup]:
     of = "" if whole else f": {in_words([run.name for run in joint.runs])}"
     start = (
         "They start from the same parameters θ_0, so that displacements have a common origin."
@@ -162,9 +167,8 @@ def _joint_sections(joint: Joint, pictures: Mapping[str, bytes], nth: str, whole
             "These runs are of one model, and were sketched with the same random numbers: what was saved of them gives "
             f"the angle between any two snapshots of any two runs. {start} Counted: {joint.counted}."
         ),
-        page.grid(_shown(pictures, [*_JOINT], _JOINT, nth), large=True),
+        page.grid(_shown(pictures, [*_JOINT], _JOINT, nth), across=2),
     )
-    found = partings(joint)
     if not found:
         return
     rows = [

@@ -26,8 +26,9 @@ from lightning_traj.drawing import (
     say_undefined,
 )
 from lightning_traj.heatmap import COLOURS, LETTER, draw_heatmap, height_of, name_columns, name_rows, room_for
-from lightning_traj.joint import PARTED, Joint, Parting, partings
+from lightning_traj.joint import Joint
 from lightning_traj.labels import shortened
+from lightning_traj.parting import PARTED, Parting
 from lightning_traj.runs import Run
 from lightning_traj.series_plot import Timeline, draw_line, finish_axes, label_ends, series_figures
 from lightning_traj.small_maps import small_maps
@@ -35,10 +36,15 @@ from lightning_traj.small_maps import small_maps
 _LETTER = 0.072  # inches: of a label of 8.5 points
 
 
-def comparison_figures(runs: Sequence[Run], joints: Sequence[Joint]) -> dict[str, Callable[[], Figure]]:
+def comparison_figures(
+    runs: Sequence[Run], joints: Sequence[tuple[Joint, Sequence[Parting]]]
+) -> dict[str, Callable[[], Figure]]:
     """The figures that make sense for these runs, by name, each to be drawn when it is called.
 
-    Several groups of comparable runs have their joint figures numbered: ``joint_map``, ``joint_map_2``, ….
+    Args:
+        runs: What is compared.
+        joints: Of those that can be compared snapshot by snapshot, with where they part (``parting.joint_partings``).
+            Where there are several groups of them, their figures are numbered: ``joint_map``, ``joint_map_2``, ….
     """
     timelines = {run.name: Timeline(run.trajectory, run.series) for run in runs}
     figures: dict[str, Callable[[], Figure]] = {
@@ -49,13 +55,12 @@ def comparison_figures(runs: Sequence[Run], joints: Sequence[Joint]) -> dict[str
         figures["relative_maps"] = partial(maps, runs, relative=True)
     if any(len(layers.grouped(run.trajectory, "depth")) > 1 for run in runs):
         figures["layers_by_runs"] = partial(layers_by_runs, runs)
-    for number, joint in enumerate(joints, start=1):
+    for number, (joint, found) in enumerate(joints, start=1):
         nth = f"_{number}" if number > 1 else ""
         figures[f"joint_map{nth}"] = partial(joint_map, joint)
         figures[f"joint_path{nth}"] = partial(joint_path, joint)
         if joint.same_start and (joint.snapshot > 0).any():
             figures[f"joint_relative_map{nth}"] = partial(joint_map, joint, relative=True)
-        found = partings(joint)
         if any(len(parting.steps) for parting in found):
             figures[f"partings{nth}"] = partial(parting_angles, joint, found)
     return figures
@@ -152,7 +157,7 @@ def parting_angles(joint: Joint, found: Sequence[Parting]) -> Figure:
     wide, high, left, foot = 3.0, 1.9, 0.75, 0.5
     room = 0.3 + _LETTER * max(map(len, labels.values()))
     cell = left + wide + room
-    title = "where runs part: angles between displacements from θ₀ at the same steps"
+    title = "where runs part: angles at the same steps, from θ₀"
     figure = new_figure(max(across * cell, 6.4), down * (high + 0.8) + 0.62, title, joint.counted)
     top = max((float(np.nanmax(p.angles, initial=0.0)) for p in found), default=0.0)
     for place, name in enumerate(panels):

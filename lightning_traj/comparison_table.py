@@ -12,7 +12,7 @@ from rich.table import Table
 
 from lightning_traj import report
 from lightning_traj.files import replace_atomically
-from lightning_traj.runs import Run
+from lightning_traj.runs import Run, in_words
 
 COMPARED = (
     "mds",
@@ -52,7 +52,10 @@ def shared_sentence(runs: Sequence[Run]) -> str:
     _, shared = split_hyperparameters(runs)
     counted = {run.trajectory.counted() for run in runs}
     said = [f"{name}={value}" for name, value in shared.items()]
-    parts = ["In all runs: " + ", ".join(said) + "."] if said else []
+    unknown = [run.name for run in runs if not run.hyperparameters]
+    parts = [f"In all {'other ' if unknown else ''}runs: {', '.join(said)}."] if said else []
+    if unknown and len(unknown) < len(runs):
+        parts.insert(0, f"No hyperparameters are known of {in_words(unknown)}.")
     if len(counted) == 1:
         parts.append(f"Counted in all runs: {counted.pop()}.")
     return " ".join(parts)
@@ -96,8 +99,12 @@ def write_csv(runs: Sequence[Run], path: str | PathLike[str]) -> None:
 
 
 def split_hyperparameters(runs: Sequence[Run]) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Hyperparameters that differ, each as the runs have it (empty where one doesn't), and those that all share."""
+    """Hyperparameters that differ, each as the runs have it (empty where one doesn't), and those that all share.
+
+    Runs of which none are known have no say in it.
+    """
     names = list(dict.fromkeys(name for run in runs for name in run.hyperparameters))
     values = {name: [str(run.hyperparameters.get(name, "")) for run in runs] for name in names}
-    differing = {name: some for name, some in values.items() if len(set(some)) > 1}
-    return differing, {name: some[0] for name, some in values.items() if name not in differing}
+    known = [i for i, run in enumerate(runs) if run.hyperparameters]
+    differing = {name: some for name, some in values.items() if len({some[i] for i in known}) > 1}
+    return differing, {name: some[known[0]] for name, some in values.items() if name not in differing}

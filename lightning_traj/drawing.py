@@ -54,12 +54,13 @@ def own_style() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float, title: str, counted: str) -> Figure:
+def new_figure(width: float, height: float, title: str, counted: str = "") -> Figure:
     """An empty figure of width x height inches, with its title and what was counted."""
     figure = Figure(figsize=(width, height), dpi=100)
     figure.text(0.1 / width, 1 - 0.27 / height, title, fontsize=12, weight="bold")
-    size = min(9.0, 130 * width / len(counted))  # letters are about half as wide as they are high
-    figure.text(0.1 / width, 1 - 0.52 / height, counted, fontsize=size, color=GREY)
+    if counted:
+        size = min(9.0, 130 * width / len(counted))  # letters are about half as wide as they are high
+        figure.text(0.1 / width, 1 - 0.52 / height, counted, fontsize=size, color=GREY)
     return figure
 
 

@@ -63,13 +63,20 @@ class FusedLayout:
 
     def part(self, tensor: Tensor, role: str) -> Tensor:
         """A view of one part: the axis of the tensor has become three, [groups, share, entries of one share]."""
+        axis = self.axis % tensor.ndim
+        width, begin, end = self.interval(tensor.shape[axis], role)
+        unit = width // sum(self.parts.values())
+        pieces = tensor.view(*tensor.shape[:axis], self.groups, width // unit, unit, *tensor.shape[axis + 1 :])
+        return pieces.narrow(axis + 1, begin // unit, (end - begin) // unit)
+
+    def interval(self, size: int, role: str) -> tuple[int, int, int]:
+        """Entries of a group along an axis of this size, and from where to before where the part lies in each."""
         if role not in self.parts:
             raise ValueError(f"role={role!r}: the parts are {', '.join(self.parts)}.")
-        axis, shares = self.axis % tensor.ndim, list(self.parts.values())
-        unit = tensor.shape[axis] // (self.groups * sum(shares))
-        pieces = tensor.view(*tensor.shape[:axis], self.groups, sum(shares), unit, *tensor.shape[axis + 1 :])
-        index = list(self.parts).index(role)
-        return pieces.narrow(axis + 1, sum(shares[:index]), shares[index])
+        shares = list(self.parts.values())
+        unit = size // (self.groups * sum(shares))
+        begin = unit * sum(shares[: list(self.parts).index(role)])
+        return unit * sum(shares), begin, begin + unit * self.parts[role]
 
     def check(self, name: str, shape: Sequence[int]) -> None:
         """Raise ValueError where a tensor of this name and shape cannot be split so."""

@@ -10,7 +10,7 @@ change of basis of H (``snapshot_gram``, ``displacement_gram``) that adds and ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +22,8 @@ from torchmetrics import Metric
 Matrix = TypeVar("Matrix", Tensor, NDArray[np.float64])
 
 THETA, DISPLACEMENT, UPDATE, PREVIOUS_UPDATE = range(4)  # the vectors of a local Gram matrix: θ_t, d_t, u_t, u_{t−1}
+BLOCKS = 32  # multiplied at once: their sketches stay in a CPU's cache
+_UPPER = torch.triu_indices(4, 4).tolist()  # rows and columns of a symmetric [4, 4]
 CHUNK = 655_360  # entries: two float64 rows of it stay in a large cache, and the launches are few
 
 
@@ -88,42 +90,52 @@ class RunningGram(Metric):
     def __len__(self) -> int:
         return len(self.local)
 
-    def update(self, row: Sequence[Tensor]) -> None:
+    def update(self, row: Sequence[Tensor], products: Tensor | None = None) -> None:
         """Take in the next snapshot.
 
         Args:
             row: 1-D tensors, one a block, always in the same order; blocks that are new come last.
+            products: Where ``exact`` rows are divided among processes: the sum over these of what ``products`` gives
+                for their parts of the row.
 
         Raises:
             ValueError: a block is missing or has another length than before.
             FloatingPointError: exact, and an entry is not finite. Nothing was taken in.
         """
-        lengths = [piece.numel() for piece in self.base]
-        if [piece.numel() for piece in row[: len(lengths)]] != lengths or not row:
-            raise ValueError(
-                f"row has blocks of lengths {[piece.numel() for piece in row]}, where snapshots so far have {lengths}: "
-                "pass one 1-D tensor for each block, in the order of the first snapshot, new blocks last."
-            )
-        new = [piece if self.exact else piece.clone() for piece in row[len(lengths) :]]
-        base, latest, before = ([*pieces, *new] for pieces in (self.base, self.latest, self.before))
-        anchored = self._with_blocks(base, len(new)) if new else self.anchored
+        vectors = self._vectors(row)
+        new = len(row) - len(self.base)
+        _, base, latest, before = vectors
         if self.exact:
-            local, anchored = self._exact_row(anchored, row, base, latest, before)
+            products = self.products(row) if products is None else products
+            sizes = [len(_UPPER[0]), len(self.snapshots)]
+            upper, others = torch.split(products.view(len(row), -1), sizes, dim=1)
+            local = products.new_zeros(len(row), 4, 4)
+            local[:, _UPPER[0], _UPPER[1]] = local[:, _UPPER[1], _UPPER[0]] = upper
         else:
-            local = local_grams(row, base, latest, before)
+            local = local_grams(*vectors)
+        anchored = self.anchored
+        if new:
+            anchored = self._grown(anchored, base, max(1, anchored.shape[-1]))
+            anchored[-new:, 0, 0] = local[-new:, THETA, THETA]  # it has not moved so far
         # Non-finite entries anywhere make a diagonal entry non-finite: no second pass over the snapshot.
         finite = torch.isfinite(local).all()
         stored = None
         if self.exact:
             if not finite:
                 raise FloatingPointError("row has non-finite entries: leave this snapshot out.")
+            if self.snapshots:
+                anchored = self._grown(anchored, base, len(self.snapshots) + 1)
+                squares = local[:, DISPLACEMENT, DISPLACEMENT, None]
+                anchored[:, -1, :] = anchored[:, :, -1] = torch.cat([others, squares], dim=1)
             before, latest = latest, list(row)
         else:
+            newest = torch.cat([*row, *latest, *before]).view(3, -1)
             if self.local:
-                displacement = torch.cat(list(row)) - torch.cat(base)
+                displacement = newest[0] - torch.cat(base)
                 stored = self._stored(torch.where(finite, displacement, 0.0).float())
-            before = _where(finite, latest, before)
-            latest = _where(finite, row, latest)
+            lengths = [piece.numel() for piece in row]
+            kept = torch.where(finite, newest[:2], newest[1:])
+            latest, before = (list(torch.split(pieces, lengths)) for pieces in kept)
         # What can fail, or be interrupted, has happened: from here on all that is kept grows together.
         self.base, self.latest, self.before, self.anchored = base, latest, before, anchored
         self.local.append(torch.where(finite, local, 0.0))
@@ -174,12 +186,38 @@ class RunningGram(Metric):
             setattr(self, state, [kept[i - shift] for i in indices if i >= shift] if kept else [])
         self._computed = None
 
-    def _with_blocks(self, base: Sequence[Tensor], new: int) -> Tensor:
-        """H with the last blocks of ``base`` added, which have not moved so far."""
-        anchored = self._grown(self.anchored, base, max(1, self.anchored.shape[-1]))
-        for b in range(len(base) - new, len(base)):
-            anchored[b, 0, 0] = sum(chunk @ chunk for chunk in _chunks(CHUNK, base[b]))
-        return anchored
+    def products(self, row: Sequence[Tensor]) -> Tensor:
+        """What ``update`` needs of a row that is divided among processes, where ``exact``: it adds up over their parts.
+
+        Args:
+            row: As for ``update``; of each block the part that is here, maybe empty.
+
+        Returns:
+            Inner products of θ_t, d_t, u_t and u_{t−1} with each other, and of d_t with θ_0, d_1, …, d_{t−1}, block by
+            block, 1-D, ``products_numel(len(row))`` entries.
+        """
+        found = []
+        for b, vectors in enumerate(zip(*self._vectors(row), strict=True)):
+            stored = [snapshot[b] for snapshot in self.snapshots[1:] if b < len(snapshot)]
+            local, products = _exact_products(*vectors, stored)
+            late = len(self.snapshots[1:]) - len(stored)  # snapshots before this block came: it had not moved
+            found += [local, *([products[:1], products.new_zeros(late), products[1:]] if self.snapshots else ())]
+        return torch.cat(found)
+
+    def products_numel(self, blocks: int) -> int:
+        """Entries of ``products`` for so many blocks."""
+        return blocks * (len(_UPPER[0]) + len(self.snapshots))
+
+    def _vectors(self, row: Sequence[Tensor]) -> tuple[Sequence[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """θ_t, θ_0, θ_{t−1} and θ_{t−2}, each with the blocks of the row; what is new has not moved so far."""
+        lengths = [piece.numel() for piece in self.base]
+        if [piece.numel() for piece in row[: len(lengths)]] != lengths or not row:
+            raise ValueError(
+                f"row has blocks of lengths {[piece.numel() for piece in row]}, where snapshots so far have {lengths}: "
+                "pass one 1-D tensor for each block, in the order of the first snapshot, new blocks last."
+            )
+        new = [piece if self.exact else piece.clone() for piece in row[len(lengths) :]]
+        return row, [*self.base, *new], [*self.latest, *new], [*self.before, *new]
 
     def _grown(self, anchored: Tensor, base: Sequence[Tensor], n: int) -> Tensor:
         """A copy of H with room for all blocks and n snapshots."""
@@ -203,23 +241,6 @@ class RunningGram(Metric):
         late = sum(piece.numel() < size for piece in pieces)
         stacked = torch.stack(pieces[late:]).double()
         return torch.nn.functional.pad(stacked, (0, 0, late, 0)) if late else stacked
-
-    def _exact_row(self, anchored: Tensor, *rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Local Gram matrices [B, 4, 4], and H with a row more, for θ_t, θ_0, θ_{t−1} and θ_{t−2}."""
-        n = len(self.snapshots) + 1
-        grown = self._grown(anchored, rows[0], n)
-        local = []
-        for b, (theta, base, latest, before) in enumerate(zip(*rows, strict=True)):
-            stored = [snapshot[b] for snapshot in self.snapshots[1:] if b < len(snapshot)]
-            gram, products = _exact_products(theta, base, latest, before, stored)
-            local.append(gram)
-            if n > 1:
-                late = n - 2 - len(stored)  # snapshots before this block came: it had not moved, its products are 0
-                new = torch.cat(
-                    [products[:1], products.new_zeros(late), products[1:], gram[DISPLACEMENT, DISPLACEMENT, None]]
-                )
-                grown[b, n - 1, :] = grown[b, :, n - 1] = new
-        return torch.stack(local), grown
 
     def reset(self) -> None:
         """Forget all snapshots."""
@@ -245,23 +266,30 @@ def _at(tensor: Tensor, indices: Sequence[int], dim: int) -> Tensor:
 def local_grams(*rows: Sequence[Tensor]) -> Tensor:
     """Gram matrices of θ_t, d_t, u_t and u_{t−1}, from sketches of θ_t, θ_0, θ_{t−1} and θ_{t−2}: float64 [B, 4, 4].
 
-    All blocks in a few launches, however many there are; shorter ones are padded with zeros.
+    Many blocks in a few launches, in memory that stays in a CPU's cache; shorter ones are padded with zeros.
     """
-    theta, base, latest, before = (torch.nn.utils.rnn.pad_sequence(list(row), batch_first=True) for row in rows)
-    vectors = torch.stack([theta, theta - base, theta - latest, latest - before], dim=1)  # [B, 4, k]
-    return vectors @ vectors.mT
-
-
-def _where(condition: Tensor, chosen: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
-    """One row or the other, by a condition on the device."""
-    whole = torch.where(condition, torch.cat(list(chosen)), torch.cat(list(other)))
-    return list(torch.split(whole, [piece.numel() for piece in chosen]))
+    grams = []
+    for first in range(0, len(rows[0]), BLOCKS):
+        some = [piece for row in rows for piece in row[first : first + BLOCKS]]
+        lengths = [piece.numel() for piece in some]
+        width = max(lengths)
+        zeros = some[0].new_zeros(width)
+        padding = {length: zeros[length:] for length in set(lengths)}
+        padded = [part for piece, length in zip(some, lengths, strict=True) for part in (piece, padding[length])]
+        vectors = torch.cat(padded).view(len(rows), -1, width)  # [4, blocks, k]
+        theta, base, latest, before = vectors
+        torch.sub(latest, before, out=before)
+        torch.sub(theta, latest, out=latest)
+        torch.sub(theta, base, out=base)
+        by_block = vectors.transpose(0, 1)
+        grams.append(by_block @ by_block.mT)
+    return torch.cat(grams)
 
 
 def _exact_products(
     theta: Tensor, base: Tensor, latest: Tensor, before: Tensor, stored: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Local Gram matrix [4, 4] of a whole block, and its ⟨θ_0, d_t⟩, ⟨d_1, d_t⟩, … with the stored θ_1, … [1 + stored].
+    """Upper triangle of the local Gram matrix [10] of a block, and its ⟨θ_0, d_t⟩, ⟨d_1, d_t⟩, … [1 + stored].
 
     One pass over each tensor, chunk by chunk: converted into float64 rows that stay in the cache, so that the products
     are float64's while the traffic is float32's.
@@ -269,8 +297,7 @@ def _exact_products(
     numel = theta.numel()
     size = max(1, -(-numel // max(1, -(-numel // CHUNK))))  # of equal size: a short last one would cost as much
     rows = torch.empty(6, size, dtype=torch.float64, device=theta.device)
-    upper = torch.triu_indices(4, 4).tolist()
-    local = rows.new_zeros(len(upper[0]))
+    local = rows.new_zeros(len(_UPPER[0]))
     products = rows.new_zeros(1 + len(stored))
     for start in range(0, numel, size):
         chunk = slice(start, start + size)
@@ -281,17 +308,9 @@ def _exact_products(
         origin = past.copy_(base[chunk])
         torch.sub(now, origin, out=displacement)
         # Dot products: on CPUs, a matrix product of a few long rows takes three times as long as these.
-        local += torch.stack([vectors[i] @ vectors[j] for i, j in zip(*upper, strict=True)])
+        local += torch.stack([vectors[i] @ vectors[j] for i, j in zip(*_UPPER, strict=True)])
         products += torch.stack(
             [origin @ displacement, *(other.copy_(theta_i[chunk]) @ displacement for theta_i in stored)]
         )
-    gram = rows.new_zeros(4, 4)
-    gram[upper[0], upper[1]] = gram[upper[1], upper[0]] = local
     products[1:] -= products[0].clone()  # ⟨d_i, d⟩ = ⟨θ_i, d⟩ − ⟨θ_0, d⟩
-    return gram, products
-
-
-def _chunks(size: int, tensor: Tensor) -> Iterator[Tensor]:
-    """Stretches of a 1-D tensor, in float64."""
-    for start in range(0, tensor.numel(), size):
-        yield tensor[start : start + size].double()
+    return local, products

@@ -144,7 +144,7 @@ def _whole(trajectory: Trajectory, errors: Mapping[str, float]) -> Iterator[Mark
             "Angles along the path.",
         ),
     ]
-    yield page.grid((page.picture(*some) for some in pictures), large=True)
+    yield page.grid((page.picture(*some) for some in pictures), across=2)
 
 
 def _over_time(trajectory: Trajectory) -> Iterator[Markup]:
@@ -165,7 +165,7 @@ def _by_layer(trajectory: Trajectory) -> Iterator[Markup]:
     figures = layer_plot.layer_figures(trajectory)
     yield page.grid(
         (page.picture(drawn(draw), f"By layer and role: {name.replace('_', ' ')}.") for name, draw in figures.items()),
-        large=True,
+        across=2,
     )
     for by in ("role", "depth", "layer"):
         count = len(grouped(trajectory, by))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from math import isfinite, nan
+from math import isfinite
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from lightning_traj import report, tensorboard
 from lightning_traj.guard import Guard
 from lightning_traj.recorder import Recorder
-from lightning_traj.table import MEASURES
 from lightning_traj.trajectory import Trajectory
 
 
@@ -31,7 +31,6 @@ class Logbook:
     def __init__(self, name: str, track: str, recorder: Recorder, guard: Guard) -> None:
         self.name, self.track, self.recorder, self.guard = name, track, recorder, guard
         self.file: Path | None = None
-        self._monitored: set[str] = set()
         self._batches = 0  # at the last log
         self.clear()
 
@@ -55,9 +54,6 @@ class Logbook:
         self.file = None if trainer.fast_dev_run else folder / f"{stem(self.name)}.safetensors"
         if new and trainer.is_global_zero:
             self.guard("keeping an earlier file", self._set_aside)
-        watchers = [*trainer.callbacks, *trainer.lr_scheduler_configs]
-        watched = {str(getattr(watcher, "monitor", None)) for watcher in watchers}
-        self._monitored = {name for name in MEASURES if f"{self.name}/{name}" in watched}
         self._batches = batches_of(trainer)
 
     def skip(self) -> None:
@@ -79,23 +75,28 @@ class Logbook:
             self.trajectory = trajectory
             self._summary = trajectory.summary()
 
+    def announce(self, trainer: Any) -> None:
+        """Give the latest values to those that monitor them, as LearningRateMonitor does.
+
+        They are the same on all ranks, and stay until others take their place: checks within an epoch find them too.
+        """
+        values = {f"{self.name}/{key}": value for key, value in self._summary.items() if isfinite(value)}
+        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
+
     # When
 
-    def after_batch(self, trainer: Any, pl_module: Any) -> None:
+    def after_batch(self, trainer: Any) -> None:
         """Log, as often as Lightning does at most, and ever more rarely, so that all logs together stay cheap."""
         scheduled, batches = self.recorder.scheduled, batches_of(trainer)
         new = scheduled - self._logged
         due = trainer.log_every_n_steps and batches - self._batches >= trainer.log_every_n_steps
         if due and new and 16 * new >= scheduled:
             self.guard("logging", self._log, trainer, batches, pictures=scheduled >= 2 * self._pictured)
-        if self._monitored:  # checks within an epoch need a value, from the first on
-            self._log_monitors(trainer, pl_module, self._monitored)
 
-    def after_epoch(self, trainer: Any, pl_module: Any) -> None:
+    def after_epoch(self, trainer: Any) -> None:
         """Log what is new."""
         if self.recorder.scheduled > self._logged or self.recorder.windows.latest > self._windowed:
             self.guard("logging", self._log, trainer, last_step(trainer))
-        self._log_monitors(trainer, pl_module)
 
     def after_training(self, trainer: Any) -> None:
         """Draw what was not drawn at the last log, and save with sketches."""
@@ -113,6 +114,7 @@ class Logbook:
     def _log(self, trainer: Any, step: int, pictures: bool = True) -> None:
         self._batches = batches_of(trainer)
         self.collect()
+        self.announce(trainer)
         pictures = pictures and self.recorder.scheduled > self._pictured
         self._logged, self._windowed = self.recorder.scheduled, self.recorder.windows.latest
         if pictures:
@@ -137,12 +139,6 @@ class Logbook:
         if self.trajectory is not None and trainer.is_global_zero and self._layered != self._logged:
             self._layered = self._logged
             tensorboard.log_layers(trainer.loggers, self.trajectory, step, prefix=self.name, folder=self._folder)
-
-    def _log_monitors(self, trainer: Any, pl_module: Any, wanted: Collection[str] = MEASURES) -> None:
-        if not trainer.barebones:
-            summary = self._summary
-            values = {f"{self.name}/{key}": summary[key] for key in wanted if isfinite(summary.get(key, nan))}
-            self.guard("logging monitors", pl_module.log_dict, values, logger=False)
 
     def save(self, trainer: Any, sketches: bool = False) -> None:
         """Write the file: what was collected last, or, with sketches, everything up to now."""

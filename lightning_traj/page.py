@@ -51,20 +51,20 @@ tbody th { position: sticky; left: 0; background: var(--back); z-index: 1; }
 thead th:first-child { left: 0; z-index: 3; }
 .number { text-align: right; white-space: nowrap; }
 .text:last-child { min-width: 16rem; }
-.grid { display: grid; gap: 1rem; align-items: start;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
-.grid.large { grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); }
-figure { margin: 0; background: #fff; border: 1px solid var(--line); border-radius: .5rem; padding: .5rem; }
+.grid { display: grid; gap: 1rem; align-items: start; margin: 1rem 0; }
+.grid2 { grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); }
+.grid3 { grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
+figure { margin: 0; overflow-x: auto; background: #fff;
+  border: 1px solid var(--line); border-radius: .5rem; padding: .5rem; }
 figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 figcaption { color: #59636e; font-size: .85rem; padding: .3rem .3rem 0; }
-figure.wide { margin: 1rem 0; overflow-x: auto; }
 details { margin: .75rem 0; }
 summary { cursor: pointer; color: var(--accent); }
 footer { margin-top: 3rem; color: var(--dim); font-size: .85rem; }
 @media (max-width: 40rem) {
   dl.facts { grid-template-columns: 1fr; gap: 0; }
   dl.facts dd { margin-bottom: .5rem; }
-  tbody th { white-space: normal; min-width: 7rem; max-width: 40vw; overflow-wrap: anywhere; }
+  tbody th { white-space: normal; min-width: 8.5rem; max-width: 50vw; overflow-wrap: anywhere; }
 }
 @media (prefers-color-scheme: dark) { figure { background: #e9ebed; } figure img { mix-blend-mode: multiply; } }
 @media print { .scroll { max-height: none; overflow: visible; } figure, tr { break-inside: avoid; } }
@@ -166,22 +166,20 @@ def table(label: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
     )
 
 
-def picture(png: bytes, alt: str, caption: str = "", wide: bool = False) -> Markup:
-    """A picture inside the page, drawn at two pixels for each of its page's; ``wide`` ones take a line of their own."""
+def picture(png: bytes, alt: str, caption: str = "") -> Markup:
+    """A picture inside the page, drawn at two pixels for each of its page's."""
     width, height = (int.from_bytes(png[start : start + 4], "big") // 2 for start in (16, 20))  # of its header
     words = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
     data = b64encode(png).decode()
-    kind = ' class="wide"' if wide else ""
     return Markup(
-        f"<figure{kind}>"
-        f'<img src="data:image/png;base64,{data}" alt="{text(alt)}" width="{width}" height="{height}">{words}</figure>'
+        f'<figure><img src="data:image/png;base64,{data}" alt="{text(alt)}" '
+        f'width="{width}" height="{height}">{words}</figure>'
     )
 
 
-def grid(parts: Iterable[Markup], large: bool = False) -> Markup:
-    """Pictures side by side, as many as there is room for: three of them, or two large ones."""
-    kind = "grid large" if large else "grid"
-    return Markup(f'<div class="{kind}">\n' + "\n".join(parts) + "\n</div>")
+def grid(parts: Iterable[Markup], across: int = 3) -> Markup:
+    """Pictures side by side, as many as there is room for: three of them at most, two, or one."""
+    return Markup(f'<div class="grid grid{across}">\n' + "\n".join(parts) + "\n</div>")
 
 
 def folded(label: str, *parts: Markup) -> Markup:

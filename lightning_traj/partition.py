@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from math import prod
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -13,15 +14,17 @@ from torch import Tensor, nn
 from lightning_traj.blocks import (
     Block,
     Patterns,
-    block_entries,
     check_patterns,
     clean_name,
     enclosing,
+    has_entries,
     is_wanted,
     matches,
+    real_entries,
 )
 from lightning_traj.fused import FusedLayout, known_layout, looks_fused
 from lightning_traj.roles import role_of
+from lightning_traj.shards import Held, Share, local_tensor, whole
 
 Granularity = Literal["tensor", "layer", "role", "model"] | Callable[[Block], str]
 GRANULARITIES = ("tensor", "layer", "role", "model")
@@ -41,11 +44,21 @@ class Piece:
     part: str = ""
     layout: FusedLayout | None = None
 
-    def entries(self, parameter: Tensor) -> Tensor | None:
-        """The piece's real entries, a view of the parameter; None where it has none (yet)."""
-        if self.layout is None or block_entries(parameter) is None:
-            return block_entries(parameter)
-        return block_entries(self.layout.part(parameter, self.part))
+    def numel(self, parameter: Tensor) -> int:
+        """The piece's real entries; none where the parameter has none (yet)."""
+        return prod(self._share(whole(parameter.shape), parameter).shape) if has_entries(parameter) else 0
+
+    def held(self, parameter: Tensor, share: Share) -> Held:
+        """Of the piece's real entries those that are here, of this share of the parameter."""
+        local, share_of_piece = local_tensor(parameter), self._share(share, parameter)
+        if self.layout is not None and share.is_whole:
+            local, share_of_piece = self.layout.part(local, self.part), whole(share_of_piece.shape)
+        return Held(real_entries(local), share_of_piece)
+
+    def _share(self, share: Share, parameter: Tensor) -> Share:
+        if self.layout is not None:
+            share = share.of_part(self.layout, self.part)
+        return share.as_real() if parameter.is_complex() else share
 
 
 @dataclass(frozen=True)
@@ -140,22 +153,28 @@ class Partition:
         """
         return block.name.removeprefix(self.root)
 
-    def entries(self, parameters: Mapping[str, Tensor]) -> list[list[Tensor]]:
-        """The real entries of each block, piece by piece; empty where one of its parameters is gone.
+    def held(self, parameters: Mapping[str, Tensor], shares: Mapping[str, Share]) -> list[list[Held]]:
+        """What is here of the real entries of each block, piece by piece; empty where one of its parameters is gone.
+
+        Args:
+            parameters: By qualified name.
+            shares: Which entries of each are here; all of those that are not named.
 
         Raises:
             ValueError: a parameter has changed its size.
         """
-        cleaned = {clean_name(name): tensor for name, tensor in parameters.items()}
-        listed = []
+        cleaned = {clean_name(name): (name, tensor) for name, tensor in parameters.items() if has_entries(tensor)}
+        listed: list[list[Held]] = []
         for block, pieces in zip(self.blocks, self.pieces, strict=True):
-            present = [piece.entries(cleaned[piece.parameter]) for piece in pieces if piece.parameter in cleaned]
-            tensors = [tensor for tensor in present if tensor is not None]
-            if len(tensors) < len(pieces):
-                tensors = []
-            if tensors and (numel := sum(tensor.numel() for tensor in tensors)) != block.numel:
+            if not all(piece.parameter in cleaned for piece in pieces):
+                listed.append([])
+                continue
+            found = [(piece, *cleaned[piece.parameter]) for piece in pieces]
+            if (numel := sum(piece.numel(tensor) for piece, _, tensor in found)) != block.numel:
                 raise ValueError(f"parameter {block.name!r} had {block.numel} entries and now has {numel}.")
-            listed.append(tensors)
+            listed.append(
+                [piece.held(tensor, shares.get(name) or whole(tensor.shape)) for piece, name, tensor in found]
+            )
         return listed
 
     # Inside
@@ -169,8 +188,7 @@ class Partition:
 
     def _pieces_of(self, raw: str, parameter: Tensor, model: nn.Module | None) -> Iterator[tuple[Block, Piece]]:
         """The pieces that a parameter is made of, each as a block."""
-        entries = block_entries(parameter)
-        if entries is None:
+        if not has_entries(parameter):
             return
         name = clean_name(raw)
         layer = name.rpartition(".")[0]
@@ -178,13 +196,11 @@ class Partition:
         role = role_of(name, parameter.ndim, owner, parent)
         layout = self._layout(name, parameter, owner, parent)
         if layout is None:
-            yield Block(name, layer, role, entries.numel()), Piece(name)
+            yield Block(name, layer, role, Piece(name).numel(parameter)), Piece(name)
             return
         for part in layout.parts:
             piece = Piece(name, part, layout)
-            tensor = piece.entries(parameter)
-            assert tensor is not None
-            yield Block(f"{name}:{part}", layer, "bias" if role == "bias" else part, tensor.numel()), piece
+            yield Block(f"{name}:{part}", layer, "bias" if role == "bias" else part, piece.numel(parameter)), piece
 
     def _layout(
         self, name: str, parameter: Tensor, owner: nn.Module | None, parent: nn.Module | None

@@ -10,22 +10,45 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 
+class Parameters:
+    """The named parameters of a module: sharded ones as shards, also while FSDP2 has whole ones in their place.
+
+    After a forward pass without a backward one, as in validation, a module has plain parameters that nobody trains.
+    """
+
+    def __init__(self) -> None:
+        self._shards: dict[str, Tensor] = {}
+
+    def of(self, module: nn.Module) -> dict[str, Any]:
+        """The parameters by name. To be called first when all shards are in their places."""
+        parameters: dict[str, Any] = dict(module.named_parameters())
+        for name, parameter in parameters.items():
+            if hasattr(parameter, "placements"):
+                self._shards[name] = parameter
+        return {name: self._shards.get(name, parameter) for name, parameter in parameters.items()}
+
+
 class Quantity(ABC):
     """How a quantity is read.
 
     Attributes:
+        parameters: Those that are trained.
         at_steps: Whether it belongs to an optimizer step (a gradient), and not to the state between steps (weights).
         zero_if_missing: Whether it is zero, and not unchanged, for a parameter that a step is not for.
     """
 
     at_steps = True
     zero_if_missing = False  # of a parameter that a step is not for
+
+    def __init__(self) -> None:
+        self.parameters = Parameters()
 
     def check(self, trainer: Any, module: nn.Module) -> None:  # noqa: B027 (most have nothing to check)
         """Raise ValueError where this run does not have the quantity; before training."""
@@ -35,6 +58,11 @@ class Quantity(ABC):
 
     def forget(self) -> None:  # noqa: B027
         """Forget what was kept for a step that was not taken."""
+
+    def _parameters_of(self, optimizer: Optimizer, module: nn.Module) -> dict[str, nn.Parameter]:
+        """The named parameters that an optimizer changes."""
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        return {name: p for name, p in self.parameters.of(module).items() if id(p) in own}
 
     @abstractmethod
     def read(self, trainer: Any, module: nn.Module, optimizer: Optimizer | None) -> dict[str, Tensor]:
@@ -47,7 +75,7 @@ class Weights(Quantity):
     at_steps = False
 
     def read(self, trainer: Any, module: nn.Module, optimizer: Optimizer | None) -> dict[str, Tensor]:  # noqa: D102
-        return dict(module.named_parameters())
+        return self.parameters.of(module)
 
 
 class Average(Quantity):
@@ -90,6 +118,7 @@ class _OfAStep(Quantity):
     zero_if_missing = True
 
     def __init__(self) -> None:
+        super().__init__()
         self._kept: dict[str, Tensor] = {}
 
     @abstractmethod
@@ -98,7 +127,7 @@ class _OfAStep(Quantity):
 
     def before_step(self, module: nn.Module, optimizer: Optimizer) -> None:
         if not self._kept:
-            self._kept = self.keep(_of(optimizer, module))
+            self._kept = self.keep(self._parameters_of(optimizer, module))
 
     def forget(self) -> None:
         self._kept = {}
@@ -124,7 +153,7 @@ class Update(_OfAStep):
         return {name: p.detach().clone() for name, p in parameters.items()}
 
     def read(self, trainer: Any, module: nn.Module, optimizer: Optimizer | None) -> dict[str, Tensor]:  # noqa: D102
-        before, now = super().read(trainer, module, optimizer), dict(module.named_parameters())
+        before, now = super().read(trainer, module, optimizer), self.parameters.of(module)
         # In float64: of nearly equal numbers, one in float32 would keep few digits.
         return {name: now[name].detach().double() - p.double() for name, p in before.items() if name in now}
 
@@ -133,6 +162,7 @@ class Moment(Quantity):
     """A running moment of the gradient, as the optimizer keeps it."""
 
     def __init__(self, name: str, states: Iterable[str]) -> None:
+        super().__init__()
         self.name, self.states = name, tuple(states)
 
     def check(self, trainer: Any, module: nn.Module) -> None:  # noqa: D102
@@ -146,7 +176,7 @@ class Moment(Quantity):
     def read(self, trainer: Any, module: nn.Module, optimizer: Optimizer | None) -> dict[str, Tensor]:  # noqa: D102
         assert optimizer is not None
         found = {}
-        for name, p in _of(optimizer, module).items():
+        for name, p in self._parameters_of(optimizer, module).items():
             for state in self.states:
                 if isinstance(value := optimizer.state.get(p, {}).get(state), Tensor) and value.shape == p.shape:
                     found[name] = value
@@ -177,6 +207,13 @@ _MAKERS: dict[str, Callable[[], Quantity]] = {
 QUANTITIES = tuple(_MAKERS)
 
 
+def zeros_like(tensor: Tensor) -> Tensor:
+    """Zeros of its shape and placement: of a plain tensor without its memory."""
+    if hasattr(tensor, "placements"):
+        return torch.zeros_like(tensor, requires_grad=False)
+    return tensor.new_zeros(()).expand(tensor.shape)
+
+
 def _anew(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """As tensor objects that nobody has seen: these do not require gradients, and yet they change."""
     return {name: tensor if is_lazy(tensor) else tensor.detach() for name, tensor in tensors}
@@ -186,12 +223,6 @@ def _averaged_by(callback: Any) -> AveragedModel | None:
     """The averaged model of Lightning's WeightAveraging, of either package."""
     averaged = getattr(callback, "_average_model", None)
     return averaged if isinstance(averaged, AveragedModel) else None
-
-
-def _of(optimizer: Optimizer, module: nn.Module) -> dict[str, nn.Parameter]:
-    """The named parameters that an optimizer changes."""
-    own = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return {name: p for name, p in module.named_parameters() if id(p) in own}
 
 
 def _has(optimizer: Optimizer, states: Iterable[str]) -> bool:

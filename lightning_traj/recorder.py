@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import uuid
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, astuple, replace
+from functools import partial
+from itertools import accumulate
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,11 +22,16 @@ from lightning_traj.fused import FusedLayout
 from lightning_traj.gram import UPDATE, RunningGram
 from lightning_traj.mirror import Mirror, mirrored
 from lightning_traj.partition import Granularity, Partition, piece_from_state
+from lightning_traj.ranks import Division, Ranks
+from lightning_traj.shards import Held, Share
 from lightning_traj.sketch import CountSketch
 from lightning_traj.snapshots import SnapshotFiles
 from lightning_traj.thinning import thinned
 from lightning_traj.trajectory import Trajectory, Windows
 from lightning_traj.window import StepWindows
+
+DIVIDED = 16, 2**20  # entries for each number that is sent, and entries in all, from which sketching is shared out
+Object = TypeVar("Object")
 
 ROW_BUDGET = 2**30  # bytes: what would pass it is kept on the host instead of an accelerator
 GRAM_STATES = {"full": ("local", "finite"), "sketch": ("local", "finite", "base", "rows", "latest", "before")}
@@ -68,6 +78,7 @@ class Recorder:
         self.max_snapshots = max_snapshots
         self.window = window
         self.snapshots = SnapshotFiles(folder or Path.cwd())
+        self.ranks = Ranks()
         self.model: weakref.ref[nn.Module] | None = None  # where the types of modules are seen
         self.device = torch.device("cpu")
         self.storage: torch.device | None = None  # where rows are kept, if not on the device
@@ -89,10 +100,13 @@ class Recorder:
         self.stride = 1
         self.latest_key: tuple[int, float] | None = None
         self.windows = StepWindows(self.window, self.max_snapshots)
-        self._sketched: tuple[int, list[Tensor]] | None = None  # the latest sketch, and its step
+        self._sketched: tuple[int, list[Tensor], Exception | None] | None = None  # latest sketch: step, row, failure
         self._frozen: dict[str, tuple[list[weakref.ref[Tensor]], list[int], Tensor]] = {}  # tensors, versions, sketch
+        self._division = Division()  # of parameters among ranks
+        self._held: dict[str, list[Share]] = {}  # by block of full snapshots: what is here
         self._membership = torch.zeros(0, 0, dtype=torch.float64)
         self._groups: list[str] = []
+        self._settled: Recorder | None = None  # as it was before what is being changed
         self._mirror: Mirror | None = None  # what was collected last, and the trajectory of it
         self._collected: Trajectory | None = None
 
@@ -143,8 +157,7 @@ class Recorder:
                         f"the checkpoint has a trajectory with the parameter {piece.parameter!r}, which the model "
                         "lacks: resume with the same model, or without the checkpoint's trajectory."
                     )
-            entries = [piece.entries(cleaned[piece.parameter]) for piece in pieces]
-            if (numel := sum(0 if tensor is None else tensor.numel() for tensor in entries)) != block.numel:
+            if (numel := sum(piece.numel(cleaned[piece.parameter]) for piece in pieces)) != block.numel:
                 raise ValueError(
                     f"the checkpoint has a trajectory with {block.numel} entries in {block.name!r}, and the model has "
                     f"{numel}: resume with the same model, or without the checkpoint's trajectory."
@@ -164,8 +177,10 @@ class Recorder:
         grams = n * (count * (8 * n + 128 + 24 * self.window) + 8 * len(block_groups(blocks))) + 3 * sketch
         rows = 0
         if self.snapshot == "full":
-            pieces = (tensor for tensors in partition.entries(parameters) for tensor in tensors)
-            per_snapshot = sum(tensor.numel() * tensor.element_size() for tensor in pieces)
+            cleaned = {clean_name(name): parameter for name, parameter in parameters.items()}
+            pieces = ((piece, cleaned.get(piece.parameter)) for pieces in partition.pieces for piece in pieces)
+            sizes = ((piece.numel(p), p) for piece, p in pieces if p is not None)
+            per_snapshot = sum(numel * p.element_size() // (1 + p.is_complex()) for numel, p in sizes)
             where = f"on disk, in {self.snapshots.folder}"
         else:
             per_snapshot = sketch // 2  # float32
@@ -178,11 +193,14 @@ class Recorder:
             self.storage = self.gram.storage = torch.device("cpu")
             where += f" of the host (above {_bytes(ROW_BUDGET)} in all)"
         self.device = device
-        self.gram.to(device)
+        if self.snapshot == "sketch":
+            self.gram.to(device)
         self.paths = [path.to(device) for path in self.paths]
         self.path = None if self.path is None else self.path.to(device)
         self.windows.to(device)
         self._group()
+        self._divide(partition, parameters)
+        self.snapshots.begin(self.ranks.agreed(uuid.uuid4().int >> 68), self.ranks.rank, self.ranks.size)
         what = f"recording {count} blocks, {numel:,} parameters as {self.snapshot} snapshots"
         # The host has a copy of the Gram matrices.
         total = f"{_bytes(rows + grams)} at most in each checkpoint, {_bytes(rows + 2 * grams)} in memory"
@@ -205,6 +223,7 @@ class Recorder:
         Raises:
             ValueError: a parameter has changed its size.
             OSError: a full snapshot could not be written.
+            FloatingPointError: a full snapshot has a non-finite entry, or failed on another rank.
         """
         key = (step, epoch)
         if self.latest_key is not None and key <= self.latest_key:
@@ -212,51 +231,25 @@ class Recorder:
         partition = self._extended(parameters)
         if not partition.blocks:
             return False
-        entries = partition.entries(parameters)
-        new_blocks = len(partition.blocks) - len(self.blocks)
-        file = None
-        if self.snapshot == "full":
-            file, row = self._write(partition, entries, step)
-        else:
-            row = self._sketch(partition, parameters, entries)
-            self._sketched = (step, row)
-        self.gram.update(row)
-        try:
-            self.partition = partition
-            if new_blocks:
-                self._group()
-                if self.snapshot == "full":
-                    self._sketched = None  # of fewer blocks
-            updates = self.gram.local[-1][:, UPDATE, UPDATE].clamp_min(0)  # ‖u_t‖² of each block
-            walked = torch.cat([self._membership @ updates, updates]).sqrt()
-            path = walked if self.path is None else self.path + walked
-        except BaseException:  # short of memory, or interrupted: what is kept has to stay of one length
-            self.gram.keep(range(len(self.gram) - 1))
-            raise
-        self.path = path
-        self.paths.append(path)
-        self.steps.append(step)
-        self.epochs.append(epoch)
-        self.order.append(self.scheduled)
-        if file is not None:
-            self.files.append(file)
-            self.recent_files = [*self.recent_files[-1:], file]
-            self.base_files += [file] * new_blocks
-        self.scheduled += 1
-        self.latest_key = key
-        keep, self.stride = thinned(self.order, self.stride, self.max_snapshots)
-        self._keep(keep)
+        with self._changing():
+            failure = self._record(partition, parameters, key)
+        if failure is not None:  # recorded as non-finite, here as on the other ranks
+            raise failure
         return True
 
     def begin_window(self, parameters: Mapping[str, Tensor], step: int) -> None:
         """Begin a window of consecutive optimizer steps at these parameters."""
-        if row := self._window_row(parameters, step):
-            self.windows.begin(row)
+        self._with_row(parameters, step, self.windows.begin)
 
     def add_to_window(self, parameters: Mapping[str, Tensor], step: int) -> None:
         """Take the parameters after a step into the running window, if there is one."""
-        if self.windows.running and (row := self._window_row(parameters, step)):
-            self.windows.add(row, step)
+        if self.windows.running:
+            self._with_row(parameters, step, partial(self.windows.add, step=step))
+
+    def end_window(self, step: int) -> None:
+        """End the running window, if there is one, after so many optimizer steps."""
+        with self._changing():
+            self.windows.end(step)
 
     def collect(self) -> tuple[Trajectory, list[int]]:
         """The Trajectory so far, and the steps of snapshots that were dropped for being non-finite.
@@ -290,7 +283,8 @@ class Recorder:
             self.clear()
             return trajectory, dropped
         if dropped:
-            self._keep(good)
+            with self._changing():
+                self._keep(good)
         self._mirror, self._collected = mirror, trajectory
         return trajectory, dropped
 
@@ -305,6 +299,8 @@ class Recorder:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything recorded, as tensors and primitives; of full snapshots their index, not the files."""
+        if self._settled is not None:
+            return self._settled.state_dict()
         return {
             "settings": self.settings,
             "blocks": [list(astuple(block)) for block in self.blocks],
@@ -327,12 +323,17 @@ class Recorder:
             "gram": {state: list(getattr(self.gram, state)) for state in GRAM_STATES[self.snapshot]},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken.
+    def load_state_dict(self, state: Mapping[str, Any], parameters: Mapping[str, Tensor] | None = None) -> None:
+        """Go on where ``state_dict`` was taken, on however many ranks that was.
+
+        Args:
+            state: Of any rank: it is the same on all.
+            parameters: By qualified name; what full snapshots need where each rank has a part of them.
 
         Raises:
             ValueError: the settings differ from those of the state; the message says both values.
             FileNotFoundError: a full snapshot is missing.
+            RuntimeError: full snapshots could not be read on another rank.
         """
         for setting, ours in self.settings.items():
             if (theirs := state["settings"].get(setting)) != ours:
@@ -358,11 +359,16 @@ class Recorder:
         self.gram.anchored = state["anchored"]
         self.windows.load_state_dict(state["windows"])
         if self.snapshot == "full":
-            self._map_files(Path(state["folder"]))
+            self._divide(self.partition, parameters or {})
+            self.ranks.all_do(lambda: self._map_files(Path(state["folder"]), parameters or {}))
 
-    def _map_files(self, formerly: Path) -> None:
+    def _map_files(self, formerly: Path, parameters: Mapping[str, Tensor]) -> None:
         names = {*self.files, *self.recent_files, *self.base_files}
-        mapped = {name: self.snapshots.read(name, formerly) for name in names}
+        wanted = None
+        if self.ranks.size > 1:
+            held = self.partition.held(parameters, self._division.shares)
+            wanted = self._held = self._held_shares(self.partition, held)
+        mapped = {name: self.snapshots.read(name, formerly, self.ranks.rank, wanted) for name in names}
         blocks = [block.name for block in self.blocks]
         base = {block: mapped[file][block] for block, file in zip(blocks, self.base_files, strict=True)}
         # A snapshot that is older than a block has its first value.
@@ -375,27 +381,98 @@ class Recorder:
 
     # Inside
 
+    def _record(
+        self, partition: Partition, parameters: Mapping[str, Tensor], key: tuple[int, float]
+    ) -> Exception | None:
+        """Take a snapshot with these blocks; what failed on this rank alone."""
+        step, epoch = key
+        self._divide(partition, parameters)
+        new_blocks = len(partition.blocks) - len(self.blocks)
+        file, failure = None, None
+        if self.snapshot == "full":
+            file = self._record_full(partition, parameters, step)
+        else:
+            row, failure = self._sketch(partition, parameters)
+            self._sketched = (step, row, failure)
+            self.gram.update(row)
+        try:
+            self.partition = partition
+            if new_blocks:
+                self._group()
+                if self.snapshot == "full":
+                    self._sketched = None  # of fewer blocks
+            updates = self.gram.local[-1][:, UPDATE, UPDATE].clamp_min(0)  # ‖u_t‖² of each block
+            walked = torch.cat([self._membership @ updates, updates]).sqrt()
+            path = walked if self.path is None else self.path + walked
+        except BaseException:  # short of memory, or interrupted: what is kept has to stay of one length
+            self.gram.keep(range(len(self.gram) - 1))
+            raise
+        self.path = path
+        self.paths.append(path)
+        self.steps.append(step)
+        self.epochs.append(epoch)
+        self.order.append(self.scheduled)
+        if file is not None:
+            self.files.append(file)
+            self.recent_files = [*self.recent_files[-1:], file]
+            self.base_files += [file] * new_blocks
+        self.scheduled += 1
+        self.latest_key = key
+        keep, self.stride = thinned(self.order, self.stride, self.max_snapshots)
+        self._keep(keep)
+        return failure
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """What is changed meanwhile is not seen by a checkpoint, which a signal may ask for at any moment."""
+        settled = _twin(self)
+        settled.gram, settled.windows = _twin(self.gram), _twin(self.windows)
+        self._settled = settled
+        try:
+            yield
+        finally:
+            self._settled = None
+
     def _extended(self, parameters: Mapping[str, Tensor]) -> Partition:
         return self.partition.extended(parameters, None if self.model is None else self.model())
 
-    def _window_row(self, parameters: Mapping[str, Tensor], step: int) -> list[Tensor]:
-        """Sketches of all blocks after this step, if need be those that a snapshot has just made; none before θ_0."""
+    def _with_row(self, parameters: Mapping[str, Tensor], step: int, take: Callable[[Sequence[Tensor]], None]) -> None:
+        """Take sketches of all blocks after this step, if need be those that a snapshot has just made."""
+        if not self.blocks:  # before θ_0
+            return
         if self._sketched is None or self._sketched[0] != step:
-            entries = self.partition.entries(parameters)
-            if not entries:
-                return []
-            self._sketched = (step, self._sketch(self.partition, parameters, entries))
-        return self._sketched[1]
+            self._divide(self.partition, parameters)
+            self._sketched = (step, *self._sketch(self.partition, parameters))
+        _, row, failure = self._sketched
+        with self._changing():
+            take(row)
+        if failure is not None:
+            raise failure
 
-    def _sketch(
-        self, partition: Partition, parameters: Mapping[str, Tensor], entries: Sequence[Sequence[Tensor]]
-    ) -> list[Tensor]:
+    def _divide(self, partition: Partition, parameters: Mapping[str, Tensor]) -> None:
+        """Find out which entries this rank answers for: of plain parameters all, unless it pays to share them out."""
+        sent = sum(min(block.numel, self.sketch.dim) for block in partition.blocks)
+        numel = sum(block.numel for block in partition.blocks)
+        pays = numel >= DIVIDED[1] and numel >= DIVIDED[0] * sent
+        if self._division.follow(self.ranks, parameters, self.snapshot == "full" or pays):
+            self._frozen = {}  # sketches of other entries
+
+    def _sketch(self, partition: Partition, parameters: Mapping[str, Tensor]) -> tuple[list[Tensor], Exception | None]:
+        """Sketches of all blocks: where they are divided, the sum over ranks, in one piece; and what failed here."""
+        if not self._division.is_shared:
+            return self._own_sketches(partition, parameters), None
+        sizes = [min(block.numel, self.sketch.dim) for block in partition.blocks]
+        row, failure = self.ranks.sum_of(lambda: torch.cat(self._own_sketches(partition, parameters)), sum(sizes))
+        return list(torch.split(row.to(self.device), sizes)), failure
+
+    def _own_sketches(self, partition: Partition, parameters: Mapping[str, Tensor]) -> list[Tensor]:
+        """Sketches of what this rank answers for."""
         originals = {clean_name(name): parameter for name, parameter in parameters.items()}
         row, frozen = [], {}
-        for b, (block, pieces, tensors) in enumerate(zip(partition.blocks, partition.pieces, entries, strict=True)):
-            if not tensors:  # taken out of the model: it moves no more
-                last = self.gram.latest[b]
-                row.append(self.sketch(last, partition.sketch_name(block)) if self.snapshot == "full" else last)
+        held_blocks = partition.held(parameters, self._division.shares)
+        for b, (block, pieces, held) in enumerate(zip(partition.blocks, partition.pieces, held_blocks, strict=True)):
+            if not held:  # taken out of the model: it moves no more
+                row.append(self._resting(b, min(block.numel, self.sketch.dim)))
                 continue
             sources = [originals[piece.parameter] for piece in pieces]
             # Trusted for frozen tensors alone: fused optimizers and .data change values without the counter.
@@ -410,23 +487,74 @@ class Recorder:
                 frozen[block.name] = seen
                 row.append(seen[2])
                 continue
-            if tensors[0].device.type == "mps":
-                tensors = [tensor.cpu() for tensor in tensors]
-            row.append(self.sketch.of_pieces(tensors, partition.sketch_name(block)).to(self.device))
+            row.append(self._sketch_of(partition.sketch_name(block), block.numel, held).to(self.device))
             if resting:
                 frozen[block.name] = ([weakref.ref(source) for source in sources], versions, row[-1])
         self._frozen = frozen
         return row
 
-    def _write(self, partition: Partition, entries: Sequence[Sequence[Tensor]], step: int) -> tuple[str, list[Tensor]]:
-        if not all(bool(torch.isfinite(tensor).all()) for tensors in entries for tensor in tensors):
+    def _sketch_of(self, name: str, numel: int, held: Sequence[Held]) -> Tensor:
+        if held[0].tensor.device.type == "mps":
+            held = [Held(each.tensor.cpu(), each.share) for each in held]
+        if all(each.is_whole for each in held):
+            return self.sketch.of_pieces([each.tensor for each in held], name)
+        begins = accumulate((prod(each.share.shape) for each in held), initial=0)
+        stretches = (
+            (tensor, start + begin, None if index is None else index + begin)
+            for each, begin in zip(held, begins, strict=False)
+            for tensor, start, index in each.stretches()
+        )
+        return self.sketch.of_stretches(stretches, name, numel, held[0].tensor.device)
+
+    def _resting(self, b: int, size: int) -> Tensor:
+        """The last sketch of a block that is no more in the model, from one rank."""
+        last = self.gram.latest if self.snapshot == "sketch" else self.windows.last
+        if b < len(last) and (self.ranks.rank == 0 or not self._division.is_shared):
+            return last[b]
+        return torch.zeros(size, dtype=torch.float64, device=self.device)
+
+    def _record_full(self, partition: Partition, parameters: Mapping[str, Tensor], step: int) -> str:
+        """Write what this rank answers for, and take it in; the snapshot's name."""
+        name = self.snapshots.next_name(step)
+        row: list[Tensor] = []
+
+        def own() -> Tensor:
+            held = partition.held(parameters, self._division.shares)
+            row.extend(self._write(name, partition, held, step))
+            return self.gram.products(row)
+
+        products, failure = self.ranks.sum_of(own, self.gram.products_numel(len(partition.blocks)))
+        if not torch.isfinite(products).all():  # on all ranks
+            self.snapshots.discard(name)
+            said = "has non-finite entries, or failed on another process"
+            raise failure or FloatingPointError(f"the snapshot at step {step} {said}: it is left out.")
+        self.gram.update(row, products)
+        return name
+
+    def _write(self, name: str, partition: Partition, held: Sequence[Sequence[Held]], step: int) -> list[Tensor]:
+        boxes = (view for pieces in held for each in pieces for view, _ in each.boxes())
+        if not all(bool(torch.isfinite(view).all()) for view in boxes):
             raise FloatingPointError(f"the snapshot at step {step} has non-finite entries: it is left out.")
-        whole = {
-            block.name: (_joined(tensors) if tensors else self.gram.latest[b])  # gone from the model: it moves no more
-            for b, (block, tensors) in enumerate(zip(partition.blocks, entries, strict=True))
+        shares = self._held_shares(partition, held)
+        for block, before in self._held.items():
+            if shares[block] != before:
+                raise ValueError(f"the parameters of {block!r} are placed in another way than before.")
+        self._held = shares
+        entries = {
+            # What is gone from the model moves no more.
+            block.name: _joined([each.flat() for each in pieces]) if pieces else self.gram.latest[b][:]
+            for b, (block, pieces) in enumerate(zip(partition.blocks, held, strict=True))
         }
-        name, written = self.snapshots.write(whole, step)
-        return name, [written[block.name] for block in partition.blocks]
+        written = self.snapshots.write(name, entries, self._held)
+        return [written[block.name] for block in partition.blocks]
+
+    def _held_shares(self, partition: Partition, held: Sequence[Sequence[Held]]) -> dict[str, list[Share]]:
+        """Which entries of each block this rank keeps; one that is gone from the model stays where it was."""
+        gone = [Share((0,), ((),))]
+        return {
+            block.name: [each.share for each in pieces] or self._held.get(block.name, gone)
+            for block, pieces in zip(partition.blocks, held, strict=True)
+        }
 
     def _group(self) -> None:
         """Which blocks are added up for the path lengths of ``block_groups``; those of single blocks come last."""
@@ -452,6 +580,15 @@ class Recorder:
         for attribute in ("steps", "epochs", "order", "paths", "files"):
             if values := getattr(self, attribute):
                 setattr(self, attribute, [values[i] for i in indices])
+
+
+def _twin(original: Object) -> Object:
+    """A copy that shares everything but its lists."""
+    twin = object.__new__(type(original))
+    twin.__dict__.update(
+        {name: list(value) if isinstance(value, list) else value for name, value in vars(original).items()}
+    )
+    return twin
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

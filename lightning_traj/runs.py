@@ -17,7 +17,7 @@ from lightning_traj.blocks import Block
 from lightning_traj.hyperparameters import hyperparameters_beside
 from lightning_traj.trajectory import Trajectory
 
-_VERSION = re.compile(r"version_\d+")  # what Lightning's loggers call the folder of a run
+_USUAL = re.compile(r"version_\d+|trajectory")  # what Lightning's loggers call a run's folder, and we its file
 _LISTED = 3  # blocks that a sentence names
 
 
@@ -128,6 +128,7 @@ def load_runs(paths: Sequence[str | PathLike[str]], *, rename: Mapping[str, str]
             raise ValueError(f"rename={rename!r}: no block's name begins with {prefix!r}; there are {some}, ….")
     for run in runs:
         _ = run.blocks  # an error in the renaming is one now
+        _check_rows(run)
     return runs
 
 
@@ -159,17 +160,19 @@ def find_trajectory(path: Path) -> Path:
 def names_of(files: Sequence[Path]) -> list[str]:
     """Short names that tell files apart: one part of their paths where one does, or what they don't all share."""
     parts = [[*file.parts[:-1], file.stem] for file in files]
-    depth = min(map(len, parts))
-    levels = [[some[-1 - level] for some in parts] for level in range(depth)]
-    telling = [level for level in levels if len(set(level)) == len(files)]
     # A number says less than the folder that it is in.
-    for level in sorted(telling, key=lambda level: all(map(_VERSION.fullmatch, level))):
-        return level
+    telling = [[part for part in some if not _USUAL.fullmatch(part)] for some in parts]
+    for some in (telling, parts):
+        for level in zip(*map(reversed, some), strict=False):
+            if len(set(level)) == len(files):
+                return list(level)
+    depth = min(map(len, parts))
     while depth > 1 and len({some[0] for some in parts}) == 1:
         parts, depth = [some[1:] for some in parts], depth - 1
     while depth > 1 and len({some[-1] for some in parts}) == 1:
         parts, depth = [some[:-1] for some in parts], depth - 1
-    return ["/".join(some) for some in parts]
+    names = ["/".join(some) for some in parts]
+    return names if len(set(names)) == len(files) else list(map(str, files))  # they differ in their suffix alone
 
 
 # Whose snapshots can be compared with whose -----------------------------------------------------------------
@@ -235,6 +238,18 @@ def in_words(names: Sequence[str]) -> str:
 
 
 # Inside -----------------------------------------------------------------------------------------------------
+
+
+def _check_rows(run: Run) -> None:
+    trajectory = run.trajectory
+    if trajectory.sketches is None or trajectory.settings["snapshot"] != "sketch":
+        return
+    dim = trajectory.settings["sketch_dim"]
+    expected = (len(trajectory), sum(min(block.numel, dim) for block in trajectory.blocks))
+    if (shape := trajectory.sketches.shape) != expected:
+        raise ValueError(
+            f"path={str(run.path)!r} holds rows of the shape {shape}, not {expected}: it is damaged; leave it out."
+        )
 
 
 def _is_trajectory(file: Path) -> bool:

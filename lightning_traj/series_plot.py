@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Told apart with and without colour vision, from white and from each other: Okabe and Ito's, less yellow and black.
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY, "#7F3C8D")
-MARKERS = "os^DvPX*"
+MARKERS = "os^Dv<ph"
 STYLES = ("-", "--", ":")  # past eight runs
 
 # What is drawn over time, and a value of it that means something.
@@ -40,7 +40,7 @@ DRAWN: Mapping[str, float | None] = {
 }
 _REFERENCES = {"update_angle": "random walk", "oscillation_cosine": "neither on nor back"}
 _LEFT, _FOOT, _HIGH, _WIDE, _HEAD = 0.72, 0.5, 1.9, 3.1, 0.8  # inches
-_LETTER, _LINE = 0.072, 0.14  # inches: of a label of 8.5 points
+_LETTER, _LINE = 0.072, 0.16  # inches: of a label of 8.5 points
 
 
 class Timeline:
@@ -89,7 +89,7 @@ def series(timelines: Mapping[str, Timeline], measure: str) -> Figure:
     high = max(_HIGH, _LINE * 1.1 * len(labels))
     about = MEASURES[measure]
     width, height = _LEFT + _WIDE + room, _FOOT + high + _HEAD
-    figure = new_figure(width, height, measure, " ")
+    figure = new_figure(width, height, measure)
     figure.text(
         0.1 / width, 1 - 0.38 / height, fill(about.meaning, int(width / 0.068)), fontsize=8.5, color=GREY, va="top"
     )
@@ -178,17 +178,19 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, str, float, float]]) -> Non
     order = sorted(ends, key=lambda end: end[3])
     places = _spread([(end[3] - low) / (high - low) for end in order], gap)
     for (name, colour, x, y), place in zip(order, places, strict=True):
-        axes.annotate(
-            name,
-            xy=(x, y),
-            xytext=(1 + 0.16 / width, place),
-            textcoords="axes fraction",
-            fontsize=8.5,
-            color=colour,
-            va="center",
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 1, "alpha": 0.6},
-        )
+        side = (1 + 0.16 / width, place)
+        axes.text(*side, name, fontsize=8.5, color=colour, va="center", transform=axes.transAxes)
+        if x < axes.get_xlim()[1] - 0.05 * np.ptp(axes.get_xlim()):
+            continue  # a line over half of the chart would be taken for the run's
+        line: dict[str, Any] = {
+            "arrowstyle": "-",
+            "color": colour,
+            "linewidth": 0.5,
+            "shrinkA": 1,
+            "shrinkB": 1,
+            "alpha": 0.6,
+        }
+        axes.annotate("", (x, y), side, textcoords="axes fraction", annotation_clip=False, arrowprops=line)
 
 
 def _spread(places: Sequence[float], gap: float) -> list[float]:

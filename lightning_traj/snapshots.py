@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_traj.files import replace_atomically
+from lightning_traj.shards import Share, overlaps, whole
+
+Shares = Mapping[str, Sequence[Share]]  # of each block: what is there of each of its tensors
 
 
 class SnapshotFiles:
-    """A folder of full snapshots, one file each: the real entries of every block, by block name, in their own dtype.
+    """A folder of full snapshots: the real entries of every block, by block name, in their own dtype.
 
-    A file is never changed or deleted, since an older checkpoint may still refer to it. Names are unique over
-    processes: a run that is resumed twice from one checkpoint doesn't overwrite its sibling's files.
+    Each process writes a file of its own with the entries that it answers for, and which these are. A snapshot goes by
+    the name of rank 0's file. A file is never changed, and never deleted once it is part of a snapshot, since an
+    older checkpoint may still refer to it. Names are unique over runs: one that is resumed twice from one checkpoint
+    doesn't overwrite its sibling's files.
 
     Args:
         folder: Where snapshots are written, and first looked for.
@@ -24,10 +34,23 @@ class SnapshotFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.run_id = uuid.uuid4().hex[:12]
+        self.run_id = ""
+        self.rank, self.size = 0, 1
+        self.begin(uuid.uuid4().int)
 
-    def write(self, entries: Mapping[str, Tensor], step: int) -> tuple[str, dict[str, Tensor]]:
-        """Write a snapshot; return its file's name, and its blocks as they lie in the file, 1-D each.
+    def begin(self, number: int, rank: int = 0, size: int = 1) -> None:
+        """Begin a run: with a random number that its processes have in common, as this one of so many."""
+        self.run_id = f"{number:x}"[:12]
+        self.rank, self.size = rank, size
+        self._named = 0
+
+    def next_name(self, step: int) -> str:
+        """Name of the next snapshot: the same on all ranks."""
+        self._named += 1
+        return f"{self.run_id}-{self._named:06d}-step{step:09d}.safetensors"
+
+    def write(self, name: str, entries: Mapping[str, Tensor], shares: Shares) -> dict[str, Tensor]:
+        """Write what this process has of a snapshot; return its blocks as they lie in the file, 1-D each.
 
         Raises:
             OSError: the file could not be written; nothing is left behind.
@@ -35,37 +58,127 @@ class SnapshotFiles:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        name = f"{self.run_id}-{uuid.uuid4().hex[:6]}-step{step:09d}.safetensors"
         flat = {block: tensor.reshape(-1).cpu().contiguous() for block, tensor in entries.items()}
+        path = self.folder / _of_rank(name, self.rank)
+        held = {block: [[share.shape, share.runs] for share in shares[block]] for block in flat}
         try:
-            with replace_atomically(self.folder / name) as temporary:
-                save_file(flat, temporary, metadata={"step": str(step)})
+            with replace_atomically(path) as temporary:
+                save_file(flat, temporary, metadata={"processes": str(self.size), "held": json.dumps(held)})
         except SafetensorError as error:  # what a full disk is called there
-            raise OSError(f"cannot write the snapshot {self.folder / name}: {error}") from error
-        return name, _mapped(self.folder / name)
+            raise OSError(f"cannot write the snapshot {path}: {error}") from error
+        return _File(path).blocks
 
-    def read(self, name: str, formerly: Path) -> dict[str, Tensor]:
-        """The blocks of a snapshot as they lie in its file, 1-D each: mapped, and read when they are used.
+    def discard(self, name: str) -> None:
+        """Delete what this process wrote of a snapshot that others could not write theirs of."""
+        (self.folder / _of_rank(name, self.rank)).unlink(missing_ok=True)
+
+    def read(self, name: str, formerly: Path, rank: int = 0, wanted: Shares | None = None) -> dict[str, Any]:
+        """The blocks of a snapshot, 1-D each: mapped, and read when they are used.
 
         Args:
-            name: As ``write`` returned it.
+            name: Of the snapshot.
             formerly: The folder where it was written: looked in after ``folder``.
+            rank: Of this process, whose own file comes first.
+            wanted: Which entries, whichever process wrote them; default: all.
 
         Raises:
-            FileNotFoundError: the snapshot is in neither folder.
+            FileNotFoundError: the snapshot is in neither folder, or a part of it is missing.
         """
+        first = self._find(name, formerly)
+        files = {0: first}
+
+        def file(of: int) -> _File:
+            if of not in files:
+                files[of] = self._find(_of_rank(name, of), formerly)
+            return files[of]
+
+        own = file(rank) if rank < first.processes else first
+        found: dict[str, Any] = {}
+        for block in first.blocks:
+            shares = wanted[block] if wanted else [whole(share.shape) for share in first.shares[block]]
+            if own.shares[block] == list(shares):
+                found[block] = own.blocks[block]
+            else:
+                found[block] = _gathered(shares, block, [file(of) for of in range(first.processes)])
+        return found
+
+    def _find(self, name: str, formerly: Path) -> _File:
         for folder in (self.folder, formerly):
             if (folder / name).is_file():
-                return _mapped(folder / name)
+                return _File(folder / name)
         raise FileNotFoundError(
             f"the full snapshot {name} of the trajectory in the checkpoint is neither in {self.folder} nor in "
             f"{formerly}: pass the dirpath under which the run that wrote it keeps its folder of snapshots."
         )
 
 
-def _mapped(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file as views of the mapped file: read when used, and only what is used."""
-    from safetensors import safe_open
+class Spread:
+    """Entries that lie in several files, or in pieces, as if they were one 1-D tensor: gathered as they are asked for.
 
-    with safe_open(path, framework="pt") as file:
-        return {name: torch.as_tensor(file.get_tensor(name)) for name in list(file.keys())}
+    Args:
+        stretches: int64 [stretches, 4], ascending: where each begins, which source has it and where, its length.
+        sources: 1-D tensors.
+    """
+
+    def __init__(self, stretches: NDArray[np.int64], sources: Sequence[Tensor]) -> None:
+        self.stretches, self.sources = stretches, sources
+        self.device, self.dtype = sources[0].device, sources[0].dtype
+
+    def numel(self) -> int:
+        """Entries."""
+        return int(self.stretches[:, 3].sum())
+
+    def __getitem__(self, chunk: slice) -> Tensor:
+        """A slice without steps, as a tensor of its own."""
+        first, last, _ = chunk.indices(self.numel())
+        at = np.searchsorted(self.stretches[:, 0], first, side="right") - 1
+        pieces = [torch.empty(0, dtype=self.dtype)]
+        while first < last:
+            start, source, begin, length = self.stretches[at].tolist()
+            stop = min(last, start + length)
+            pieces.append(self.sources[source][begin + first - start : begin + stop - start])
+            first, at = stop, at + 1
+        return torch.cat(pieces)
+
+
+class _File:
+    """One process's file of a snapshot, its blocks views of the mapped file: read when used, and only what is used."""
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            self.blocks = {name: torch.as_tensor(file.get_tensor(name)) for name in list(file.keys())}
+            metadata = file.metadata()
+        self.processes = int(metadata["processes"])
+        self.shares = {
+            block: [
+                Share(tuple(shape), tuple(tuple((a, b, c) for a, b, c in along) for along in runs))
+                for shape, runs in shares
+            ]
+            for block, shares in json.loads(metadata["held"]).items()
+        }
+
+
+def _of_rank(name: str, rank: int) -> str:
+    return name if rank == 0 else f"{name.removesuffix('.safetensors')}.{rank}.safetensors"
+
+
+def _gathered(wanted: Sequence[Share], block: str, files: Sequence[_File]) -> Any:
+    """The wanted entries of a block, wherever they lie."""
+    tables = [np.zeros((0, 4), dtype=np.int64)]
+    sources: list[Tensor] = []
+    for file in files:
+        common = overlaps(wanted, file.shares[block])
+        if len(common):
+            tables.append(np.insert(common, 1, len(sources), axis=1))
+            sources.append(file.blocks[block])
+    stretches = np.concatenate(tables)
+    stretches = stretches[np.argsort(stretches[:, 0])]
+    numel = sum(prod(share.sizes) for share in wanted)
+    begins = np.cumsum(stretches[:, 3]) - stretches[:, 3]
+    if stretches[:, 3].sum() != numel or (begins != stretches[:, 0]).any():
+        raise ValueError(f"a full snapshot has other entries of {block!r} than the model: resume with the same model.")
+    if not numel:
+        return files[0].blocks[block][:0]
+    return Spread(stretches, sources)

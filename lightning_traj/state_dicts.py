@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_traj.blocks import block_entries, clean_name
+from lightning_traj.blocks import clean_name, has_entries
 from lightning_traj.findings import changed_shapes, tied
 from lightning_traj.formats import Checkpoint
 from lightning_traj.partition import root_of
@@ -55,7 +55,7 @@ def parameters_of(
     left_out |= {name for name, tensor in tensors.items() if str(tensor.dtype).startswith("torch.float4")}
     counts = Counter(name.rpartition(".")[2] for name in tensors if name in left_out)
     kinds = ", ".join(f"{count} {name}" for name, count in counts.most_common())
-    names = [name for name in tensors if name not in left_out and block_entries(tensors[name]) is not None]
+    names = [name for name in tensors if name not in left_out and has_entries(tensors[name])]
     changed = changed_shapes(checkpoints, names)
     _check_shapes(type(model).__name__, parameters, {name: tensors[name] for name in names if name not in changed})
     twice = tied(checkpoints, [name for name in names if name not in changed])

@@ -26,13 +26,14 @@ from lightning_traj.blocks import flat_range
 from lightning_traj.formats import Checkpoint
 from lightning_traj.gram import DISPLACEMENT, PREVIOUS_UPDATE, THETA, UPDATE
 from lightning_traj.partition import Piece
+from lightning_traj.shards import whole
 
 Array = NDArray[np.float64]
 Advance = Callable[[int], None]  # is told how many entries have been taken in
 
 STRETCH = 2**20  # entries of all checkpoints that are taken in at once: 8 MiB in float64, which a cache holds
 LEAST = 2**10  # of one checkpoint, however many there are
-MAPPED = 2**29  # bytes of files that are mapped at once
+MAPPED = 2**28  # bytes of files that are mapped at once
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,7 @@ class Reader:
         """The real entries of a block, flat, at most so many at once, of each of these checkpoints, which have it."""
         for piece in pieces:
             shapes = [self.checkpoints[t].shapes[piece.parameter] for t in among]
-            whole = piece.entries(shapes[0])
-            assert whole is not None  # a block is made of nothing else
-            size = whole.numel()
+            size = _entries(piece, shapes[0]).numel()
             width = sum(shape.element_size() for shape in shapes)  # of an entry, in all of them
             span = max(length, MAPPED // width)
             for first in range(0, size, span):
@@ -97,10 +96,10 @@ class Reader:
                 if self._mapped + width * (last - first) > MAPPED:
                     self.release()
                 self._mapped += width * (last - first)
-                tensors = [piece.entries(self.checkpoints[t].read(piece.parameter)) for t in among]
+                tensors = [_entries(piece, self.checkpoints[t].read(piece.parameter)) for t in among]
                 for start in range(first, last, length):
                     stop = min(start + length, last)
-                    yield [flat_range(tensor, start, stop) for tensor in tensors if tensor is not None]
+                    yield [flat_range(tensor, start, stop) for tensor in tensors]
                 del tensors  # or they would keep their files mapped
 
     def release(self) -> None:
@@ -179,6 +178,11 @@ def local_grams(gram: Array) -> Array:
         vectors[t, PREVIOUS_UPDATE, max(t - 1, 0)] = float(t > 1)
     local: Array = vectors @ gram @ vectors.swapaxes(1, 2)
     return local
+
+
+def _entries(piece: Piece, tensor: Tensor) -> Tensor:
+    """The real entries of a piece of a parameter that is there as a whole: a view."""
+    return piece.held(tensor, whole(tensor.shape)).tensor
 
 
 def _update_gram(pieces: Sequence[Piece], reader: Reader, among: Sequence[int], advance: Advance) -> Array:

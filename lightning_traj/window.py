@@ -47,6 +47,11 @@ class StepWindows:
         return bool(self._rows)
 
     @property
+    def last(self) -> list[Tensor]:
+        """What the running window took in last; empty where none runs."""
+        return self._rows[1] if self._rows else []
+
+    @property
     def latest(self) -> int:
         """Optimizer steps taken when the newest window ended; 0 before."""
         return self.steps[-1] if self.steps else 0

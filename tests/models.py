@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_traj import EveryNSteps, TrajectoryCallback
-from lightning_traj.blocks import block_entries, clean_name
+from lightning_traj.blocks import clean_name, has_entries, real_entries
 
 INPUTS, CLASSES, BATCH, BATCHES = 6, 3, 8, 4  # an epoch has 4 batches
 
@@ -110,8 +110,8 @@ class Witness(pl.Callback):
         self.snapshots: list[dict[str, Tensor]] = []
 
     def take(self, trainer: Any, module: Any) -> None:
-        entries = {clean_name(name): block_entries(p) for name, p in module.named_parameters()}
-        snapshot = {name: tensor.double().flatten() for name, tensor in entries.items() if tensor is not None}
+        entries = {clean_name(n): real_entries(p) for n, p in module.named_parameters() if has_entries(p)}
+        snapshot = {name: tensor.double().flatten() for name, tensor in entries.items()}
         self.snapshots.append({name: tensor.clone() for name, tensor in snapshot.items()})
 
     on_train_epoch_end = take

@@ -7,12 +7,14 @@ import math
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 
 from conftest import ROOT
 
-NAMES = ("_setting", "blocks", "full_row", "measures", "memory", "sketch", "training", "windows")
+NAMES = ("_setting", "blocks", "checkpoints", "full_row", "measures", "memory", "sketch", "training", "windows")
 
 
 @pytest.fixture
@@ -66,6 +68,23 @@ def test_blocks(benchmark: dict[str, ModuleType]) -> None:
     blocks.check(values)
     with pytest.raises(AssertionError, match="and is"):
         blocks.check(values, sigmas=0.0)
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is read where Linux keeps it"
+)
+def test_checkpoints(
+    benchmark: dict[str, ModuleType], one_thread: None, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    checkpoints = benchmark["checkpoints"]
+    shapes = {"weight": (300, 20), "bias": (20,)}
+    assert checkpoints.speed(shapes, count=3, repeats=1) > 1
+    assert checkpoints.memory(shapes, count=6, files=3) > 0
+    assert checkpoints.script(shapes, count=4, copies=2) is not None
+    assert "cosines agree to" in capsys.readouterr().out
+    monkeypatch.setattr(checkpoints, "naive", lambda paths: np.ones((4, 4)))
+    with pytest.raises(AssertionError, match="cosines differ"):
+        checkpoints.script(shapes, count=4, copies=2)
 
 
 def test_measures(benchmark: dict[str, ModuleType]) -> None:

@@ -8,13 +8,14 @@ import torch
 from lightning_traj.blocks import (
     Block,
     attention_layers,
-    block_entries,
     block_groups,
     block_units,
     check_patterns,
     clean_name,
     group_blocks,
+    has_entries,
     is_wanted,
+    real_entries,
     select_blocks,
 )
 
@@ -48,18 +49,19 @@ def test_names_are_free_of_wrappers(name, clean):
 
 def test_entries_of_a_parameter():
     weight = torch.nn.Parameter(torch.ones(2, 3, dtype=torch.bfloat16))
-    entries = block_entries(weight)
+    entries = real_entries(weight)
     assert entries.data_ptr() == weight.data_ptr()  # no copy
     assert not entries.requires_grad
-    assert block_entries(torch.tensor(2.0)).shape == ()
+    assert real_entries(torch.tensor(2.0)).shape == ()
+    assert has_entries(weight)
     for none in (torch.arange(3), torch.ones(2, dtype=torch.bool), torch.ones(0, 3), torch.nn.UninitializedParameter()):
-        assert block_entries(none) is None
+        assert not has_entries(none)
 
 
 def test_complex_entries_are_pairs_of_reals():
     tensor = torch.tensor([1 + 2j, 3 - 4j])
-    assert block_entries(tensor).tolist() == [[1, 2], [3, -4]]
-    assert block_entries(tensor.conj()).tolist() == [[1, -2], [3, 4]]
+    assert real_entries(tensor).tolist() == [[1, 2], [3, -4]]
+    assert real_entries(tensor.conj()).tolist() == [[1, -2], [3, 4]]
 
 
 @pytest.mark.parametrize(

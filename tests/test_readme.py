@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import inspect
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from conftest import ROOT
 from lightning_traj import EveryNEpochs, FusedLayout, Trajectory, TrajectoryCallback
 from lightning_traj.table import MEASURES
 
 README = (ROOT / "README.md").read_text()
-SCRIPT, ARGUMENTS, DECLARED, AFTERWARDS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def example(words):
+    """The one example that has these words in it."""
+    (found,) = (code for code in EXAMPLES if words in code)
+    return found
+
+
+SCRIPT = example("class Classifier")
+AFTERWARDS = example("Trajectory.load(")
 
 
 def row(name):
@@ -60,8 +73,28 @@ def test_lines_on_a_trajectory_run(run, monkeypatch):
     assert len((run[0] / "trajectory.csv").read_text().splitlines()) == 32
 
 
+def test_lines_that_compare_runs_run(run, monkeypatch):
+    monkeypatch.chdir(run[0])
+    shutil.copytree("lightning_logs/version_0", "lightning_logs/version_1")
+    names: dict[str, object] = {}
+    exec(example("joint_gram(runs)"), names)
+    assert names["joint_gram"](names["runs"]).map() == pytest.approx(np.tile(names["runs"][0].trajectory.map(), (2, 2)))
+    assert {path.name for path in Path("comparison").iterdir()} >= {"comparison.html", "comparison.csv", "tensorboard"}
+
+
+def test_lines_on_checkpoints_run(walk, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "lightning_logs" / "version_0" / "checkpoints"
+    folder.mkdir(parents=True)
+    for step, snapshot in enumerate(walk({"net.weight": (3, 4)}, 4)):
+        torch.save({"state_dict": snapshot, "global_step": step}, folder / f"{step}.ckpt")
+    names: dict[str, object] = {}
+    exec(example("from_checkpoints("), names)
+    assert len(names["trajectory"]) == 4
+
+
 def test_arguments_are_the_defaults():
-    shown = eval(ARGUMENTS, {"TrajectoryCallback": dict, "EveryNEpochs": EveryNEpochs})
+    shown = eval(example("sketch_dim=2048,"), {"TrajectoryCallback": dict, "EveryNEpochs": EveryNEpochs})
     parameters = inspect.signature(TrajectoryCallback).parameters.values()
     defaults = {parameter.name: parameter.default for parameter in parameters}
     assert shown == defaults
@@ -69,7 +102,7 @@ def test_arguments_are_the_defaults():
 
 def test_declaration_in_a_line():
     names = {"TrajectoryCallback": TrajectoryCallback, "FusedLayout": FusedLayout}
-    assert isinstance(eval(DECLARED, names), TrajectoryCallback)
+    assert isinstance(eval(example("TrajectoryCallback(fused="), names), TrajectoryCallback)
 
 
 def test_table_of_tags_is_that_of_the_code():

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_traj import Trajectory, from_checkpoints
 from recipes.resnet.data import ImageData, cifar10, mnist, random_crop, random_flip, stratified_order
 from recipes.resnet.model import ImageClassifier, ResNet
 
@@ -175,6 +176,34 @@ def test_the_demo_trains_and_leaves_its_pictures(tmp_path: Path, monkeypatch: py
     assert list(run.glob("events.out.tfevents.*"))
     for picture in ("map", "overview"):
         assert (run / f"traj-{picture}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_checkpoints_of_the_recipe_say_what_its_callback_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cifar10(tmp_path)
+    settings = {
+        "trainer.logger.init_args.save_dir": tmp_path,
+        "trainer.accelerator": "cpu",
+        "trainer.max_epochs": 3,
+        "trainer.limit_val_batches": 1,
+        "trainer.log_every_n_steps": 1,
+        "model.depth": 8,
+        "model.width": 2,
+        "data.data_path": tmp_path,
+        "data.batch_size": 20,
+        "data.train_images": 60,
+    }
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    checkpoints = DEMO.with_name("checkpoints.yaml")
+    monkeypatch.setattr(sys, "argv", ["train.py", "fit", f"--config={DEMO}", f"--config={checkpoints}", *flags])
+    runpy.run_module("recipes.resnet.train", run_name="__main__")
+    (run,) = tmp_path.glob("*/version_0")
+    online, offline = Trajectory.load(run / "trajectory.safetensors"), from_checkpoints(run)
+    assert offline.steps.tolist() == online.steps.tolist() == [0, 3, 6, 9]
+    assert offline.epochs.tolist() == online.epochs.tolist() == [0, 1, 2, 3]
+    assert offline.blocks == online.blocks  # BatchNorm's statistics are not among them
+    np.testing.assert_allclose(offline.gram(), online.gram(), rtol=1e-10)
+    summary = {name: value for name, value in online.summary().items() if not name.startswith("oscillation")}
+    assert {name: offline.summary()[name] for name in summary} == pytest.approx(summary, rel=1e-10)
 
 
 @pytest.mark.parametrize("schedule", ["steps", "cosine"])

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from lightning_traj import sketch as sketch_module
-from lightning_traj.sketch import MIN_GROUP, MIN_ROW_LENGTH, CountSketch
+from lightning_traj.sketch import CHUNK, MIN_BUCKETS, MIN_GROUP, CountSketch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 DIM = 512
-LONG = 3 * MIN_ROW_LENGTH + 1234  # four rows of stage one, the last one short
+LONG = CHUNK + 50_001  # two chunks of many rows, the last one short
 
-# Entries of a block: kept whole, up to exactly dim; stage two alone, up to exactly one row; two rows, and several.
-NUMELS = [1, 100, DIM, DIM + 1, 40_001, MIN_ROW_LENGTH, MIN_ROW_LENGTH + 1, LONG]
+# Entries of a block: kept whole, up to exactly dim; one row of stage one; two and several rows; two chunks.
+NUMELS = [1, 100, DIM, DIM + 1, MIN_BUCKETS // 2, MIN_BUCKETS, 40_001, LONG]
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +75,12 @@ def test_short_blocks_are_kept_whole(sketch, numel):
 # The hash is part of the file format: sketches of today have to be comparable with those of any later release and
 # of any platform. These are integers, exact in float64; a change of them is a new format.
 GOLDEN = {
-    (4, 0, 70_000): [-2726.0, -6117.0, -4326.0, 1686.0],
-    (4, 123, 70_000): [-6147.0, 3152.0, -1561.0, -157.0],
-    (4, 0, 1000): [-107.0, -257.0, -409.0, 786.0],
-    (3, 0, 200_000): [-19232.0, -532.0, 2104.0],
-    (5000, 2**40, 200_000): [-167.0, -186.0, 38.0, 188.0],
+    (4, 0, 70_000): [105.0, 5668.0, -2845.0, 1211.0],
+    (4, 123, 70_000): [-491.0, -601.0, 2132.0, -2729.0],
+    (4, 0, 300_000): [16153.0, 12384.0, 10506.0, -720.0],
+    (4, 0, 1000): [-808.0, 340.0, -173.0, 190.0],
+    (3, 0, 200_000): [18612.0, 5161.0, 5937.0],
+    (5000, 2**40, 200_000): [207.0, -393.0, 90.0, -122.0],
 }
 
 
@@ -129,9 +130,9 @@ def test_scalars_and_empty_tensors(sketch):
 @pytest.mark.parametrize("dim", [1, 3, 100, 1000, 2048, 5000, 70_000])
 def test_dimensions_need_not_be_powers_of_two(dim):
     sketch = CountSketch(dim)
-    assert sketch.row_length % dim == 0
-    assert sketch.row_length >= max(MIN_ROW_LENGTH, MIN_GROUP * dim)
-    for numel in (dim, dim + 1, 3 * dim + 7, sketch.row_length + 5):
+    assert sketch.buckets % dim == 0
+    assert sketch.buckets >= max(MIN_BUCKETS, MIN_GROUP * dim)
+    for numel in (dim, dim + 1, 3 * dim + 7, 2 * sketch.buckets + 5, sketch.chunk + 5):
         a, b = gaussian(numel), gaussian(numel, seed=1)
         result = sketch(a, "w")
         assert result.shape == (dim,)
@@ -178,9 +179,13 @@ def test_entries_by_index_may_come_in_any_order_and_twice(sketch):
 # Statistics over seeds
 
 SEEDS = 200
-# Dimension and row length: groups of stage two of 256 entries, and of 16, the smallest there are; and many rows.
-SIZES = {"usual": (256, MIN_ROW_LENGTH), "smallest groups": (4096, MIN_ROW_LENGTH), "many rows": (256, 4096)}
-SHAPES = {"below the row length": (200, 150), "above the row length": (600, 400)}
+# Dimension, buckets and chunk: groups of stage two of 32 buckets, and of 4, the smallest there are; and many chunks.
+SIZES = {
+    "usual": (256, MIN_BUCKETS, CHUNK),
+    "smallest groups": (2048, MIN_BUCKETS, CHUNK),
+    "many chunks": (512, 2048, 4 * 2048),
+}
+SHAPES = {"one row": (70, 80), "many rows": (600, 400)}
 
 
 def of_low_rank(shape, rng):
@@ -194,6 +199,16 @@ def sparse(shape, rng):
     return a
 
 
+def columns(stride, width):
+    """A few neighbouring columns of a matrix, in C order: outliers in one feature, or one head of attention."""
+
+    def make(shape, rng):
+        a = rng.standard_normal(math.prod(shape))
+        return np.where((np.arange(a.size) + rng.integers(width)) % stride < width, a, 0)
+
+    return make
+
+
 INPUTS = {
     "Gaussian": lambda shape, rng: rng.standard_normal(shape),
     "constant": lambda shape, rng: np.full(shape, rng.uniform(1, 2)),
@@ -202,6 +217,9 @@ INPUTS = {
     "period of a power of two": lambda shape, rng: (np.arange(math.prod(shape)) % 4096 < 5) + rng.uniform(0, 1),
     "sparse": sparse,
     "heavy-tailed": lambda shape, rng: rng.standard_t(2.2, shape),
+    "4 columns of 300": columns(300, 4),
+    "16 columns of 1024": columns(1024, 16),
+    "64 columns of 768": columns(768, 64),
 }
 
 
@@ -217,12 +235,13 @@ def estimates(request):
     """Estimates of |a|², ⟨a, b⟩ of every input over seeds, [SEEDS, 2]; exact values; stated standard errors."""
     cases = {(name, size): pair(make, SHAPES[size]) for name, make in INPUTS.items() for size in SHAPES}
     found = {case: np.empty((SEEDS, 2)) for case in cases}
-    dim, row_length = SIZES[request.param]
+    dim, buckets, chunk = SIZES[request.param]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sketch_module, "MIN_ROW_LENGTH", row_length)
+        patched.setattr(sketch_module, "MIN_BUCKETS", buckets)
+        patched.setattr(sketch_module, "CHUNK", chunk)
         for seed in range(SEEDS):
             sketch = CountSketch(dim, seed)
-            assert sketch.row_length == row_length
+            assert (sketch.buckets, sketch.chunk) == (buckets, chunk)
             for case, (a, b) in cases.items():
                 sa, sb = sketch(a, "layer.weight"), sketch(b, "layer.weight")
                 found[case][seed] = float(sa @ sa), float(sa @ sb)
@@ -246,6 +265,18 @@ def test_inner_products_are_unbiased_with_the_stated_variance(name, size, estima
     assert (ratio < 1 + 4 / math.sqrt(2 * SEEDS)).all(), ratio
     # An error far below what is stated would make the intervals meaningless, too.
     assert (ratio > 0.75).all(), ratio
+
+
+@pytest.mark.parametrize("numel", [5000, 30_000])  # one row of stage one, and several: each stage by itself
+def test_errors_of_blocks_with_like_contents_are_independent(numel):
+    blocks, dim = 48, 2048
+    a = torch.ones(numel)
+    errors = np.empty(100)
+    for seed in range(len(errors)):
+        sketch = CountSketch(dim, seed)
+        errors[seed] = sum(float(sketch(a, f"norm.{b}").square().sum()) / numel - 1 for b in range(blocks))
+    # A chi distribution of 100 values, to four of its deviations; errors all alike would give √48 = 7.
+    assert 0.6 < errors.std() / math.sqrt(blocks * 2 / dim) < 1.29
 
 
 # Bad input

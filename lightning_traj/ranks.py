@@ -1,0 +1,157 @@
+"""The processes that train together: what each of them answers for, and the one sum over all of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_traj.blocks import has_entries
+from lightning_traj.shards import Share, held_share, is_sharded
+
+
+class Ranks:
+    """The processes among which parameters are sharded or repeated.
+
+    Args:
+        rank: Which one this is.
+        size: How many there are.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+
+    @staticmethod
+    def of_world() -> Ranks:
+        """Those of torch.distributed's default group; one alone where it is not initialised."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return Ranks()
+        return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all ranks, in place and the same on each of them. All of them have to call it."""
+        if self.size > 1:
+            # NCCL takes tensors on a GPU only, and what belongs to files is on the host.
+            on_gpu = torch.distributed.get_backend() == "nccl" and not values.is_cuda
+            summed = values.cuda() if on_gpu else values
+            torch.distributed.all_reduce(summed)
+            if on_gpu:
+                values.copy_(summed)
+        return values
+
+    def sum_of(self, own: Callable[[], Tensor], numel: int) -> tuple[Tensor, Exception | None]:
+        """The sum over all ranks of what ``own`` gives on each.
+
+        Where it fails on one of them, the sum is NaN on all: nobody waits for it, or takes the others' for all there
+        is. A rank that is alone raises.
+
+        Args:
+            own: What this rank adds, 1-D and float64.
+            numel: Its length.
+
+        Returns:
+            The sum, and what failed on this rank.
+        """
+        if self.size == 1:
+            return own(), None
+        failure: Exception | None = None
+        try:
+            values = own()
+        except Exception as error:
+            failure = error
+            values = torch.full((numel,), torch.nan, dtype=torch.float64)
+        return self.sum(values), failure
+
+    def all_do(self, do: Callable[[], None]) -> None:
+        """Call ``do`` on all ranks; what one of them raises, all raise.
+
+        Raises:
+            RuntimeError: it failed on another rank alone.
+        """
+        failure: Exception | None = None
+        try:
+            do()
+        except Exception as error:
+            failure = error
+        failed = int(self.sum(torch.tensor([float(failure is not None)], dtype=torch.float64)))
+        if failure is not None:
+            raise failure
+        if failed:
+            raise RuntimeError(f"this failed on {failed} of {self.size} processes, whose messages say why.")
+
+    def agreed(self, number: int) -> int:
+        """Rank 0's number, below 2⁶², on all ranks."""
+        return int(self.sum(torch.tensor([0 if self.rank else number])))
+
+    def shares(self, parameters: Mapping[str, Tensor]) -> dict[str, Share]:
+        """What this rank answers for: every entry of every parameter has exactly one rank that does.
+
+        Ranks that hold the same entries (replicas; all ranks where a parameter is a plain tensor) share them out: of
+        these entries, parameter after parameter, each has one stretch. All ranks have to call it.
+        """
+        held = {name: held_share(name, parameter) for name, parameter in parameters.items()}
+        if self.size == 1:
+            return held
+        marks = torch.zeros(self.size, len(held), dtype=torch.int64)
+        marks[self.rank] = torch.tensor([_mark(share) for share in held.values()])
+        same = self.sum(marks) == marks[self.rank]  # [ranks, parameters]
+        replicas: dict[tuple[int, ...], list[str]] = {}
+        for name, holders in zip(held, same.T.tolist(), strict=True):
+            replicas.setdefault(tuple(rank for rank, is_one in enumerate(holders) if is_one), []).append(name)
+        shares = {}
+        for ranks, names in replicas.items():
+            begins = list(accumulate((held[name].numel for name in names), initial=0))
+            at, total = ranks.index(self.rank), begins[-1]
+            first, last = (total * i // len(ranks) for i in (at, at + 1))
+            for name, begin in zip(names, begins, strict=False):
+                shares[name] = held[name].between(first - begin, last - begin)
+        return {name: shares[name] for name in held}
+
+
+class Division:
+    """Which entries of which parameters this rank answers for, as long as these stay where they are.
+
+    Attributes:
+        is_shared: Whether they are but a part of all: what is made of them has to be summed over ranks.
+        shares: By parameter.
+    """
+
+    def __init__(self) -> None:
+        self.is_shared = False
+        self.shares: dict[str, Share] = {}
+        self._placed: dict[str, tuple[Any, ...]] = {}
+
+    def follow(self, ranks: Ranks, parameters: Mapping[str, Tensor], share_out: bool) -> bool:
+        """Bring it up to date. What is known, and has not moved, stays with whom it is. All ranks have to call it.
+
+        Args:
+            ranks: Among whom.
+            parameters: By name.
+            share_out: Whether each is to answer for a part of plain parameters too; they are, where others are sharded.
+
+        Returns:
+            Whether something is new.
+        """
+        counted = {name: parameter for name, parameter in parameters.items() if has_entries(parameter)}
+        placed = {name: (p.shape, getattr(p, "placements", None)) for name, p in counted.items()}
+        new = [name for name, place in placed.items() if self._placed.get(name) != place]
+        if not new:
+            return False
+        is_shared = ranks.size > 1 and (share_out or any(is_sharded(parameter) for parameter in counted.values()))
+        if is_shared != self.is_shared:
+            new = list(placed)
+        shares = (ranks if is_shared else Ranks()).shares({name: counted[name] for name in new})
+        self.is_shared = is_shared
+        self.shares |= shares
+        self._placed |= placed
+        return True
+
+
+def _mark(share: Share) -> int:
+    """A number that tells shares of a parameter from one another, the same in every process."""
+    digest = hashlib.blake2b(repr(share.runs).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)

@@ -1,0 +1,304 @@
+"""What a process holds of a sharded parameter: which entries, and where in the whole parameter they are.
+
+Along each dimension these are runs of consecutive indices, and the entries are those of all their combinations: enough
+for any placements, and never as long as the parameter. Nothing here communicates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, product
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_traj.fused import FusedLayout
+
+Run = tuple[int, int, int]  # where it begins in the local tensor, where in the whole one, and its length
+
+LONG = 2**14  # entries: stretches that are longer go one by one
+GAPS = (
+    16  # shorter ones go with zeros in the gaps between them, up to so many times as many entries; others by an index
+)
+AT_ONCE = 2**19  # entries: zeros and an index are made for so many at most
+
+
+@dataclass(frozen=True)
+class Share:
+    """Some of the entries of a tensor.
+
+    Attributes:
+        shape: Of the whole tensor.
+        runs: Along each dimension, in the order in which the local tensor has them.
+    """
+
+    shape: tuple[int, ...]
+    runs: tuple[tuple[Run, ...], ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Entries along each dimension."""
+        return tuple(sum(length for _, _, length in runs) for runs in self.runs)
+
+    @property
+    def numel(self) -> int:
+        """Entries."""
+        return prod(self.sizes)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of the tensor, in its order."""
+        return self.runs == whole(self.shape).runs
+
+    def between(self, first: int, last: int) -> Share:
+        """About those of its entries (in the order of the local tensor) from the first to before the last.
+
+        It is cut along a dimension, so both are rounded: shares that meet at a number fit together.
+        """
+        dim = next((dim for dim, size in enumerate(self.sizes) if size > 1), None)
+        if not self.numel:
+            return self
+        if dim is None:  # a single entry
+            return self if first <= 0 < last else replace(self, runs=((), *self.runs[1:]))
+        inner = prod(self.sizes[dim + 1 :])
+        first, last = (min(max((place + inner // 2) // inner, 0), self.sizes[dim]) for place in (first, last))
+        return replace(self, runs=(*self.runs[:dim], _between(self.runs[dim], first, last), *self.runs[dim + 1 :]))
+
+    def of_part(self, layout: FusedLayout, role: str) -> Share:
+        """What it has of a part of a fused tensor."""
+        axis = layout.axis % len(self.shape)
+        width, begin, end = layout.interval(self.shape[axis], role)
+        runs = []
+        for local, start, length in self.runs[axis]:
+            for group in range(start // width, -(-(start + length) // width)):
+                first, last = max(start, group * width + begin), min(start + length, group * width + end)
+                if first < last:
+                    place = group * (end - begin) + first - group * width - begin
+                    runs.append((local + first - start, place, last - first))
+        size = self.shape[axis] // width * (end - begin)
+        return Share(
+            (*self.shape[:axis], size, *self.shape[axis + 1 :]),
+            (*self.runs[:axis], _joined(runs), *self.runs[axis + 1 :]),
+        )
+
+    def as_real(self) -> Share:
+        """Of the pairs of reals that complex entries are."""
+        return Share((*self.shape, 2), (*self.runs, ((0, 0, 2),)))
+
+
+@dataclass(frozen=True)
+class Held:
+    """Entries of a tensor that are here.
+
+    Attributes:
+        tensor: Has these entries, and maybe more. Of a whole tensor any view in its order.
+        share: Which they are.
+    """
+
+    tensor: Tensor
+    share: Share
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the tensor is all of the whole one, in its order, and nothing else."""
+        return self.share.is_whole and self.tensor.numel() == self.share.numel
+
+    def boxes(self) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+        """The entries as views of the tensor, each with the indices of its first entry in the whole tensor."""
+        if self.is_whole:
+            yield self.tensor, (0,) * len(self.share.shape)
+            return
+        for box in product(*self.share.runs):
+            view = self.tensor
+            for dim, (local, _, length) in enumerate(box):
+                view = view.narrow(dim, local, length)
+            yield view, tuple(start for _, start, _ in box)
+
+    def flat(self) -> Tensor:
+        """The entries, box by box, 1-D: a view where that is possible."""
+        boxes = [view.reshape(-1) for view, _ in self.boxes()]
+        return boxes[0] if len(boxes) == 1 else torch.cat([self.tensor.new_empty(0), *boxes])
+
+    def stretches(self) -> Iterator[tuple[Tensor, int, Tensor | None]]:
+        """The entries as tensors, each with the position of its first one in the whole tensor or an index of all.
+
+        Zeros may come with them.
+        """
+        if self.is_whole:
+            yield self.tensor, 0, None
+            return
+        strides = _strides(self.share.shape)
+        for view, corner in self.boxes():
+            yield from _stretches(view, sum(i * stride for i, stride in zip(corner, strides, strict=True)), strides)
+
+
+def whole(shape: Sequence[int]) -> Share:
+    """All entries of a tensor of this shape."""
+    return Share(tuple(shape), tuple(((0, 0, size),) if size else () for size in shape))
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor: each process has a part of it, or a copy."""
+    return hasattr(tensor, "placements")
+
+
+def local_tensor(tensor: Any) -> Tensor:
+    """What is here of a DTensor; any other tensor is itself."""
+    with torch.no_grad():
+        local: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
+    return local
+
+
+def held_share(name: str, tensor: Any) -> Share:
+    """What of a tensor is here: all of a plain one, of a DTensor what its placements say.
+
+    Raises:
+        ValueError: it is placed in a way that is not known, as partial sums are.
+    """
+    if not is_sharded(tensor):
+        return whole(tensor.shape)
+    runs = list(whole(tensor.shape).runs)
+    coordinates = tensor.device_mesh.get_coordinate()
+    if coordinates is None:  # it is a matter of other processes
+        return Share(tuple(tensor.shape), ((), *runs[1:]))
+    for at, count, placement in zip(coordinates, tensor.device_mesh.shape, tensor.placements, strict=True):
+        factor = getattr(placement, "split_factor", None)  # FSDP2 over tensor parallel: it shards each shard
+        if placement.is_replicate():
+            continue
+        if not (placement.is_shard() or factor):
+            raise ValueError(f"parameter {name!r} is placed as {placement}: only shards and replicas can be recorded.")
+        pieces = [_chunk(runs[placement.dim], factor, i) for i in range(factor)] if factor else [runs[placement.dim]]
+        runs[placement.dim] = tuple(run for piece in pieces for run in _chunk(piece, count, at))
+    share = Share(tuple(tensor.shape), tuple(_joined(_packed(found)) for found in runs))
+    if (sizes := tuple(local_tensor(tensor).shape)) != share.sizes:
+        raise ValueError(
+            f"parameter {name!r} of shape {share.shape}, placed as {tensor.placements}, has a shard of shape {sizes} "
+            f"here where {share.sizes} was expected: this placement is not supported."
+        )
+    return share
+
+
+def overlaps(ours: Sequence[Share], theirs: Sequence[Share]) -> NDArray[np.int64]:
+    """Stretches that two holders of a block have in common.
+
+    Args:
+        ours: What one has of each of the block's tensors; its entries are one after the other, as ``Held.flat`` has
+            them.
+        theirs: What the other one has.
+
+    Returns:
+        int64 [stretches, 3]: where each begins among ours, where among theirs, and its length.
+    """
+    found = [np.zeros((0, 3), dtype=np.int64)]
+    by_tensor: dict[int, list[tuple[int, tuple[Run, ...]]]] = {}
+    for tensor, place, box in _boxes(theirs):
+        by_tensor.setdefault(tensor, []).append((place, box))
+    for tensor, place, box in _boxes(ours):
+        for other_place, other in by_tensor.get(tensor, []):
+            found.append(_overlap(place, box, other_place, other))
+    return np.concatenate(found)
+
+
+def _between(runs: Sequence[Run], first: int, last: int) -> tuple[Run, ...]:
+    """The runs of those indices that are, in the order of the runs, from the first to before the last."""
+    found = []
+    begins = accumulate((length for _, _, length in runs), initial=0)
+    for (local, start, length), begin in zip(runs, begins, strict=False):
+        lower, upper = max(first - begin, 0), min(last - begin, length)
+        if lower < upper:
+            found.append((local + lower, start + lower, upper - lower))
+    return tuple(found)
+
+
+def _chunk(runs: Sequence[Run], count: int, at: int) -> tuple[Run, ...]:
+    """One of so many chunks, as ``torch.chunk`` makes them."""
+    size = -(-sum(length for _, _, length in runs) // count)
+    return _between(runs, at * size, (at + 1) * size)
+
+
+def _packed(runs: Sequence[Run]) -> list[Run]:
+    """The runs of a local tensor that has these one after the other, and nothing else."""
+    begins = accumulate((length for _, _, length in runs), initial=0)
+    return [(begin, start, length) for begin, (_, start, length) in zip(begins, runs, strict=False)]
+
+
+def _joined(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """As few runs as these indices are."""
+    found: list[Run] = []
+    for run in runs:
+        if found and all(found[-1][i] + found[-1][2] == run[i] for i in (0, 1)):
+            found[-1] = (*found[-1][:2], found[-1][2] + run[2])
+        else:
+            found.append(run)
+    return tuple(found)
+
+
+def _strides(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Of a contiguous tensor of these sizes."""
+    return tuple(prod(sizes[dim + 1 :]) for dim in range(len(sizes)))
+
+
+def _stretches(view: Tensor, start: int, strides: Sequence[int]) -> Iterator[tuple[Tensor, int, Tensor | None]]:
+    """A tensor whose entry [i, j] is at start + i·strides[0] + j·strides[1], and so on."""
+    if not view.numel():
+        return
+    own = _strides(view.shape)
+    follow = [size == 1 or stride == mine for size, stride, mine in zip(view.shape, strides, own, strict=True)]
+    if all(follow):
+        yield view, start, None
+        return
+    step = max(1, AT_ONCE // strides[0])
+    if len(view) == 1 or step == 1 or own[0] >= LONG:
+        for i, row in enumerate(view):
+            yield from _stretches(row, start + i * strides[0], strides[1:])
+        return
+    with_gaps = all(follow[1:]) and strides[0] <= GAPS * own[0]
+    places = torch.zeros((), dtype=torch.int64, device=view.device)
+    for size, stride in zip(view.shape[1:], strides[1:], strict=True):
+        places = places[..., None] + torch.arange(size, device=view.device) * stride
+    for first in range(0, len(view), step):
+        rows = view[first : first + step]
+        begin = start + first * strides[0]
+        if with_gaps:
+            filled = view.new_zeros(len(rows), strides[0])
+            filled[:, : own[0]] = rows.reshape(len(rows), -1)
+            yield filled.view(-1)[: (len(rows) - 1) * strides[0] + own[0]], begin, None
+        else:
+            begins = begin + strides[0] * torch.arange(len(rows), device=view.device)
+            yield rows, 0, begins.view(-1, *(1,) * places.ndim) + places
+
+
+def _boxes(shares: Sequence[Share]) -> Iterator[tuple[int, int, tuple[Run, ...]]]:
+    """The boxes of a block's tensors: which tensor, the place of the box's first entry, and its runs."""
+    place = 0
+    for tensor, share in enumerate(shares):
+        for box in product(*share.runs):
+            yield tensor, place, box
+            place += prod(length for _, _, length in box)
+
+
+def _overlap(place: int, box: Sequence[Run], other_place: int, other: Sequence[Run]) -> NDArray[np.int64]:
+    """Stretches that two boxes have in common, as ``overlaps`` gives them."""
+    sides = [
+        (max(a, b), min(a + m, b + n) - max(a, b), a, b, m, n) for (_, a, m), (_, b, n) in zip(box, other, strict=True)
+    ]
+    if any(size <= 0 for _, size, *_ in sides):
+        return np.zeros((0, 3), dtype=np.int64)
+    length, dim = 1, len(sides)
+    while dim and (dim == len(sides) or all(sides[dim][1] == sides[dim][side] for side in (4, 5))):
+        dim -= 1
+        length *= sides[dim][1]
+    strides, other_strides = (_strides([side[i] for side in sides]) for i in (4, 5))
+    first = np.array([place, other_place], dtype=np.int64)
+    for (start, _, a, b, *_), stride, other_stride in zip(sides, strides, other_strides, strict=True):
+        first += ((start - a) * stride, (start - b) * other_stride)
+    begins = first[None]
+    for (_, size, *_), stride, other_stride in zip(sides[:dim], strides, other_strides, strict=False):
+        steps = np.arange(size, dtype=np.int64)[:, None] * np.array([stride, other_stride])
+        begins = (begins[:, None] + steps).reshape(-1, 2)
+    return np.column_stack([begins, np.full(len(begins), length, dtype=np.int64)])

@@ -1,0 +1,389 @@
+"""Parameters sharded over several processes: the recorder gives what it gives for whole parameters on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.placement_types import _StridedShard
+
+from conftest import Snapshots
+from launch import launch
+from lightning_traj import CountSketch, FusedLayout, Trajectory
+from lightning_traj.ranks import Ranks
+from lightning_traj.recorder import Recorder
+from lightning_traj.snapshots import SnapshotFiles
+
+SHAPES: dict[str, tuple[int, ...]] = {
+    "embed.weight": (10, 6),
+    "h.0.attn.qkv.weight": (24, 8),
+    "h.0.attn.qkv.bias": (24,),
+    "h.0.heads.weight": (6, 24),
+    "h.0.norm.weight": (5,),
+    "h.0.kernel.weight": (3, 4, 2, 2),
+    "scale": (),
+    "few": (2, 3),
+}
+FUSED = {
+    "*.qkv.*": FusedLayout({"q": 1, "k": 1, "v": 1}),
+    "*.heads.weight": FusedLayout({"q": 1, "k": 1, "v": 1}, groups=4, axis=-1),
+}
+TYPES = {"few": torch.complex64, "h.0.kernel.weight": torch.bfloat16}
+STEPS = 6
+
+Place = Callable[[str, Tensor], Tensor]
+
+
+def layouts() -> dict[str, Place]:
+    """Ways to place parameters on the processes that there are; "scale" is always plain, as what FSDP2 ignores is."""
+    line = init_device_mesh("cpu", (dist.get_world_size(),))
+
+    def sharded(mesh: DeviceMesh, *placements: Any, plain: tuple[str, ...] = ()) -> Place:
+        def place(name: str, tensor: Tensor) -> Tensor:
+            least = 1 + max(getattr(p, "dim", 0) for p in placements)
+            return tensor if name in plain or tensor.ndim < least else distribute_tensor(tensor, mesh, placements)
+
+        return place
+
+    found = {
+        "plain": lambda name, tensor: tensor,
+        "rows": sharded(line, Shard(0)),  # FSDP2: uneven, and empty on some
+        "columns": sharded(line, Shard(1), plain=("embed.weight",)),  # tensor parallel
+    }
+    if dist.get_world_size() < 4:
+        return found
+    square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+
+    def two_dimensional(name: str, tensor: Tensor) -> Tensor:
+        """As FSDP2 leaves what tensor parallelism has sharded: along its rows, its columns, or not at all."""
+        if tensor.ndim < 1:
+            return tensor
+        along = {"h.0.attn.qkv.weight": 0, "h.0.attn.qkv.bias": 0, "embed.weight": 1, "h.0.heads.weight": 1}
+        inner = Shard(along[name]) if name in along else Replicate()
+        outer = _StridedShard(0, split_factor=2) if along.get(name) == 0 else Shard(0)
+        return distribute_tensor(tensor, square, (outer, inner))
+
+    return found | {
+        "FSDP2 x tensor parallel": two_dimensional,
+        "HSDP": sharded(square, Replicate(), Shard(0)),
+        "both dimensions": sharded(square, Shard(0), Shard(1)),
+        "replicas of tensor parallel": sharded(square["tensor"], Shard(0)),
+        "one dimension twice": sharded(square, Shard(0), Shard(0)),
+    }
+
+
+def walk() -> Snapshots:
+    generator = torch.Generator().manual_seed(0)
+    types = {name: TYPES.get(name, torch.float32) for name in SHAPES}
+    return [
+        {
+            name: (1 + 0.1 * t) * torch.randn(shape, generator=generator, dtype=types[name])
+            for name, shape in SHAPES.items()
+        }
+        for t in range(STEPS)
+    ]
+
+
+def recorder_of(folder: Path, ranks: Ranks, **settings: Any) -> Recorder:
+    recorder = Recorder(folder=folder, fused=FUSED, sketch_dim=16, window=2, max_snapshots=5, **settings)
+    recorder.ranks = ranks
+    return recorder
+
+
+def placed(step: int, place: Place) -> dict[str, Tensor]:
+    """The parameters after a step: one comes with the third snapshot, one leaves before the last."""
+    gone = {"few": step < 2, "h.0.norm.weight": step == STEPS - 1}
+    return {name: place(name, tensor) for name, tensor in walk()[step].items() if not gone.get(name)}
+
+
+def take(recorder: Recorder, steps: range, place: Place) -> Recorder:
+    """Record these steps, and windows end to end."""
+    for step in steps:
+        parameters = placed(step, place)
+        if step == steps[0]:
+            recorder.check(parameters)
+            recorder.prepare(parameters)
+        assert recorder.record(parameters, step, step / 10)
+        recorder.add_to_window(parameters, step)
+        recorder.begin_window(parameters, step)
+    return recorder
+
+
+def of_one_device(folder: Path, **settings: Any) -> Trajectory:
+    recorder = recorder_of(folder / f"alone-{dist.get_rank()}", Ranks(), **settings)
+    return take(recorder, range(STEPS), layouts()["plain"]).collect()[0]
+
+
+def assert_same(ours: Trajectory, theirs: Trajectory) -> None:
+    assert ours.blocks == theirs.blocks
+    assert ours.steps.tolist() == theirs.steps.tolist()
+    for array in ("anchored", "local", "paths"):
+        expected = getattr(theirs, array)
+        np.testing.assert_allclose(getattr(ours, array), expected, rtol=0, atol=1e-13 * np.abs(expected).max())
+    sums = theirs.windows.sums
+    np.testing.assert_allclose(ours.windows.sums, sums, rtol=0, atol=1e-13 * np.abs(sums).max())
+
+
+MODES = ("sketch", "full")
+
+
+def every_layout(folder: Path) -> list[np.ndarray]:
+    arrays = []
+    for mode in MODES:
+        whole = of_one_device(folder, snapshot=mode)
+        for name, place in layouts().items():
+            recorder = take(recorder_of(folder / name, Ranks.of_world(), snapshot=mode), range(STEPS), place)
+            trajectory = recorder.collect()[0]
+            assert_same(trajectory, whole)
+            assert recorder.state_dict()["files"] == [] or mode == "full"
+            arrays += [trajectory.anchored, trajectory.local, trajectory.paths, trajectory.windows.sums]
+    return arrays
+
+
+def test_every_layout_gives_what_one_device_gives(tmp_path: Path) -> None:
+    first, *others = launch(every_layout, 4, tmp_path)
+    assert len(first) == 4 * 2 * 8
+    for other in others:  # the same to the last bit on all ranks
+        for ours, theirs in zip(other, first, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def coarser_blocks(folder: Path) -> None:
+    for mode in MODES:
+        for blocks in ("layer", "role", "model"):
+            whole = of_one_device(folder, snapshot=mode, blocks=blocks)
+            recorder = recorder_of(folder / blocks, Ranks.of_world(), snapshot=mode, blocks=blocks)
+            trajectory = take(recorder, range(STEPS), layouts()["FSDP2 x tensor parallel"]).collect()[0]
+            assert_same(trajectory, whole)
+
+
+def test_blocks_of_several_tensors(tmp_path: Path) -> None:
+    launch(coarser_blocks, 4, tmp_path)
+
+
+# Communication ---------------------------------------------------------------------------------------------------
+
+
+def communication(folder: Path) -> None:
+    sent: list[int] = []
+    reduce = dist.all_reduce
+
+    def counting(tensor: Tensor, *args: Any) -> Any:
+        sent.append(tensor.nbytes)
+        return reduce(tensor, *args)
+
+    dist.all_reduce = counting
+    for mode in MODES:
+        for place in (layouts()[name] for name in ("FSDP2 x tensor parallel", "rows")):
+            recorder = recorder_of(folder / mode, Ranks.of_world(), snapshot=mode)
+            take(recorder, range(4), place)
+            parameters = placed(4, place)
+            sent.clear()
+            with CommDebugMode() as collectives:  # it sees also those that DTensor makes by itself
+                recorder.record(parameters, 4, 0.4)
+            assert sum(collectives.get_comm_counts().values()) == len(sent) == 1
+            blocks, n = recorder.blocks, len(recorder)
+            if mode == "sketch":
+                assert sent == [8 * sum(min(block.numel, recorder.sketch.dim) for block in blocks)]
+                assert sent[0] <= 8 * len(blocks) * recorder.sketch.dim
+            else:
+                assert sent == [8 * len(blocks) * (n + 9)]  # the row, and what its last updates are to each other
+            sent.clear()
+            with CommDebugMode() as collectives:
+                recorder.add_to_window(parameters, 4)  # has the sketch, where there is one
+                recorder.begin_window(parameters, 4)
+                recorder.collect()
+                recorder.state_dict()
+            assert sum(collectives.get_comm_counts().values()) == len(sent) == (mode == "full")
+
+
+def test_a_snapshot_is_one_small_collective(tmp_path: Path) -> None:
+    launch(communication, 4, tmp_path)
+
+
+def sketching(rows: int) -> tuple[int, int]:
+    """Entries that this rank sketches of plain parameters, and collectives, in a snapshot."""
+    counts = {"entries": 0, "collectives": 0}
+    reduce, sketch = dist.all_reduce, CountSketch._sketch
+
+    def counting(tensor: Tensor) -> None:
+        counts["collectives"] += 1
+        reduce(tensor)
+
+    def counted(self: CountSketch, pieces: Any, *args: Any) -> Tensor:
+        pieces = list(pieces)
+        counts["entries"] += sum(tensor.numel() for tensor, *_ in pieces)
+        return sketch(self, pieces, *args)
+
+    whole, ours = Recorder(sketch_dim=64), Recorder(sketch_dim=64)
+    ours.ranks = Ranks.of_world()
+    generator = torch.Generator().manual_seed(rows)
+    first, second = (
+        {name: torch.randn(shape, generator=generator) for name, shape in (("a", (rows, 1024)), ("b", (300, 2)))}
+        for _ in range(2)
+    )
+    ours.prepare(first)
+    for step, parameters in enumerate((first, second)):
+        whole.record(parameters, step, step)
+    ours.record(first, 0, 0)
+    dist.all_reduce, CountSketch._sketch = counting, counted  # type: ignore[method-assign]
+    ours.record(second, 1, 1)
+    a, b = (recorder.collect()[0].anchored for recorder in (ours, whole))
+    if counts["collectives"]:
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.abs(b).max())
+    else:
+        np.testing.assert_array_equal(a, b)
+    return counts["entries"], counts["collectives"]
+
+
+def test_sketching_is_shared_out_where_it_pays() -> None:
+    """Copies of a small model are sketched by everyone, which needs no collective; those of a large one once in all."""
+    assert launch(sketching, 3, 10) == [(10 * 1024 + 600, 0)] * 3
+    entries, collectives = zip(*launch(sketching, 3, 1100), strict=True)
+    assert collectives == (1, 1, 1)
+    assert sum(entries) == 1100 * 1024 + 600
+    assert max(entries) < 1.01 * sum(entries) / 3
+
+
+# What goes wrong -------------------------------------------------------------------------------------------------
+
+
+def failing(folder: Path, mode: str) -> tuple[list[int], list[str]]:
+    """One rank fails in the fourth snapshot; the steps that are kept, and what was raised on this rank."""
+    owner, name = (SnapshotFiles, "write") if mode == "full" else (CountSketch, "of_stretches")
+    working = getattr(owner, name)
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        if step == 3 and dist.get_rank() == 1:
+            raise OSError(28, "No space left on device")
+        return working(*args, **kwargs)
+
+    setattr(owner, name, broken)
+    recorder = recorder_of(folder, Ranks.of_world(), snapshot=mode)
+    recorder.max_snapshots = 8
+    errors = []
+    for step in range(STEPS):
+        parameters = placed(step, layouts()["rows"])
+        if not step:
+            recorder.prepare(parameters)
+        for do in (
+            lambda: recorder.record(parameters, step, step / 10),  # noqa: B023
+            lambda: recorder.add_to_window(parameters, step),  # noqa: B023
+            lambda: recorder.begin_window(parameters, step),  # noqa: B023
+        ):
+            try:
+                do()
+            except (OSError, FloatingPointError) as error:
+                errors.append(str(error))
+    return recorder.collect()[0].steps.tolist(), errors
+
+
+def test_a_rank_that_fails_does_not_hang_the_others(tmp_path: Path) -> None:
+    for mode in MODES:
+        first, second, third = launch(failing, 3, tmp_path / mode, mode)
+        assert first[0] == second[0] == third[0] == [0, 1, 2, 4, 5]
+        assert "No space left" in second[1][0]
+        told = ["the snapshot at step 3 has non-finite entries, or failed on another process: it is left out."]
+        assert first[1] == third[1] == (told if mode == "full" else [])
+    names = [path.name for path in (tmp_path / "full").iterdir()]
+    assert len(names) == 5 * 3  # nothing is left of the one that failed
+    assert not any("step000000003" in name for name in names)
+
+
+def not_finite(folder: Path) -> list[list[int]]:
+    kept = []
+    for mode in MODES:
+        recorder = recorder_of(folder, Ranks.of_world(), snapshot=mode)
+        for step in range(5):
+            parameters = placed(step, layouts()["rows"])
+            if step == 3 and dist.get_rank() == 2:
+                parameters["embed.weight"].to_local()[0] = torch.nan
+            with suppress(FloatingPointError):
+                recorder.record(parameters, step, step / 10)
+        kept.append(recorder.collect()[0].steps.tolist())
+    return kept
+
+
+def test_an_entry_on_one_rank_that_is_not_finite(tmp_path: Path) -> None:
+    assert launch(not_finite, 3, tmp_path) == [[[0, 1, 2, 4]] * 2] * 3
+
+
+def partial_sums() -> str:
+    mesh = init_device_mesh("cpu", (2,))
+    tensor = DTensor.from_local(torch.ones(3), mesh, (Partial(),))
+    recorder = Recorder()
+    recorder.ranks = Ranks.of_world()
+    with pytest.raises(ValueError, match="only shards and replicas can be recorded") as caught:
+        recorder.prepare({"w": tensor})
+    return str(caught.value)
+
+
+def test_partial_sums_are_refused() -> None:
+    assert "parameter 'w' is placed as" in launch(partial_sums, 2)[0]
+
+
+# Resume on another world size ------------------------------------------------------------------------------------
+
+
+def begun(folder: Path, mode: str, layout: str) -> None:
+    recorder = take(recorder_of(folder, Ranks.of_world(), snapshot=mode), range(4), layouts()[layout])
+    if not dist.get_rank():
+        torch.save(recorder.state_dict(), folder / f"{mode}.pt")
+
+
+def gone_on(folder: Path, mode: str, layout: str) -> list[np.ndarray]:
+    recorder = recorder_of(folder, Ranks.of_world(), snapshot=mode)
+    state = torch.load(folder / f"{mode}.pt", weights_only=True)
+    recorder.load_state_dict(state, placed(4, layouts()[layout]))
+    trajectory = take(recorder, range(4, STEPS), layouts()[layout]).collect()[0]
+    assert_same(trajectory, of_one_device(folder, snapshot=mode))
+    return [trajectory.anchored, trajectory.local]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("before", "first", "after", "second"),
+    [
+        (1, "plain", 2, "columns"),
+        (4, "FSDP2 x tensor parallel", 3, "rows"),
+        (2, "columns", 1, "plain"),
+        (3, "rows", 4, "replicas of tensor parallel"),
+        (2, "rows", 2, "rows"),
+    ],
+)
+def test_a_run_goes_on_with_another_number_of_ranks(
+    tmp_path: Path, mode: str, before: int, first: str, after: int, second: str
+) -> None:
+    launch(begun, before, tmp_path, mode, first)
+    results = launch(gone_on, after, tmp_path, mode, second)
+    for other in results[1:]:
+        for ours, theirs in zip(other, results[0], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def lacking(folder: Path) -> str:
+    """What is said on this rank, of whom only the second one looks where nothing is."""
+    recorder = recorder_of(folder / str(dist.get_rank()), Ranks.of_world(), snapshot="full")
+    state = torch.load(folder / "full.pt", weights_only=True)
+    if dist.get_rank() == 1:
+        state["folder"] = str(folder / "nowhere")
+    with pytest.raises((FileNotFoundError, RuntimeError)) as caught:
+        recorder.load_state_dict(state, placed(4, layouts()["rows"]))
+    return str(caught.value)
+
+
+def test_files_that_one_rank_lacks_are_an_error_on_all(tmp_path: Path) -> None:
+    launch(begun, 2, tmp_path, "full", "rows")
+    first, second = launch(lacking, 2, tmp_path)
+    assert "pass the dirpath under which" in second
+    assert "failed on 1 of 2 processes" in first

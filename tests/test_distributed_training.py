@@ -1,0 +1,361 @@
+"""Lightning's strategies on several processes: training is the same, and the trajectory is that of one device."""
+
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+import sys
+from math import ceil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    ParallelStrategy,
+)
+from lightning.pytorch.strategies.xla import XLAStrategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.utils.data import DataLoader, TensorDataset
+
+from conftest import ROOT
+from launch import launch
+from launched import by_itself
+from lightning_traj import EveryNSteps, FusedLayout, Trajectory, TrajectoryCallback
+from lightning_traj.recorder import Recorder
+from models import INPUTS, Training, fit
+
+FUSED = {"*.qkv.*": FusedLayout({"q": 1, "k": 1, "v": 1})}
+ALWAYS = {"fused": FUSED, "sketch_dim": 16}
+SAMPLES, BATCH = 32, 2
+
+
+class Net(nn.Module):
+    """With q, k and v in one tensor, tied weights, and a parameter that FSDP2 is told to leave alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(INPUTS, 10)
+        self.qkv = nn.Linear(10, 12)
+        self.norm = nn.LayerNorm(12)
+        self.tied = nn.Linear(12, 12, bias=False)
+        self.again = nn.Linear(12, 12)
+        self.again.weight = self.tied.weight
+        self.head = nn.Linear(12, 3)
+        self.scale = nn.Parameter(torch.ones(3), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.qkv(torch.tanh(self.inner(x))))
+        return self.head(self.again(torch.tanh(self.tied(x)))) * self.scale
+
+
+class Sharded(Training, pl.LightningModule):
+    """Placed as ``layout`` says; plain under DDP."""
+
+    def __init__(self, layout: str) -> None:
+        super().__init__(Net())
+        self.layout = layout
+
+    def configure_model(self) -> None:
+        net = self.net
+        if self.layout == "DDP" or hasattr(net.inner.weight, "placements"):
+            return
+        if "tensor parallel" in self.layout:
+            whole = {"input_layouts": Replicate(), "output_layouts": Replicate()}
+            plan = {
+                "inner": RowwiseParallel(**whole),
+                "qkv": ColwiseParallel(**whole),
+                "head": RowwiseParallel(**whole),
+            }
+            parallelize_module(net, self.device_mesh["tensor_parallel"], plan)
+        if self.layout != "tensor parallel":
+            mesh = self.device_mesh["data_parallel"]
+            if self.layout == "HSDP":
+                mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "shards"))
+            for module in (net.norm, net):
+                fully_shard(module, mesh=mesh, ignored_params={net.scale})
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        with torch.no_grad():
+            self.net.scale.mul_(1.01)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.loss(batch)
+
+    def val_dataloader(self) -> Any:
+        return data()
+
+
+class WholeWitness(pl.Callback):
+    """Keeps the whole parameters, gathered, at the start and after each epoch."""
+
+    def __init__(self) -> None:
+        self.snapshots: list[dict[str, Tensor]] = []
+        self.parameters: dict[str, Any] = {}
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        self.parameters = dict(module.named_parameters())
+
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+        whole = {
+            name: (p.full_tensor() if hasattr(p, "placements") else p).detach() for name, p in self.parameters.items()
+        }
+        self.snapshots.append({name: tensor.clone() for name, tensor in whole.items()})
+
+    on_train_start = on_train_epoch_end
+
+
+def data() -> Any:
+    """Batches of which each process gets its share: at least four an epoch."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(SAMPLES, INPUTS, generator=generator)
+    return DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=BATCH)
+
+
+def alike() -> Any:
+    """The same sample again and again: it does not matter which process gets which."""
+    x, y = DATA().dataset[:1]
+    return DataLoader(TensorDataset(x.repeat(SAMPLES, 1), y.repeat(SAMPLES)), batch_size=BATCH)
+
+
+DATA = data  # which a test replaces by the other one
+
+
+def strategy(layout: str, world_size: int, **arguments: Any) -> Any:
+    if layout == "DDP":
+        return DDPStrategy(process_group_backend="gloo")
+    tensors = 2 if "tensor parallel" in layout else 1
+    return ModelParallelStrategy(
+        data_parallel_size=world_size // tensors,
+        tensor_parallel_size=tensors,
+        process_group_backend="gloo",
+        **arguments,
+    )
+
+
+def train(layout: str, *callbacks: Any, root: Path, checkpoints: dict[str, Any] | None = None, **arguments: Any) -> Any:
+    """Train on as many processes as there are; the Trainer and the witness."""
+    witness = WholeWitness()
+    world_size = torch.distributed.get_world_size()
+    trainer = fit(
+        witness,
+        *callbacks,
+        root=root,
+        module=lambda: Sharded(layout),
+        data=data(),
+        strategy=strategy(layout, world_size, **checkpoints or {}),
+        devices=world_size,
+        **arguments,
+    )
+    return trainer, witness.snapshots
+
+
+def reference(snapshots: list[dict[str, Tensor]], steps: list[int], root: Path, **settings: Any) -> Trajectory:
+    """What the recorder makes of the gathered parameters on one device, and, in full, what their definition says."""
+    recorder = Recorder(folder=root / "reference", window=0, **ALWAYS, **settings)
+    for epoch, (step, snapshot) in enumerate(zip(steps, snapshots, strict=True)):
+        recorder.record(snapshot, step, float(epoch))
+    return recorder.collect()[0]
+
+
+def gram(snapshots: list[dict[str, Tensor]]) -> np.ndarray:
+    theta = torch.stack([torch.cat([p.double().flatten() for p in snapshot.values()]) for snapshot in snapshots])
+    return (theta @ theta.T).numpy()
+
+
+def observed(layout: str, root: Path) -> dict[str, Any]:
+    """On one rank: train with two callbacks and with none, under all that could disturb them."""
+    options = {"accumulate_grad_batches": 2, "max_epochs": 3}
+    if "tensor parallel" not in layout:  # torch clips tensors of one placement only
+        options["gradient_clip_val"] = 0.5
+    sketched, full = TrajectoryCallback(window=2, **ALWAYS), TrajectoryCallback(name="full", snapshot="full", **ALWAYS)
+    stop, best = EarlyStopping("traj/mds", patience=100), ModelCheckpoint(root / "best", monitor="full/displacement")
+    callbacks = (sketched, full, stop, best) if layout in ("DDP", "FSDP2") else (sketched, full)
+    trainer, snapshots = train(layout, *callbacks, root=root, **options)
+    _, alone = train(layout, root=root, **options)
+    for ours, theirs in zip(snapshots, alone, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    steps = sketched.trajectory.steps.tolist()
+    whole = reference(snapshots, steps, root / str(trainer.global_rank), snapshot="full")
+    for callback, expected in (
+        (full, whole),
+        (sketched, reference(snapshots, steps, root, snapshot="sketch")),
+    ):
+        scale = np.sqrt(expected.gram().diagonal())
+        np.testing.assert_array_less(
+            np.abs(callback.trajectory.gram() - expected.gram()), 1e-10 * np.outer(scale, scale)
+        )
+        assert callback.trajectory.blocks == expected.blocks
+    np.testing.assert_allclose(full.trajectory.gram(), gram(snapshots), rtol=1e-10)
+    assert not np.allclose(full.trajectory.gram()[0], full.trajectory.gram()[-1], rtol=1e-3)  # it moved
+    assert len(sketched.trajectory.windows.steps) == 3
+    return {
+        "steps": steps,
+        "arrays": [getattr(c.trajectory, a) for c in (sketched, full) for a in ("anchored", "local", "paths")],
+        "blocks": [block.name for block in full.trajectory.blocks],
+        "placements": {name: str(getattr(p, "placements", None)) for name, p in trainer.model.named_parameters()},
+        "monitors": [float(stop.best_score or 0), float(best.best_model_score or 0)],
+    }
+
+
+DATA_PARALLEL = {"DDP": 2, "FSDP2": 3, "tensor parallel": 1, "FSDP2 x tensor parallel": 2, "HSDP": 4}
+LAYOUTS = {"DDP": 2, "FSDP2": 3, "tensor parallel": 2, "FSDP2 x tensor parallel": 4, "HSDP": 4}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_training_and_trajectory_are_those_of_one_device(layout: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("lightning_traj.tensorboard.log_figures", lambda *_: None)
+    first, *others = launch(observed, LAYOUTS[layout], layout, tmp_path)
+    batches = ceil(ceil(SAMPLES / DATA_PARALLEL[layout]) / BATCH)
+    assert first["steps"] == [epoch * ceil(batches / 2) for epoch in range(4)]
+    assert "net.qkv.weight:k" in first["blocks"]
+    assert "net.again.weight" not in first["blocks"]  # tied
+    for other in others:
+        assert other["monitors"] == first["monitors"]
+        for ours, theirs in zip(other["arrays"], first["arrays"], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert files == ["full.safetensors", "trajectory.safetensors"]
+    assert len(list((tmp_path / "full-snapshots").iterdir())) == len(first["steps"]) * LAYOUTS[layout]
+
+
+# Resume on another world size ------------------------------------------------------------------------------------
+
+
+def resumable() -> tuple[TrajectoryCallback, TrajectoryCallback]:
+    return TrajectoryCallback(window=2, **ALWAYS), TrajectoryCallback(name="full", snapshot="full", **ALWAYS)
+
+
+def first_half(layout: str, root: Path, checkpoints: dict[str, Any]) -> None:
+    trainer, snapshots = train(layout, *resumable(), root=root, checkpoints=checkpoints, max_epochs=2)
+    trainer.save_checkpoint(root / "saved.ckpt")
+    if trainer.is_global_zero:
+        torch.save(snapshots, root / "snapshots.pt")
+
+
+def second_half(layout: str, root: Path, checkpoints: dict[str, Any]) -> list[np.ndarray]:
+    sketched, full = resumable()
+    path = root / "saved.ckpt"
+    trainer, later = train(layout, sketched, full, root=root, checkpoints=checkpoints, max_epochs=4, ckpt_path=path)
+    snapshots = torch.load(root / "snapshots.pt", weights_only=True)
+    torch.testing.assert_close(later[0], snapshots[-1], rtol=0, atol=0)  # it goes on where it was
+    snapshots += later[1:]
+    folder = root / str(trainer.global_rank)
+    for callback in (sketched, full):
+        steps = callback.trajectory.steps.tolist()
+        expected = reference(snapshots, steps, folder, snapshot=callback.trajectory.settings["snapshot"])
+        np.testing.assert_allclose(callback.trajectory.gram(), expected.gram(), rtol=1e-10)
+    np.testing.assert_allclose(full.trajectory.gram(), gram(snapshots), rtol=1e-10)
+    return [callback.trajectory.anchored for callback in (sketched, full)]
+
+
+SHARDED, CONSOLIDATED = {"save_distributed_checkpoint": True}, {"save_distributed_checkpoint": False}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "layouts", "checkpoints"),
+    [
+        (1, 2, ("DDP", "DDP"), {}),
+        (4, 3, ("FSDP2 x tensor parallel", "FSDP2"), SHARDED),
+        (2, 1, ("FSDP2", "FSDP2"), CONSOLIDATED),
+    ],
+    ids=["1 to 2, DDP", "4 to 3, sharded checkpoint", "2 to 1, consolidated checkpoint"],
+)
+def test_a_run_goes_on_with_another_number_of_processes(
+    tmp_path: Path, before: int, after: int, layouts: tuple[str, str], checkpoints: dict[str, Any], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("lightning_traj.tensorboard.log_figures", lambda *_: None)
+    launch(first_half, before, layouts[0], tmp_path, checkpoints)
+    results = launch(second_half, after, layouts[1], tmp_path, checkpoints)
+    for other in results[1:]:
+        for ours, theirs in zip(other, results[0], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+# Other quantities, and what is refused -----------------------------------------------------------------------------
+
+
+def quantities(root: Path) -> dict[str, list[float]]:
+    tracks = ("gradient", "update", "first_moment", "second_moment")
+    callbacks = [TrajectoryCallback(track=track, schedule=EveryNSteps(2), **ALWAYS) for track in tracks]
+    train("FSDP2", TrajectoryCallback(**ALWAYS), *callbacks, root=root, max_epochs=2)
+    return {callback.track: [*callback.trajectory.series()["param_norm"]] for callback in callbacks}
+
+
+def test_quantities_of_a_step_under_sharding(tmp_path: Path, monkeypatch: Any) -> None:
+    """Two processes with the same batches do what one does."""
+    monkeypatch.setattr("lightning_traj.tensorboard.log_figures", lambda *_: None)
+    monkeypatch.setattr("test_distributed_training.data", alike)
+    monkeypatch.setattr(Sharded, "configure_optimizers", lambda self: torch.optim.Adam(self.parameters()))
+    (alone,), several = launch(quantities, 1, tmp_path / "1"), launch(quantities, 2, tmp_path / "2")
+    for result in several:
+        for track, norms in alone.items():
+            assert len(result[track]) > 3  # half as many steps an epoch
+            np.testing.assert_allclose(result[track], norms[: len(result[track])], rtol=1e-3, err_msg=track)
+
+
+def refused_by(strategy: Any, world_size: int = 1) -> str:
+    trainer = SimpleNamespace(strategy=strategy, world_size=world_size, callbacks=[])
+    with pytest.raises(ValueError, match="is not supported by TrajectoryCallback") as caught:
+        TrajectoryCallback().setup(trainer, None, "fit")  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+def test_what_is_not_supported_is_refused_before_training() -> None:
+    assert "use ModelParallelStrategy" in refused_by(FSDPStrategy())
+    assert "none of its stages has been tried: use DDP where" in refused_by(object.__new__(DeepSpeedStrategy))
+    assert "TPUs have not been tried" in refused_by(object.__new__(XLAStrategy))
+
+    homemade = type("Homemade", (ParallelStrategy,), dict.fromkeys(ParallelStrategy.__abstractmethods__))
+    assert "it is not known how it shares parameters out" in refused_by(homemade(), world_size=2)
+
+
+# Lightning's own launchers -----------------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys
+sys.path[:0] = {paths!r}
+from launched import by_itself
+by_itself(sys.argv[1], sys.argv[2])
+"""
+
+
+def test_launches(tmp_path: Path) -> None:
+    """All at once, each in its own processes. The results are in the file: spawned processes keep the callback's."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(paths=[str(ROOT), str(ROOT / "tests")]))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    running: dict[str, Any] = {}
+    for name in ("ddp", "ddp_spawn", "ddp_fork", "torchrun"):
+        (tmp_path / name).mkdir()
+        if name == "torchrun":
+            with (tmp_path / name / "printed").open("w") as printed:
+                command = [*torchrun, "ddp", str(tmp_path / name)]
+                running[name] = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT)
+        else:
+            arguments = (name, str(tmp_path / name), str(script))
+            running[name] = multiprocessing.get_context("fork").Process(target=by_itself, args=arguments)
+            running[name].start()
+    for name, process in running.items():
+        wait = process.wait if name == "torchrun" else process.join
+        wait(timeout=120)
+        text = (tmp_path / name / "printed").read_text()
+        assert (process.returncode if name == "torchrun" else process.exitcode) == 0, text
+        assert text.count("snapshots, steps 0 to") == 1, text
+        assert "sync_dist" not in text
+        trajectory = Trajectory.load(tmp_path / name / "trajectory.safetensors")
+        assert trajectory.steps.tolist() == [0, 2, 4]
+        assert [path.name for path in (tmp_path / name).glob("*.safetensors")] == ["trajectory.safetensors"]

@@ -1,0 +1,183 @@
+"""The page of a trajectory: what it says, that it stands alone, and that nothing in it is taken for markup."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import subprocess
+from base64 import b64decode, b64encode
+from dataclasses import replace
+from html.parser import HTMLParser
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lightning_traj import page, report
+from lightning_traj.html import trajectory_report
+from lightning_traj.recorder import Recorder
+from lightning_traj.table import MEASURES
+
+HOSTILE = '<script>alert("x")</script>&<img src=http://example.org/x.png>'
+VOID = {"meta", "link", "img"}
+
+
+class Page(HTMLParser):
+    """The elements of a page, its texts, and whether every element is closed where it should be."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.open, self.elements, self.texts = [], [], []
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.texts.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def assert_stands_alone(source):
+    """No element that could load or run anything, whatever the texts say; and browsers are told so."""
+    found = Page(source)
+    tags = {tag for tag, _ in found.elements}
+    assert not tags & {"script", "iframe", "object", "embed", "form", "base", "audio", "video", "svg", "a"}
+    for _, attributes in found.elements:
+        assert not any(name.startswith("on") or name == "style" for name in attributes)
+        for name in ("src", "href"):
+            assert attributes.get(name, "data:").startswith("data:")
+    (policy,) = (meta["content"] for meta in found.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    style = re.search("<style>(.*)</style>", source, re.DOTALL)[1]
+    assert b64encode(hashlib.sha256(style.encode()).digest()).decode() in policy
+    assert "default-src 'none'" in policy
+    assert "script" not in policy
+    assert "url(" not in style
+    assert "@import" not in style
+    for image in found.all("img"):
+        assert image["alt"]
+        picture = Image.open(BytesIO(b64decode(image["src"].partition("base64,")[2])))
+        assert (int(image["width"]), int(image["height"])) == (picture.width // 2, picture.height // 2)
+    levels = [int(tag[1]) for tag in (tag for tag, _ in found.elements) if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert set(levels[1:]) == {2}
+    return found
+
+
+@pytest.fixture(scope="module")
+def trajectory(walk, recorded):
+    shapes = {"net.h.0.fc.weight": (30, 10), "net.h.0.fc.bias": (30,), "net.h.1.fc.weight": (10, 30)}
+    return recorded(walk(shapes, 12), Recorder(sketch_dim=64)).collect()[0]
+
+
+@pytest.fixture(scope="module")
+def source(trajectory):
+    return trajectory_report(trajectory, title="A run", source={"folder": "a/*.ckpt"}, findings=["Step 3 is doubled."])
+
+
+@pytest.fixture(scope="module")
+def hostile(walk, recorded):
+    """The page of a trajectory whose blocks, layers, settings and all else are called like markup."""
+    shapes = {f"net.h.{i}.{HOSTILE}.weight": (4, 4) for i in range(2)}
+    trajectory = recorded(walk(shapes, 3), Recorder()).collect()[0]
+    trajectory = replace(trajectory, settings={**trajectory.settings, "include": HOSTILE})
+    return trajectory_report(trajectory, title=HOSTILE, source={HOSTILE: HOSTILE}, findings=[HOSTILE, "\udcff"])
+
+
+def test_page_says_what_the_trajectory_says(trajectory, source):
+    text = " ".join(assert_stands_alone(source).texts)
+    values, errors = trajectory.summary(), trajectory.standard_errors()
+    assert errors
+    for name, value in values.items():
+        if value == value:
+            assert f"{report.format_value(name, value, errors)} " in text
+            assert MEASURES[name].meaning in text
+    said = [report.suggestion(trajectory), trajectory.counted(), "a/*.ckpt", "Step 3 is doubled."]
+    assert all(words in text for words in [*said, "A run", "12, at steps 0 to 11", "64 numbers a block (seed 0)"])
+    assert "Nothing found" not in text
+
+
+def test_tables_by_layer_and_role_are_those_of_the_terminal(trajectory, source):
+    texts = Page(source).texts
+    for by in ("role", "depth"):
+        columns, rows = report.group_rows(trajectory, by)
+        cells = [str(cell) for row in [columns, *rows] for cell in row if cell]
+        start = texts.index(f"Table by {by} ({len(rows)})")
+        shown = [text for text in texts[start + 1 :] if text.strip()]
+        assert shown[: len(cells)] == cells
+    table = trajectory.table("role")
+    columns, rows = report.group_rows(trajectory, "role")
+    assert [row[0] for row in rows] == list(table)
+    assert all(float(row[columns.index("mds")]) == pytest.approx(table[row[0]]["mds"], rel=1e-3) for row in rows)
+
+
+def test_texts_are_never_markup(hostile):
+    text = "".join(assert_stands_alone(hostile).texts)
+    assert "<script" not in hostile
+    assert hostile.encode()  # also where a path is no Unicode
+    assert text.count(HOSTILE) >= 7  # title and heading, source twice, setting, finding, layers
+
+
+def test_a_style_that_would_run_something_is_noticed():
+    with pytest.raises(AssertionError):
+        assert_stands_alone(page.page("x", page.Markup("<h1>x</h1><script>1</script>")))
+    with pytest.raises(AssertionError):
+        assert_stands_alone(page.page("x", page.Markup('<h1>x</h1><img src="http://example.org/x.png" alt="x">')))
+    with pytest.raises(AssertionError):
+        Page(page.page("x", page.Markup("<p>")))
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (np.ones((1, 40)), "one snapshot"),
+        (np.ones((4, 40)), "Undefined: "),
+        (np.zeros((4, 40)), "Undefined: "),
+    ],
+    ids=["one", "still", "zero"],
+)
+def test_little_to_say(rows, said):
+    recorder = Recorder()
+    for t, row in enumerate(rows):
+        recorder.record({"w": torch.tensor(row)}, 10 * t, t)
+    found = assert_stands_alone(trajectory_report(recorder.collect()[0], title="Little"))
+    text = " ".join(found.texts)
+    assert said in text
+    assert "Nothing found." in text
+    assert "nan" not in text.lower()
+
+
+def test_pictures_are_small(source):
+    sizes = [len(image["src"]) for image in Page(source).all("img")]
+    assert len(sizes) >= 15
+    assert max(sizes) < 250_000
+    assert sum(sizes) < 2_000_000
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed: nothing to open pages with")
+def test_a_browser_has_nothing_to_complain_about(hostile, tmp_path):
+    (tmp_path / "report.html").write_text(hostile, encoding="utf-8")
+    (tmp_path / "broken.html").write_text(page.page("x", page.Markup("<script>1</script>")), encoding="utf-8")
+
+    def messages(name):
+        command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+        command += ["--enable-logging=stderr", "--v=0", "--dump-dom", (tmp_path / name).as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        assert "</html>" in done.stdout
+        return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+    assert messages("report.html") == []
+    assert messages("broken.html")  # what is forbidden, is refused, and said
