@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -54,16 +54,19 @@ def real_entries(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-def flat_pieces(tensor: Tensor, limit: int) -> Iterator[Tensor]:
-    """The entries of a tensor in C order, in flat pieces of at most ``limit``: views where that is possible."""
+def flat_range(tensor: Tensor, start: int, stop: int) -> Tensor:
+    """The entries ``start … stop`` of a tensor in C order, flat: a view where possible, a copy of them elsewhere."""
     if tensor.is_contiguous():
-        yield from torch.split(tensor.view(-1), limit)
-    elif tensor.numel() <= limit:
-        yield tensor.reshape(-1)
-    else:
-        step = max(1, limit // tensor[0].numel())  # where one row is too long, it is cut in turn
-        for rows in torch.split(tensor, step):
-            yield from flat_pieces(rows if rows.numel() <= limit else rows[0], limit)
+        return tensor.view(-1)[start:stop]
+    row = tensor[0].numel()
+    first, last = start // row, (stop - 1) // row
+    if last > first + 1:
+        head = flat_range(tensor[first], start - first * row, row)
+        tail = flat_range(tensor[last], 0, stop - last * row)
+        return torch.cat([head, tensor[first + 1 : last].reshape(-1), tail])
+    ends = [(i, max(start - i * row, 0), min(stop - i * row, row)) for i in range(first, last + 1)]
+    parts = [flat_range(tensor[i], begin, end) for i, begin, end in ends]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def matches(name: str, patterns: Patterns) -> bool:

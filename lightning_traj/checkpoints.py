@@ -22,14 +22,12 @@ from lightning_traj.gram import UPDATE
 from lightning_traj.partition import Granularity, Partition
 from lightning_traj.recorder import Recorder
 from lightning_traj.resumption import Resumption, stamps
-from lightning_traj.series import LEAST, Order, Series, find, open_series
-from lightning_traj.state_dicts import network, parameters_of
-from lightning_traj.streaming import UpdateGram, anchored_gram, local_grams, update_grams
+from lightning_traj.series import LEAST, SKIPPED, Order, Series, find, open_series
+from lightning_traj.state_dicts import parameters_of
+from lightning_traj.streaming import Advance, UpdateGram, anchored_gram, local_grams, update_grams
 from lightning_traj.trajectory import Trajectory, Windows
 
 __all__ = ["CheckpointError", "from_checkpoints"]
-
-Advance = Callable[[int], None]
 
 
 def from_checkpoints(
@@ -92,38 +90,58 @@ def from_checkpoints(
         >>> trajectory = from_checkpoints("logs/version_0/checkpoints")  # doctest: +SKIP
     """
     _check(order=order, weights=weights, snapshot=snapshot, processes=processes)
-    series = open_series(find(paths), key=key, weights=weights, order=order, skip_bad=skip_bad)
-    if model is None:
-        model = network(series.checkpoints[-1].config)
+    left, skipped = find(paths), list[str]()
+    while True:
+        try:
+            series = open_series(left, key=key, weights=weights, order=order, skip_bad=skip_bad, skipped=skipped)
+            recorder = Recorder(
+                snapshot=snapshot,
+                sketch_dim=sketch_dim,
+                blocks=blocks,
+                include=include,
+                exclude=exclude,
+                fused=fused,
+                max_snapshots=max(4, len(series.checkpoints)),
+                window=0,
+                seed=seed,
+            )
+            reopen = partial(_open_all, [checkpoint.path for checkpoint in series.checkpoints], key, weights)
+            return _trajectory(series, model, recorder, reopen, processes, resume, progress)
+        except CheckpointError as error:  # some damage shows when tensors are read
+            if not skip_bad or error.path not in left:
+                raise
+            left.remove(error.path)
+            skipped.append(f"{SKIPPED}{error}")
+
+
+def _trajectory(
+    series: Series,
+    model: nn.Module | None,
+    recorder: Recorder,
+    reopen: partial[list[Checkpoint]],
+    processes: int,
+    resume: str | os.PathLike[str] | None,
+    progress: bool,
+) -> Trajectory:
+    n = len(series.checkpoints)
     parameters, model, left_out, notes = parameters_of(series.checkpoints, model)
-    recorder = Recorder(
-        snapshot=snapshot,
-        sketch_dim=sketch_dim,
-        blocks=blocks,
-        include=include,
-        exclude=exclude,
-        fused=fused,
-        max_snapshots=max(4, len(series.checkpoints)),
-        window=0,
-        seed=seed,
-    )
     recorder.check(parameters, model)
-    partition = recorder.partition.extended(parameters, model)
+    partition = recorder.partition
+    for checkpoint in series.checkpoints:  # as in training: what comes later makes blocks of its own
+        present = {name: like for name, like in parameters.items() if name in checkpoint.shapes}
+        partition = partition.extended(present, model)
     notes += [
         f"{name} looks like fused q, k and v in an unknown layout, and stays one block: declare it, or pass a model."
         for name in partition.undeclared
     ]
-    task = [recorder.settings, key, weights, list(parameters), [stamps(c.path) for c in series.checkpoints]]
+    inputs = [(stamps(c.path), step) for c, step in zip(series.checkpoints, series.steps.tolist(), strict=True)]
+    task = [recorder.settings, reopen.args[1:], repr(partition.blocks), repr(partition.pieces), inputs]
     resumption = Resumption(resume, task)
-    numel = sum(block.numel for block in partition.blocks) * len(series.checkpoints)
-    with _bar(numel, progress) as advance:
-        if snapshot == "full":
-            reopen = partial(_open_all, [checkpoint.path for checkpoint in series.checkpoints], key, weights)
+    with _bar(sum(block.numel for block in partition.blocks) * n, progress) as advance:
+        if recorder.snapshot == "full":
             trajectory, kept = _exact(series, recorder, partition, reopen, processes, resumption, advance)
         else:
             trajectory, kept = _sketched(series, recorder, parameters, resumption, advance)
-    if len(trajectory) < LEAST:
-        raise ValueError(f"{len(trajectory)} of {len(series.checkpoints)} checkpoints are finite: two are needed.")
     resumption.remove()
     checkpoints = [series.checkpoints[i] for i in kept]
     lost = [c for i, c in enumerate(series.checkpoints) if i not in kept]
@@ -148,16 +166,15 @@ def _exact(
 ) -> tuple[Trajectory, list[int]]:
     """The trajectory of full snapshots, and which checkpoints are in it."""
     n = len(series.checkpoints)
-    done: dict[int, UpdateGram] = {}
-    for b, (kept, gram) in (resumption.load() or {}).items():
-        done[b] = UpdateGram(tuple(kept), gram.numpy())
+    done = _restored(resumption.load(), len(partition.blocks), n)
+    for b in done:
         advance(n * partition.blocks[b].numel)
     left = {b: partition.pieces[b] for b in range(len(partition.blocks)) if b not in done}
     if processes > 1:  # the largest first: they would keep one process busy when all others have finished
         left = dict(sorted(left.items(), key=lambda item: -partition.blocks[item[0]].numel))
 
     def state() -> dict[int, Any]:
-        return {b: (list(result.kept), torch.from_numpy(result.gram)) for b, result in done.items()}
+        return {b: (list(r.having), list(r.bad), torch.from_numpy(r.gram)) for b, r in done.items()}
 
     try:
         for b, result in update_grams(left, series.checkpoints, reopen, processes, advance):
@@ -166,7 +183,8 @@ def _exact(
     except BaseException:
         resumption.save(state, now=True)
         raise
-    everywhere = sorted(set(range(n)).intersection(*(result.kept for result in done.values())))
+    everywhere = sorted(set(range(n)).difference(*(result.bad for result in done.values())))
+    _check_left(len(everywhere), n)
     grams = [done[b].over(everywhere) for b in range(len(partition.blocks))]
     local = np.stack([local_grams(gram) for gram in grams], axis=1)
     squares = np.maximum(local[:, :, UPDATE, UPDATE], 0.0)  # ‖u_t‖² of each block, [n, B]
@@ -184,26 +202,56 @@ def _exact(
     return trajectory, everywhere
 
 
+def _restored(kept: Any, blocks: int, n: int) -> dict[int, UpdateGram]:
+    """Blocks that have been done, from what was kept of them; none where that is nothing of the kind."""
+    try:
+        done = {b: UpdateGram(tuple(having), tuple(bad), gram.numpy()) for b, (having, bad, gram) in kept.items()}
+        for b, result in done.items():
+            m = len(result.having)
+            if (
+                b not in range(blocks)
+                or result.gram.shape != (m, m)
+                or not {*result.having, *result.bad} <= {*range(n)}
+            ):
+                return {}
+    except Exception:
+        return {}
+    return done
+
+
 def _sketched(
     series: Series, recorder: Recorder, parameters: Iterable[str], resumption: Resumption, advance: Advance
 ) -> tuple[Trajectory, list[int]]:
     """The trajectory of sketches, with its rows, and which checkpoints are in it."""
     dropped: list[int] = []
     if (kept := resumption.load()) is not None:
-        dropped = kept["dropped"]
-        recorder.load_state_dict(kept["state"])
+        try:
+            recorder.load_state_dict(kept["state"])
+            recorder.collect()
+            dropped = list(kept["dropped"])
+        except Exception:
+            recorder.clear()
 
     def state() -> dict[str, Any]:
         return {"dropped": dropped, "state": recorder.state_dict()}
 
-    for step, epoch, checkpoint in zip(series.steps.tolist(), series.epochs.tolist(), series.checkpoints, strict=True):
-        if step not in (*recorder.steps, *dropped):
-            present = checkpoint.shapes()
-            recorder.record({name: checkpoint.read(name) for name in parameters if name in present}, step, epoch)
-            checkpoint.source.release()
-            dropped.extend(recorder.collect()[1])
-            resumption.save(state)
-        advance(sum(block.numel for block in recorder.blocks))
+    try:
+        for step, epoch, checkpoint in zip(
+            series.steps.tolist(), series.epochs.tolist(), series.checkpoints, strict=True
+        ):
+            if step not in (*recorder.steps, *dropped):
+                present = [name for name in parameters if name in checkpoint.shapes]
+                recorder.record({name: checkpoint.read(name) for name in present}, step, epoch)
+                checkpoint.release()
+                if not recorder.gram.finite[-1]:  # collecting takes longer than recording
+                    dropped.extend(recorder.collect()[1])
+                resumption.save(state)
+            advance(sum(block.numel for block in recorder.blocks))
+    except BaseException:
+        if len(recorder):
+            resumption.save(state, now=True)
+        raise
+    _check_left(len(recorder), len(series.checkpoints))
     trajectory = recorder.collect()[0]
     rows = recorder.rows()
     steps = series.steps.tolist()
@@ -225,6 +273,11 @@ def _bar(entries: int, shown: bool) -> Iterator[Advance]:
     with Progress(transient=True) as progress:
         task = progress.add_task("reading checkpoints", total=entries)
         yield lambda count: progress.advance(task, count)
+
+
+def _check_left(finite: int, n: int) -> None:
+    if finite < LEAST:
+        raise ValueError(f"{finite} of {n} checkpoints are finite: two are needed.")
 
 
 def _check(**arguments: Any) -> None:

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from lightning_traj.blocks import flat_range
 from lightning_traj.formats import Checkpoint
 from lightning_traj.trajectory import Trajectory
 
 REGULAR = 0.6  # share of the gaps between steps that have to be alike for a longer one to be a hole
 FAR = 3.0  # times as far from both neighbours as they are from each other
 AVERAGED_IN_NAME = re.compile(r"(?:^|[^a-z])(?:ema|swa|averaged?)(?:$|[^a-z])", re.IGNORECASE)
-EQUAL = 1e-12  # of the squared path length: closer than this are snapshots that may be equal, which is then looked up
+COMPARED = 2**20  # entries that are compared at once
+EQUAL = 1e-12  # of the largest squared displacement: snapshots that are closer may be equal, which is then looked up
 
 
 def in_files(checkpoints: Sequence[Checkpoint], names: Collection[str]) -> list[str]:
@@ -47,7 +50,7 @@ def in_trajectory(trajectory: Trajectory, checkpoints: Sequence[Checkpoint], nam
 def changed_shapes(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> dict[str, str]:
     """Parameters whose shape is not the same in all checkpoints that have them, each with a sentence."""
     found = {}
-    shapes = [checkpoint.shapes() for checkpoint in checkpoints]
+    shapes = [checkpoint.shapes for checkpoint in checkpoints]
     for name in names:
         seen: dict[tuple[int, ...], str] = {}
         for checkpoint, tensors in zip(checkpoints, shapes, strict=True):
@@ -64,21 +67,26 @@ def tied(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> dict[str, s
 
     Constant ones (zeros that were never trained, say) are not called tied.
     """
-    shapes = checkpoints[-1].shapes()
+    last = checkpoints[-1]
     alike: dict[tuple[object, ...], list[str]] = {}
     for name in names:
-        if name in shapes and shapes[name].ndim > 1:
-            start = checkpoints[-1].read(name).reshape(-1)[:64].tolist()
-            alike.setdefault((tuple(shapes[name].shape), shapes[name].dtype, *start), []).append(name)
+        if name in last.shapes and last.shapes[name].ndim > 1:
+            tensor = last.read(name)
+            start = _bits(tensor, 0, min(64, tensor.numel())).numpy().tobytes()
+            alike.setdefault((tuple(tensor.shape), tensor.dtype, start), []).append(name)
     found = {}
-    for first, *others in alike.values():
-        for other in others:
-            if all(_equal(c, first, c, other) for c in reversed(checkpoints) if {first, other} <= set(c.shapes())):
-                values = checkpoints[-1].read(first)
-                if bool((values != values.reshape(-1)[0]).any()):
-                    found[other] = first
-    for checkpoint in checkpoints:
-        checkpoint.source.release()
+    for members in alike.values():
+        firsts: list[str] = []
+        for name in members if len(members) > 1 else ():
+            if _is_constant(last.read(name)):
+                continue
+            first = next((first for first in firsts if _tied(checkpoints, first, name)), None)
+            if first is None:
+                firsts.append(name)
+            else:
+                found[name] = first
+    for checkpoint in checkpoints if found else [last]:
+        checkpoint.release()
     return found
 
 
@@ -118,7 +126,7 @@ def _precisions(checkpoints: Sequence[Checkpoint], names: Collection[str]) -> li
     counts: dict[str, list[str]] = {}
     everywhere = set(names)
     for checkpoint in checkpoints:
-        shapes = checkpoint.shapes()
+        shapes = checkpoint.shapes
         dtypes = sorted({str(shapes[name].dtype).removeprefix("torch.") for name in names if name in shapes})
         counts.setdefault(" and ".join(dtypes), []).append(label(checkpoint))
         everywhere &= set(shapes)
@@ -136,19 +144,18 @@ def _precisions(checkpoints: Sequence[Checkpoint], names: Collection[str]) -> li
 
 
 def _squared_distances(trajectory: Trajectory) -> NDArray[np.float64]:
-    """‖θ_i − θ_j‖² over all blocks, [n, n]."""
+    """‖θ_i − θ_j‖² over all blocks, [n, n]; 0 where rounding leaves no more than a guess."""
     gram = trajectory.displacement_gram(lambda _: True)
     norms = np.diag(gram)
     distances: NDArray[np.float64] = norms[:, None] + norms[None, :] - 2 * gram
-    return distances
+    return np.where(distances > EQUAL * norms.max(), distances, 0.0)
 
 
 def _duplicates(squares: NDArray[np.float64], checkpoints: Sequence[Checkpoint], names: Collection[str]) -> list[str]:
-    scale = EQUAL * max(float(squares.max()), np.finfo(np.float64).tiny)
     groups: list[list[int]] = []
     for j in range(len(checkpoints)):
         for group in groups:
-            if squares[group[0], j] <= scale and _same(checkpoints[group[0]], checkpoints[j], names):
+            if squares[group[0], j] == 0 and _same(checkpoints[group[0]], checkpoints[j], names):
                 group.append(j)
                 break
         else:
@@ -174,13 +181,37 @@ def _off_the_path(squares: NDArray[np.float64], checkpoints: Sequence[Checkpoint
 
 
 def _same(one: Checkpoint, other: Checkpoint, names: Collection[str]) -> bool:
-    shared = [name for name in names if name in one.shapes() and name in other.shapes()]
-    return all(_equal(one, name, other, name) for name in shared)
+    shared = [name for name in names if name in one.shapes]
+    return all(name in other.shapes and _equal(one, name, other, name) for name in shared)
+
+
+def _tied(checkpoints: Sequence[Checkpoint], first: str, other: str) -> bool:
+    having = [checkpoint for checkpoint in checkpoints if {first, other} <= checkpoint.shapes.keys()]
+    return all(_equal(checkpoint, first, checkpoint, other) for checkpoint in reversed(having))
 
 
 def _equal(one: Checkpoint, name: str, other: Checkpoint, other_name: str) -> bool:
+    """Bit by bit: where damaged ones hold NaN, too."""
     first, second = one.read(name), other.read(other_name)
-    return first.dtype == second.dtype and torch.equal(first, second)
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    if first.data_ptr() == second.data_ptr() and first.stride() == second.stride():
+        return True  # torch.save writes what is shared once
+    return all(torch.equal(_bits(first, *part), _bits(second, *part)) for part in _parts(first.numel()))
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    first = _bits(tensor, 0, 1)
+    return all(bool((_bits(tensor, *part).view(-1, len(first)) == first).all()) for part in _parts(tensor.numel()))
+
+
+def _bits(tensor: Tensor, start: int, stop: int) -> Tensor:
+    entries = flat_range(tensor, start, stop).resolve_conj().resolve_neg()
+    return entries.contiguous().as_strided((len(entries),), (1,)).view(torch.uint8)  # a single entry has any stride
+
+
+def _parts(size: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + COMPARED, size)) for start in range(0, size, COMPARED))
 
 
 def _listed(names: Sequence[str]) -> str:

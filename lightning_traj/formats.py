@@ -7,7 +7,8 @@ folders (also sharded, with an index), and folders of ``torch.distributed.checkp
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_traj.blocks import clean_name
+from lightning_traj.dcp import METADATA, DistributedCheckpoint, read_metadata
 from lightning_traj.sources import (
     Copied,
     SafetensorsFile,
@@ -32,17 +34,32 @@ Weights = Literal["raw", "average"]
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".tar")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE = ("model.safetensors", "pytorch_model.bin")
-DISTRIBUTED = ".metadata"
 NESTED = ("state_dict", "model_state_dict", "model", "module")  # where frameworks keep the weights
 RAW_BESIDE_AVERAGE = "current_model_state"  # of Lightning's WeightAveraging, whose state_dict is the average
 STEPS = ("global_step", "step", "steps", "iteration", "iter_num", "iter")
-# epoch=3-step=120, step1000, checkpoint-500, global_step500, iter_000500
-STEP_IN_NAME = re.compile(r"(?:step|iter|iteration|checkpoint|ckpt)s?[=_-]?(\d+)", re.IGNORECASE)
-EPOCH_IN_NAME = re.compile(r"epochs?[=_-]?(\d+)", re.IGNORECASE)
+# epoch=3-step=120, step1000, global_step500, step_10k, 500_steps; iter_000500; checkpoint-500; 000500
+STEPS_IN_NAME = [
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"steps?[ =_.-]*(\d+)([km])?(?![a-z]*\d)",
+        r"(?<![a-z\d])(\d+)([km])?[ _-]?steps?(?![a-z])",
+        r"iter(?:ation)?s?[ =_.-]*(\d+)([km])?(?![a-z]*\d)",
+        r"(?:checkpoint|ckpt)[ =_.-]*(\d+)([km])?(?![a-z]*\d)",
+        r"^(\d+)([km])?$",
+    )
+]
+EPOCH_IN_NAME = re.compile(r"epochs?[ =_.-]*(\d+)", re.IGNORECASE)
+THOUSANDS = {"": 1, "k": 10**3, "m": 10**6}
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be read: the message names it, and says why."""
+    """A checkpoint cannot be read: the message names it, and says why.
+
+    Attributes:
+        path: Of the checkpoint.
+    """
+
+    path: Path | None = None
 
 
 @dataclass
@@ -56,6 +73,7 @@ class Checkpoint:
         epoch: Completed epochs; None where it was written within one, or nothing is known.
         averaged: Whether these are averaged weights, as far as the file tells.
         config: What the config.json of a Hugging Face folder says; else empty.
+        shapes: Every tensor on the meta device, by its name, free of ``_orig_mod.``.
     """
 
     path: Path
@@ -66,14 +84,11 @@ class Checkpoint:
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._names = {clean_name(name): name for name in self.source.shapes()}
+        shapes = self.source.shapes()
+        self._names = {clean_name(name): name for name in shapes}
+        self.shapes: Mapping[str, Tensor] = {name: shapes[raw] for name, raw in self._names.items()}
         if not self._names:
             raise CheckpointError("it holds no tensors")
-
-    def shapes(self) -> dict[str, Tensor]:
-        """Every tensor on the meta device, by its name, free of ``_orig_mod.``."""
-        shapes = self.source.shapes()
-        return {name: shapes[raw] for name, raw in self._names.items()}
 
     def read(self, name: str) -> Tensor:
         """A tensor, most often a view of the mapped file.
@@ -85,6 +100,10 @@ class Checkpoint:
             return self.source.read(self._names[name])
         except Exception as error:
             raise unreadable(self.path, error) from error
+
+    def release(self) -> None:
+        """Close its files: they are opened again when they are used."""
+        self.source.release()
 
 
 def open_checkpoint(path: Path, key: str | None = None, weights: Weights = "raw") -> Checkpoint:
@@ -100,12 +119,14 @@ def open_checkpoint(path: Path, key: str | None = None, weights: Weights = "raw"
     """
     try:
         if path.is_dir():
-            return _distributed(path, key) if (path / DISTRIBUTED).is_file() else _hugging_face(path)
-        if path.stat().st_size == 0:
+            opened = _distributed(path, key, weights) if (path / METADATA).is_file() else _hugging_face(path)
+        elif path.stat().st_size == 0:
             raise CheckpointError("it is empty")
-        if path.suffix == ".safetensors":
-            return _safetensors(path)
-        return _torch(path, key, weights)
+        else:
+            opened = _safetensors(path) if path.suffix == ".safetensors" else _torch(path, key, weights)
+        if weights == "average" and not opened.averaged:
+            raise CheckpointError('it has no averaged weights beside the raw ones: leave out weights="average"')
+        return opened
     except Exception as error:
         raise unreadable(path, error) from error
 
@@ -113,13 +134,22 @@ def open_checkpoint(path: Path, key: str | None = None, weights: Weights = "raw"
 def is_checkpoint(path: Path) -> bool:
     """Whether a path looks like a checkpoint: by its name, or by what the folder holds."""
     if path.is_dir():
-        return any((path / name).is_file() for name in (DISTRIBUTED, *INDEXES, *SINGLE))
+        return any((path / name).is_file() for name in (METADATA, *INDEXES, *SINGLE))
     return path.suffix in SUFFIXES and path.is_file() and not path.name.startswith(".")
 
 
 def unreadable(path: Path, error: BaseException) -> CheckpointError:
     """What went wrong with a checkpoint, in words that name it."""
-    reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    named = CheckpointError(f"{path} cannot be read as a checkpoint: {_reason(error)}.")
+    named.path = path
+    return named
+
+
+def _reason(error: BaseException) -> str:
+    said = (
+        str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    )  # before it, torch advises to load it all the same
+    reason = said.splitlines()[0][:300] if said else type(error).__name__
     if blocked := re.search(r"GLOBAL ([\w.]+)", str(error)):
         reason = (
             f"to load it, {blocked[1]} would have to be called, and whoever wrote the file decides what that does; "
@@ -127,7 +157,16 @@ def unreadable(path: Path, error: BaseException) -> CheckpointError:
         )
     elif not isinstance(error, (CheckpointError, OSError)):
         reason = f"it is damaged, or of another kind ({reason})"
-    return CheckpointError(f"{path} cannot be read as a checkpoint: {reason}.")
+    return reason.rstrip(".")
+
+
+@contextmanager
+def _inside(name: str) -> Iterator[None]:
+    """Of several files of a checkpoint, name the one with which something is wrong."""
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(f"in {name}, {_reason(error)}") from error
 
 
 # By format --------------------------------------------------------------------------------------------------
@@ -145,10 +184,7 @@ def _safetensors(path: Path) -> Checkpoint:
 def _torch(path: Path, key: str | None, weights: Weights) -> Checkpoint:
     state = load(path)
     inside = _where(state, key, weights)
-    if is_mappable(path):
-        source: Source = TorchFile(path, inside)
-    else:
-        source = Copied(tensors_of(_at(state, inside)))
+    source: Source = TorchFile(path, inside, state) if is_mappable(path) else Copied(tensors_of(_at(state, inside)))
     step, epoch = _progress(state) if inside else (None, None)
     names = source.shapes()
     averaged = "n_averaged" in names or (RAW_BESIDE_AVERAGE in state and inside == ("state_dict",))
@@ -170,7 +206,7 @@ def _hugging_face(path: Path) -> Checkpoint:
     else:
         names = [name for name in SINGLE if (path / name).is_file()]
         if not names:
-            raise CheckpointError(f"the folder holds none of {', '.join((DISTRIBUTED, *INDEXES, *SINGLE))}")
+            raise CheckpointError(f"the folder holds none of {', '.join((METADATA, *INDEXES, *SINGLE))}")
         source = _weights_file(path, names[0])
     step = read_json(path / "trainer_state.json").get("global_step")
     return _dated(path, source, step, config=read_json(path / "config.json"))
@@ -180,23 +216,37 @@ def _weights_file(folder: Path, name: Any) -> Source:
     if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
         raise CheckpointError(f"its index names {name!r}, and there is no such file in the folder")
     path = folder / name
-    if path.suffix == ".safetensors":
-        return SafetensorsFile(path)
-    return TorchFile(path) if is_mappable(path) else Copied(tensors_of(load(path)))
+    with _inside(name):
+        source: Source
+        if path.suffix == ".safetensors":
+            source = SafetensorsFile(path)
+        else:
+            state = load(path)
+            source = TorchFile(path, (), state) if is_mappable(path) else Copied(tensors_of(state))
+        source.shapes()
+    return source
 
 
-def _distributed(path: Path, key: str | None) -> Checkpoint:
-    from lightning_traj.dcp import DistributedCheckpoint  # torch.distributed is slow to import
-
-    prefixes = [f"{name}." for name in ((key,) if key else NESTED)] + ([] if key else [""])
-    for prefix in prefixes:
-        source = DistributedCheckpoint(path, prefix)
-        if source.shapes():
+def _distributed(path: Path, key: str | None, weights: Weights) -> Checkpoint:
+    with _inside(METADATA):
+        entries = read_metadata(path)
+    # Where nothing tells the weights, all but the optimizers' moments are taken for them.
+    rest = {name: entry for name, entry in entries.items() if not re.search(r"(?:^|\.)optim", name)}
+    for prefix in [f"{name}." for name in ((key,) if key else NESTED)]:
+        if found := {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}:
             break
     else:
-        raise CheckpointError(f"no key in it begins with {key!r}")
-    rest = load(path / "meta.pt") if (path / "meta.pt").is_file() else {}  # Lightning's
-    return _dated(path, source, *_progress(rest))
+        if key is not None or not rest:
+            kinds = _listing(dict.fromkeys(name.partition(".")[0] for name in entries))
+            raise CheckpointError(f"key={key!r} leads to no tensors; what there is begins with {kinds}")
+        found = rest
+    with _inside("meta.pt"):
+        meta = load(path / "meta.pt") if (path / "meta.pt").is_file() else {}  # Lightning's
+        step, epoch = _progress(meta)
+    averaged = RAW_BESIDE_AVERAGE in meta
+    if averaged and weights == "raw":
+        raise CheckpointError('its weights are averaged, and of the raw ones it has no shards: say weights="average"')
+    return _dated(path, DistributedCheckpoint(found), step, epoch, averaged=averaged)
 
 
 def _dated(
@@ -209,12 +259,21 @@ def _dated(
     config: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """The checkpoint, dated by what its content says, or else by its name."""
-    name = path.name if not path.name.startswith(SINGLE) else path.parent.name
-    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-        step = int(found[-1]) if (found := STEP_IN_NAME.findall(name)) else None
+    named = path.parent if path.name.startswith(SINGLE) else path
+    name = named.stem if named.suffix in SUFFIXES else named.name
+    if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < 2**63:
+        step = _step_in(name)
     if epoch is None and step is None:
         epoch = int(found[-1]) if (found := EPOCH_IN_NAME.findall(name)) else None
     return Checkpoint(path, source, step, epoch, averaged, config or {})
+
+
+def _step_in(name: str) -> int | None:
+    for pattern in STEPS_IN_NAME:
+        if found := pattern.findall(name):
+            step = int(found[-1][0]) * THOUSANDS[found[-1][1].lower()]
+            return step if step < 2**63 else None
+    return None
 
 
 # Inside a file that torch.save wrote ------------------------------------------------------------------------
@@ -250,9 +309,9 @@ def _listing(state: Mapping[Any, Any]) -> str:
 
 
 def _progress(state: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Optimizer steps taken, and epochs completed where that is a whole number."""
+    """Optimizer steps taken, and epochs completed where that is a whole number: after the last batch of one."""
     step = next((state[name] for name in STEPS if isinstance(state.get(name), int)), None)
-    epochs = _at(state, ("loops", "fit_loop", "epoch_progress", "current", "processed"))
+    epochs = _at(state, ("loops", "fit_loop", "epoch_progress", "current", "ready"))
     batches = _at(state, ("loops", "fit_loop", "epoch_loop.batch_progress"))
     at_end = isinstance(batches, Mapping) and batches.get("is_last_batch") is True
-    return step, epochs if at_end and isinstance(epochs, int) else None
+    return step, epochs if at_end and isinstance(epochs, int) and epochs >= 0 else None

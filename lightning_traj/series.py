@@ -49,6 +49,10 @@ def find(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> li
     for path in map(Path, [paths] if isinstance(paths, (str, os.PathLike)) else paths):
         if not path.exists():
             raise FileNotFoundError(f"{path}: there is no such file or folder.")
+        folders = [child for child in sorted(path.glob("*")) if child.is_dir() and is_checkpoint(child)]
+        if is_checkpoint(path) and len(folders) >= LEAST:  # transformers' Trainer puts the last model beside them
+            found += folders
+            continue
         if path.is_file() or is_checkpoint(path):
             found.append(path)
             continue
@@ -70,6 +74,7 @@ def open_series(
     weights: Weights = "raw",
     order: Order = "step",
     skip_bad: bool = False,
+    skipped: Sequence[str] = (),
 ) -> Series:
     """Open these checkpoints, and put them in order.
 
@@ -79,12 +84,13 @@ def open_series(
         weights: As for ``open_checkpoint``.
         order: ``"step"``, or ``"given"``: as they are.
         skip_bad: Leave out those that cannot be read.
+        skipped: What is said of those that have been left out already.
 
     Raises:
         CheckpointError: one cannot be read.
         ValueError: fewer than two are left, or not all of their steps are known.
     """
-    notes, opened = [], []
+    notes, opened = list(skipped), []
     for path in paths:
         try:
             opened.append(open_checkpoint(path, key, weights))
@@ -93,8 +99,8 @@ def open_series(
                 raise
             notes.append(f"{SKIPPED}{error}")
     if len(opened) < LEAST:
-        skipped = f" ({len(notes)} could not be read: {notes[0]})" if notes else ""
-        raise ValueError(f"{len(opened)} checkpoint(s) to analyse{skipped}: a trajectory takes two at least.")
+        why = f" ({len(notes)} could not be read; {notes[0]})" if notes else ""
+        raise ValueError(f"{len(opened)} checkpoint(s) to analyse{why}: a trajectory takes two at least.")
     checkpoints, steps, more = _given(opened) if order == "given" else _by_step(opened)
     return Series(tuple(checkpoints), np.array(steps, dtype=np.int64), _epochs(checkpoints, steps), (*notes, *more))
 

@@ -6,11 +6,15 @@ No pickle is loaded but by ``torch.load(weights_only=True)``; ``dcp.py`` reads w
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import tempfile
+import warnings
+import weakref
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,7 +34,7 @@ class Source(Protocol):
 
 
 class SafetensorsFile:
-    """Tensors of a safetensors file."""
+    """Tensors of a safetensors file, in the natural order of their names: the file has them by dtype."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -43,9 +47,7 @@ class SafetensorsFile:
 
     def shapes(self) -> Mapping[str, Tensor]:
         if self._shapes is None:
-            # They lie in the order of their names as text, which puts h.10 before h.2.
-            names = sorted(self._file().keys(), key=_by_number)
-            self._shapes = {name: self.read(name).to("meta") for name in names}
+            self._shapes = {name: self.read(name).to("meta") for name in sorted(self._file().keys(), key=_natural)}
         return self._shapes
 
     def read(self, name: str) -> Tensor:
@@ -66,10 +68,10 @@ class SafetensorsFile:
 class TorchFile:
     """Tensors of a file that ``torch.save`` wrote, under a key inside it."""
 
-    def __init__(self, path: Path, inside: Sequence[str] = ()) -> None:
+    def __init__(self, path: Path, inside: Sequence[str] = (), loaded: Any = None) -> None:
         self.path = path
         self.inside = tuple(inside)
-        self._state: dict[str, Tensor] | None = None
+        self._state = None if loaded is None else self._found(loaded)
         self._shapes: dict[str, Tensor] | None = None
 
     def shapes(self) -> Mapping[str, Tensor]:
@@ -85,22 +87,23 @@ class TorchFile:
 
     def _tensors(self) -> dict[str, Tensor]:
         if self._state is None:
-            state = load(self.path)
-            for key in self.inside:
-                state = state[key]
-            self._state = tensors_of(state)
+            self._state = self._found(load(self.path))
         return self._state
 
+    def _found(self, state: Any) -> dict[str, Tensor]:
+        for key in self.inside:
+            state = state[key]
+        return tensors_of(state)
 
-class Copied(SafetensorsFile):
+
+class Copied(TorchFile):
     """Tensors that cannot be mapped where they are: copied, once, into a temporary file."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        from safetensors.torch import save_file
-
-        self._folder = tempfile.TemporaryDirectory(prefix="lightning_traj-", ignore_cleanup_errors=True)
-        super().__init__(Path(self._folder.name, "copy.safetensors"))
-        save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, self.path)
+        folder = tempfile.mkdtemp(prefix="lightning_traj-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        super().__init__(Path(folder, "copy.pt"))
+        torch.save(dict(tensors), self.path)
 
 
 class Sharded:
@@ -120,30 +123,47 @@ class Sharded:
             file.release()
 
 
-def _by_number(name: str) -> list[tuple[int, str]]:
-    """A key that sorts the numbers in names as numbers: ``h.2`` before ``h.10``."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+def load(file: Path | IO[bytes]) -> Any:
+    """What ``torch.save`` wrote; of a file of torch 1.6 or later the tensors are mapped.
+
+    Raises:
+        ValueError: it is a compressed archive, or one that was not written by torch.
+    """
+    mappable = is_mappable(file)
+    if mappable:
+        _check_archive(file)
+    with warnings.catch_warnings():  # of what is deprecated, or unusual, in old files: they are not ours to change
+        warnings.simplefilter("ignore")
+        mmap = mappable and isinstance(file, Path)
+        if not isinstance(file, Path):
+            file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
 
 
-def load(path: Path) -> Any:
-    """What ``torch.save`` wrote, mapped where that can be done: only in files of torch 1.6 or later."""
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable(path))
-
-
-def is_mappable(path: Path) -> bool:
+def is_mappable(file: Path | IO[bytes]) -> bool:
     """Whether it is a file of torch 1.6 or later: a zip archive of uncompressed tensors."""
-    return zipfile.is_zipfile(path)
+    return zipfile.is_zipfile(file)
 
 
 def tensors_of(state: Any) -> dict[str, Tensor]:
-    """The tensors of a state dict, detached; what else is in it is left out."""
+    """The tensors of a state dict, detached; what else is in it is left out.
+
+    Raises:
+        ValueError: a tensor is without its entries, or has fewer than its shape says.
+    """
     if not isinstance(state, Mapping):
         return {}
-    return {
+    tensors = {
         name: value.detach()
         for name, value in state.items()
         if isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
     }
+    for name, tensor in tensors.items():
+        if tensor.device.type != "cpu":
+            raise ValueError(f"{name} was saved from the {tensor.device.type} device, without its entries")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{name} has {tensor.numel():,} entries, and fewer are in the file")
+    return tensors
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
@@ -154,7 +174,23 @@ def read_json(path: Path) -> Mapping[str, Any]:
     """
     if not path.is_file():
         return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is no JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} holds no JSON object")
     return content
+
+
+def _check_archive(file: Path | IO[bytes]) -> None:
+    """Torch stores without compressing: what is compressed would be mapped as it is, or unpacked to any size."""
+    with zipfile.ZipFile(file) as archive:
+        for record in archive.infolist():
+            if record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size:
+                raise ValueError("it is a compressed archive, which torch.save does not write: unpack it")
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts h.2 before h.10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_traj.blocks import clean_name, has_entries
 from lightning_traj.findings import changed_shapes, tied
 from lightning_traj.formats import Checkpoint
 from lightning_traj.partition import root_of
 
+# What of a config.json is not taken: what names code, kernels or weights elsewhere.
+ELSEWHERE = re.compile(r"auto_map|implementation|kernels|backbone|timm|pretrained|quantization|_name_or_path")
+LAYERS = re.compile(r"layer|block|depth")
 # Last parts of the names of what state dicts hold besides parameters, without telling them apart.
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "inv_freq", "masked_bias", "n_averaged")
 
@@ -25,53 +31,94 @@ def parameters_of(
 
     Args:
         checkpoints: In order.
-        model: Tells parameters from buffers; None: names do, which know those of torch's and transformers' modules.
+        model: Tells parameters from buffers; None: that of a Hugging Face folder's config.json does, or else names do,
+            which know those of torch's and transformers' modules.
 
     Returns:
         Parameters on the meta device, by name; the model, wrapped such that its names are theirs; what was left out for
         being no parameter, in words; and what is wrong with the others, in sentences.
 
     Raises:
-        ValueError: the model has none of the tensors' names.
+        ValueError: the model has none of the tensors' names, or other shapes.
     """
     tensors: dict[str, Tensor] = {}
     for checkpoint in checkpoints:
-        tensors = checkpoint.shapes() | tensors
-    if model is not None:
-        model = _fitted(model, tensors)
-        parameters = {clean_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
-        left_out = [name for name in tensors if name not in parameters]
-    else:
-        left_out = [name for name, tensor in tensors.items() if _is_buffer(name, tensor)]
-    counts = Counter(name.rpartition(".")[2] for name in left_out)
+        tensors = {**tensors, **{name: like for name, like in checkpoint.shapes.items() if name not in tensors}}
+    given = model is not None
+    model = _fitted(model, tensors) if model is not None else network(checkpoints[-1], tensors)
+    parameters = _parameters(model)
+    tensors = {name: tensors[name] for name in [*parameters, *tensors] if name in tensors}  # in the model's order
+    # Not of a given model, or called as buffers are: transformers saves some parameters by other names than its own.
+    others = {name: tensor for name, tensor in tensors.items() if name not in parameters}
+    left_out = {name for name, tensor in others.items() if given or _is_buffer(name, tensor)}
+    # Two to a byte, which torch cannot take apart.
+    left_out |= {name for name, tensor in tensors.items() if str(tensor.dtype).startswith("torch.float4")}
+    counts = Counter(name.rpartition(".")[2] for name in tensors if name in left_out)
     kinds = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     names = [name for name in tensors if name not in left_out and has_entries(tensors[name])]
     changed = changed_shapes(checkpoints, names)
+    _check_shapes(type(model).__name__, parameters, {name: tensors[name] for name in names if name not in changed})
     twice = tied(checkpoints, [name for name in names if name not in changed])
     notes = list(changed.values())
     notes += [f"{other} and {first} are one parameter, saved twice: counted once." for other, first in twice.items()]
     return {name: tensors[name] for name in names if name not in changed and name not in twice}, model, kinds, notes
 
 
-def network(config: Mapping[str, Any]) -> nn.Module | None:
-    """The model of a Hugging Face config.json on the meta device; None where transformers does not know it.
+def network(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> nn.Module | None:
+    """The model of a Hugging Face config.json on the meta device; None where transformers has none that fits.
 
-    Only classes of transformers itself are made: no code that comes with a checkpoint is run.
+    Only classes of transformers itself are made, of plain values: neither code that comes with a checkpoint is run, nor
+    anything fetched that its config names.
     """
+    config = _plain(checkpoint.config)
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures or not isinstance(config.get("model_type"), str):
         return None
+    if max(_layers(config), default=0) > len(checkpoint.shapes):
+        return None  # it would take for ever, or all memory
     try:
         import transformers
 
         kind = getattr(transformers, architectures[0])
         if not issubclass(kind, transformers.PreTrainedModel):
             return None
-        with torch.device("meta"):
-            model = kind(transformers.AutoConfig.for_model(**config))
-    except Exception:  # not installed, unknown to it, or an unusual config: names will have to do
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = _fitted(kind(transformers.AutoConfig.for_model(**config)), tensors)
+        _check_shapes(architectures[0], _parameters(model), checkpoint.shapes)
+    except Exception:  # not installed, unknown to it, an unusual config, or another's: names will have to do
         return None
-    return model if isinstance(model, nn.Module) else None
+    return model
+
+
+def _parameters(model: nn.Module | None) -> dict[str, Tensor]:
+    named = () if model is None else model.named_parameters(remove_duplicate=False)
+    return {clean_name(name): parameter for name, parameter in named}
+
+
+def _plain(config: Any) -> Any:
+    """A config without what has transformers look for code or weights elsewhere, or quantise."""
+    if not isinstance(config, Mapping):
+        return config
+    return {key: _plain(value) for key, value in config.items() if not ELSEWHERE.search(key)}
+
+
+def _layers(config: Mapping[str, Any]) -> Iterator[int]:
+    """Numbers of layers that a config asks for."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _layers(value)
+        elif isinstance(value, int) and LAYERS.search(key):
+            yield value
+
+
+def _check_shapes(kind: str, parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if name in parameters and not is_lazy(parameters[name]) and parameters[name].shape != tensor.shape:
+            raise ValueError(
+                f"model={kind}: its {name} has the shape {list(parameters[name].shape)}, and in the checkpoints it is "
+                f"{list(tensor.shape)}: pass a model of the same architecture."
+            )
 
 
 def _is_buffer(name: str, tensor: Tensor) -> bool:

@@ -22,35 +22,44 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_traj.blocks import flat_pieces
+from lightning_traj.blocks import flat_range
 from lightning_traj.formats import Checkpoint
 from lightning_traj.gram import DISPLACEMENT, PREVIOUS_UPDATE, THETA, UPDATE
 from lightning_traj.partition import Piece
 from lightning_traj.shards import whole
 
 Array = NDArray[np.float64]
+Advance = Callable[[int], None]  # is told how many entries have been taken in
 
 STRETCH = 2**20  # entries of all checkpoints that are taken in at once: 8 MiB in float64, which a cache holds
+LEAST = 2**10  # of one checkpoint, however many there are
 MAPPED = 2**28  # bytes of files that are mapped at once
 
 
 @dataclass(frozen=True)
 class UpdateGram:
-    """Gram(θ_0, u_1, …) of one block over the checkpoints in which it is finite.
+    """Gram(θ_0, u_1, …) of one block over the checkpoints that have it, all finite.
 
     Attributes:
-        kept: Which checkpoints these are, m of them.
+        having: Which checkpoints these are, m of them.
+        bad: Which have it, but not finite.
         gram: float64 [m, m].
     """
 
-    kept: tuple[int, ...]
+    having: tuple[int, ...]
+    bad: tuple[int, ...]
     gram: Array
 
     def over(self, wanted: Sequence[int]) -> Array:
-        """The same over fewer checkpoints: the updates between those that are left are sums of updates."""
-        ends = [self.kept.index(t) for t in wanted]
+        """The same over other checkpoints, as if there were no others: where one lacks the block, it stands still."""
+        if tuple(wanted) == self.having:
+            return self.gram
+        if not self.having or not wanted:
+            return np.zeros((len(wanted), len(wanted)))
+        usable = [i for i, t in enumerate(self.having) if t in set(wanted)] or [0]
+        ends = [max((i for i in usable if self.having[i] <= t), default=usable[0]) for t in wanted]
         starts = [0, *(end + 1 for end in ends[:-1])]
-        sums = np.zeros((len(wanted), len(self.kept)))
+        sums = np.zeros((len(wanted), len(self.having)))  # the updates between those that are left are sums of updates
         for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
             sums[row, start : end + 1] = 1.0
         summed: Array = sums @ self.gram @ sums.T
@@ -60,7 +69,7 @@ class UpdateGram:
 class Reader:
     """Reads pieces of blocks from all checkpoints, and lets go of files when enough of them is mapped.
 
-    A parameter that a checkpoint lacks is as in the one before it, or, before it appears, as it is at first.
+    A block of which a checkpoint lacks something is as in the one before it, or, before it appears, as it is at first.
 
     Args:
         checkpoints: In the order of the trajectory.
@@ -68,37 +77,39 @@ class Reader:
 
     def __init__(self, checkpoints: Sequence[Checkpoint]) -> None:
         self.checkpoints = checkpoints
-        self._has = [frozenset(checkpoint.shapes()) for checkpoint in checkpoints]
         self._mapped = 0
 
-    def entries(self, piece: Piece, t: int) -> Tensor:
-        """The real entries of a piece in checkpoint t: one-dimensional where that takes no copy."""
-        before = [s for s in range(t, -1, -1) if piece.parameter in self._has[s]]
-        after = [s for s in range(t, len(self._has)) if piece.parameter in self._has[s]]
-        tensor = self.checkpoints[[*before, *after][0]].read(piece.parameter)
-        entries = piece.held(tensor, whole(tensor.shape)).tensor
-        return entries.view(-1) if entries.is_contiguous() else entries
+    def holding(self, pieces: Sequence[Piece]) -> list[int]:
+        """Which checkpoints have the whole block of these pieces."""
+        parameters = {piece.parameter for piece in pieces}
+        return [t for t, checkpoint in enumerate(self.checkpoints) if all(p in checkpoint.shapes for p in parameters)]
 
-    def spans(self, piece: Piece, kept: Sequence[int]) -> Iterator[list[Tensor]]:
-        """Stretches along the first dimension of a piece, of each checkpoint, that can be mapped at once."""
-        like = self.entries(piece, kept[0])
-        row = like[0].numel() * like.element_size() * len(kept)
-        size, step = len(like), max(1, MAPPED // row)
-        del like
-        for start in range(0, size, step):
-            if self._mapped + row * min(step, size) > MAPPED:
-                self.release()
-            self._mapped += row * min(step, size)
-            yield [self.entries(piece, t)[start : start + step] for t in kept]
+    def stretches(self, pieces: Sequence[Piece], among: Sequence[int], length: int) -> Iterator[list[Tensor]]:
+        """The real entries of a block, flat, at most so many at once, of each of these checkpoints, which have it."""
+        for piece in pieces:
+            shapes = [self.checkpoints[t].shapes[piece.parameter] for t in among]
+            size = _entries(piece, shapes[0]).numel()
+            width = sum(shape.element_size() for shape in shapes)  # of an entry, in all of them
+            span = max(length, MAPPED // width)
+            for first in range(0, size, span):
+                last = min(first + span, size)
+                if self._mapped + width * (last - first) > MAPPED:
+                    self.release()
+                self._mapped += width * (last - first)
+                tensors = [_entries(piece, self.checkpoints[t].read(piece.parameter)) for t in among]
+                for start in range(first, last, length):
+                    stop = min(start + length, last)
+                    yield [flat_range(tensor, start, stop) for tensor in tensors]
+                del tensors  # or they would keep their files mapped
 
     def release(self) -> None:
         """Close all files: they are opened again when they are used."""
         for checkpoint in self.checkpoints:
-            checkpoint.source.release()
+            checkpoint.release()
         self._mapped = 0
 
 
-def update_gram(pieces: Sequence[Piece], reader: Reader, advance: Callable[[int], None] = lambda _: None) -> UpdateGram:
+def update_gram(pieces: Sequence[Piece], reader: Reader, advance: Advance = lambda _: None) -> UpdateGram:
     """Gram(θ_0, u_1, …) of the block of these pieces, over the checkpoints in which all its entries are finite.
 
     Args:
@@ -106,12 +117,13 @@ def update_gram(pieces: Sequence[Piece], reader: Reader, advance: Callable[[int]
         reader: Where they are read.
         advance: Is told how many entries have been taken in, now and then.
     """
-    kept = tuple(range(len(reader.checkpoints)))
-    gram = _update_gram(pieces, reader, kept, advance)
+    among = reader.holding(pieces)
+    gram = _update_gram(pieces, reader, among, advance)
+    good = among
     if not np.isfinite(gram).all():  # one pass more, over this block alone, finds out where
-        kept = tuple(t for t in kept if all(bool(torch.isfinite(reader.entries(piece, t)).all()) for piece in pieces))
-        gram = _update_gram(pieces, reader, kept, lambda _: None)
-    return UpdateGram(kept, gram)
+        good = _finite(pieces, reader, among)
+        gram = _update_gram(pieces, reader, good, lambda _: None)
+    return UpdateGram(tuple(good), tuple(t for t in among if t not in good), gram)
 
 
 def update_grams(
@@ -119,7 +131,7 @@ def update_grams(
     checkpoints: Sequence[Checkpoint],
     reopen: Callable[[], Sequence[Checkpoint]],
     processes: int = 1,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Advance = lambda _: None,
 ) -> Iterator[tuple[int, UpdateGram]]:
     """``update_gram`` of each block, as they are done.
 
@@ -149,9 +161,9 @@ def update_grams(
 
 def anchored_gram(gram: Array) -> Array:
     """Gram(θ_0, d_1, …, d_T) from Gram(θ_0, u_1, …, u_T): d_t is a sum of updates."""
-    sums = np.tril(np.ones(gram.shape))
-    sums[1:, 0] = 0.0
-    anchored: Array = sums @ gram @ sums.T
+    anchored = gram.copy()
+    anchored[1:] = anchored[1:].cumsum(axis=0)
+    anchored[:, 1:] = anchored[:, 1:].cumsum(axis=1)
     return anchored
 
 
@@ -168,29 +180,41 @@ def local_grams(gram: Array) -> Array:
     return local
 
 
-def _update_gram(pieces: Sequence[Piece], reader: Reader, kept: Sequence[int], advance: Callable[[int], None]) -> Array:
-    n = len(kept)
-    stretch = max(1024, STRETCH // max(n, 1))
-    rows = torch.empty(n, stretch, dtype=torch.float64)
-    scratch = torch.empty(2, stretch, dtype=torch.float64)
+def _entries(piece: Piece, tensor: Tensor) -> Tensor:
+    """The real entries of a piece of a parameter that is there as a whole: a view."""
+    return piece.held(tensor, whole(tensor.shape)).tensor
+
+
+def _update_gram(pieces: Sequence[Piece], reader: Reader, among: Sequence[int], advance: Advance) -> Array:
+    """Gram(θ_0, u_1, …) over checkpoints that have the block."""
+    n = len(among)
     gram = torch.zeros(n, n, dtype=torch.float64)
-    if not kept:
+    if not n:
         return gram.numpy()
-    for piece in pieces:
-        for span in reader.spans(piece, kept):
-            for flats in zip(*(flat_pieces(tensor, stretch) for tensor in span), strict=True):
-                length = flats[0].numel()
-                taken = rows[:, :length]
-                for t, flat in enumerate(flats):
-                    now, before = scratch[t % 2, :length], scratch[1 - t % 2, :length]
-                    now.copy_(flat)
-                    if t == 0:
-                        taken[0].copy_(now)
-                    else:
-                        torch.sub(now, before, out=taken[t])
-                gram.addmm_(taken, taken.T)
-                advance(n * length)
+    length = max(LEAST, STRETCH // n)
+    rows = torch.empty(n, length, dtype=torch.float64)
+    scratch = torch.empty(2, length, dtype=torch.float64)
+    for flats in reader.stretches(pieces, among, length):
+        count = flats[0].numel()
+        taken = rows[:, :count]
+        for t, flat in enumerate(flats):
+            now, before = scratch[t % 2, :count], scratch[1 - t % 2, :count]
+            now.copy_(flat)
+            if t == 0:
+                taken[0].copy_(now)
+            else:
+                torch.sub(now, before, out=taken[t])
+        gram.addmm_(taken, taken.T)
+        advance(n * count)
     return gram.numpy()
+
+
+def _finite(pieces: Sequence[Piece], reader: Reader, among: Sequence[int]) -> list[int]:
+    """In which of these checkpoints all entries of the block are finite."""
+    finite = np.ones(len(among), dtype=bool)
+    for flats in reader.stretches(pieces, among, max(LEAST, STRETCH // len(among))):
+        finite &= [bool(flat.double().isfinite().all()) for flat in flats]
+    return [t for t, is_finite in zip(among, finite, strict=True) if is_finite]
 
 
 _reader: Reader | None = None  # of a worker process

@@ -1,0 +1,155 @@
+"""Runs with checkpoints, in every format, that the tests of what is read from disk share."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lightning_traj import Trajectory
+from models import CLASSES, INPUTS
+
+State = dict[str, Tensor]
+
+
+class SaveStart(pl.Callback):
+    """θ_0, which ModelCheckpoint does not write."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        if trainer.global_step == 0:
+            trainer.save_checkpoint(self.folder / "epoch=0-step=0.ckpt")
+
+
+def savers(folder: Path, **arguments: Any) -> tuple[SaveStart, ModelCheckpoint]:
+    return SaveStart(folder), ModelCheckpoint(folder, filename="{epoch}-{step}", save_top_k=-1, **arguments)
+
+
+def normalised() -> nn.Sequential:
+    layers = {"fc1": nn.Linear(INPUTS, 8), "tanh": nn.Tanh(), "norm": nn.BatchNorm1d(8), "fc2": nn.Linear(8, CLASSES)}
+    return nn.Sequential(OrderedDict(layers))
+
+
+def _safetensors(folder: Path, step: int, state: State) -> None:
+    save_file({name: tensor.clone() for name, tensor in state.items()}, folder / f"step{step:06d}.safetensors")
+
+
+def _hugging_face(folder: Path, step: int, state: State) -> None:
+    inside = folder / f"checkpoint-{step}"
+    inside.mkdir(parents=True)
+    save_file({name: tensor.clone() for name, tensor in state.items()}, inside / "model.safetensors")
+
+
+def _sharded_bin(folder: Path, step: int, state: State) -> None:
+    inside = folder / f"checkpoint-{step}"
+    inside.mkdir(parents=True)
+    names = list(state)
+    shards = {"pytorch_model-1.bin": names[:3], "pytorch_model-2.bin": names[3:]}
+    for file, members in shards.items():
+        torch.save({name: state[name] for name in members}, inside / file)
+    weight_map = {name: file for file, members in shards.items() for name in members}
+    (inside / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def _distributed(folder: Path, step: int, state: State) -> None:
+    """As Lightning's ModelParallelStrategy writes it, of one process."""
+    import torch.distributed.checkpoint as dcp
+
+    inside = folder / f"run-{step}.ckpt"
+    moments = {name: torch.full_like(tensor, 9) for name, tensor in state.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.save({"state_dict": dict(state), "optimizer_0": {"state": moments, "lr": 0.1}}, checkpoint_id=inside)
+    torch.save({"global_step": step, "epoch": 0}, inside / "meta.pt")
+
+
+def _torch(name: str, wrap: Callable[[State, int], Any] = lambda state, _: state, **how: Any) -> Callable[..., None]:
+    def write(folder: Path, step: int, state: State) -> None:
+        torch.save(wrap(state, step), folder / name.format(step=step), **how)
+
+    return write
+
+
+# Name -> how the state dict of a step is written into a folder.
+FORMATS: Mapping[str, Callable[[Path, int, State], None]] = {
+    ".pt": _torch("step{step}.pt"),
+    ".pth": _torch("net_step_{step:05d}.pth"),
+    ".bin": _torch("iter_{step}.bin"),
+    "model": _torch(
+        "a{step}.pt", lambda state, step: {"model": state, "step": step, "optimizer": {"x": torch.ones(3)}}
+    ),
+    "model_state_dict": _torch("a{step}.pt", lambda state, step: {"iteration": step, "model_state_dict": state}),
+    "legacy": _torch("step={step}.pth", _use_new_zipfile_serialization=False),
+    "safetensors": _safetensors,
+    "Hugging Face": _hugging_face,
+    "sharded .bin": _sharded_bin,
+    "distributed": _distributed,
+}
+
+
+def write_all(kind: str, folder: Path, states: Mapping[int, State]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for step, state in states.items():
+        FORMATS[kind](folder, step, state)
+    return folder
+
+
+def states_of(folder: Path) -> dict[int, State]:
+    """The state dicts of a folder of Lightning's checkpoints, by step."""
+    files = sorted(folder.glob("*.ckpt"), key=lambda file: int(file.stem.rpartition("=")[2]))
+    loaded = [torch.load(file, weights_only=True) for file in files]
+    return {content["global_step"]: content["state_dict"] for content in loaded}
+
+
+def agree(one: Trajectory, other: Trajectory, tolerance: float = 1e-10, rename: Callable[[str], str] = str) -> None:
+    """Two trajectories are the same: blocks, steps, epochs, and all matrices to this share of their largest entry.
+
+    Of blocks that come late, what the Recorder has in ``local`` for the time before is zero: it is not compared.
+    """
+    names = [rename(block.name) for block in one.blocks]
+    assert sorted(names) == sorted(block.name for block in other.blocks)
+    at = [names.index(block.name) for block in other.blocks]
+    assert [one.blocks[i].role for i in at] == [block.role for block in other.blocks]
+    assert [one.blocks[i].numel for i in at] == [block.numel for block in other.blocks]
+    assert one.steps.tolist() == other.steps.tolist()
+    np.testing.assert_allclose(one.epochs, other.epochs, rtol=1e-12)
+    singles = len(one.blocks)
+    there = (other.local != 0).any(axis=(2, 3), keepdims=True)
+    assert there[-1].all()
+    pairs: Sequence[tuple[Any, Any]] = [
+        (one.anchored[at], other.anchored),
+        (one.gram("*"), other.gram("*")),
+        (one.displacement_gram("*"), other.displacement_gram("*")),
+        (np.where(there, one.local[:, at], 0), np.where(there, other.local, 0)),
+        (one.paths[:, 0], other.paths[:, 0]),
+        (one.paths[:, -singles:][:, at], other.paths[:, -singles:]),
+    ]
+    for ours, theirs in pairs:
+        np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance * np.abs(theirs).max())
+    summary = other.summary()
+    for name, value in one.summary().items():
+        # An angle of 0 is known to the root of the roundings, in degrees.
+        np.testing.assert_allclose(value, summary[name], rtol=1e-8, atol=1e-5, err_msg=name)
+
+
+class Malicious:
+    """Pickled, it makes a file where it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pickle.loads(b"cos\nsystem\n."), (f"touch {self.marker}",)
