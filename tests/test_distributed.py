@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -277,12 +278,11 @@ def failing(folder: Path, mode: str, read: bool) -> tuple[list[int], list[str]]:
         parameters = placed(step, layouts()["rows"])
         if not step:
             recorder.prepare(parameters)
+        given = parameters if read or step != 3 or dist.get_rank() != 1 else trouble
         for do in (
-            lambda: recorder.record(  # noqa: B023
-                trouble if not read and step == 3 and dist.get_rank() == 1 else parameters, step, step / 10
-            ),
-            lambda: recorder.add_to_window(parameters, step),  # noqa: B023
-            lambda: recorder.begin_window(parameters, step),  # noqa: B023
+            partial(recorder.record, given, step, step / 10),
+            partial(recorder.add_to_window, parameters, step),
+            partial(recorder.begin_window, parameters, step),
         ):
             try:
                 do()
