@@ -144,7 +144,8 @@ class TrajectoryCallback(Callback):
         self._quantity = quantity(track)
         self._step_due = False  # whether what belongs to the coming step is to be recorded,
         self._epoch_due = False  # and whether it is at the end of the epoch, if no later step takes its place
-        self._last_step: tuple[dict[str, Any], int, float] | None = None  # an epoch's, so far
+        self._last_step: tuple[dict[str, Any] | Exception, int, float] | None = None  # an epoch's, so far
+        self._failed: Exception | None = None  # when what is needed of it was kept
         self._state_due = False  # whether the state after it is, as soon as others have brought it up to date
         self._guard = Guard(name)
         self._book = Logbook(name, track, self._recorder, self._guard)
@@ -369,16 +370,27 @@ class TrajectoryCallback(Callback):
     def _record_quantity(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any, starting: bool = False
     ) -> None:
-        tensors = self._quantity.read(trainer, pl_module, optimizer)
-        if self._quantity.zero_if_missing:
-            zeros = {name: zeros_like(p) for name, p in self._parameters(trainer, pl_module).items()}
-            known = {piece.parameter for pieces in self._recorder.partition.pieces for piece in pieces}
-            tensors = {name: zero for name, zero in zeros.items() if clean_name(name) in known} | tensors
+        tensors: dict[str, Any] | Exception
+        try:
+            tensors = self._read(trainer, pl_module, optimizer)
+        except Exception as error:  # other ranks count on this one
+            tensors = error
         epoch = _completed_epochs(trainer, starting)
         if self._epoch_due and not self._step_due:
             self._last_step = tensors, self._steps, epoch
         else:
             self._recorder.record(tensors, self._steps, epoch)
+
+    def _read(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> dict[str, Any]:
+        """What is to be recorded, by parameter."""
+        if self._failed is not None:
+            raise self._failed
+        tensors = self._quantity.read(trainer, pl_module, optimizer)
+        if self._quantity.zero_if_missing:
+            zeros = {name: zeros_like(p) for name, p in self._parameters(trainer, pl_module).items()}
+            known = {piece.parameter for pieces in self._recorder.partition.pieces for piece in pieces}
+            tensors = {name: zero for name, zero in zeros.items() if clean_name(name) in known} | tensors
+        return tensors
 
     def _record_last_step(self, trainer: Trainer) -> None:
         """What belongs to the last step of an epoch that is due, of however many steps its last batch had."""
@@ -404,8 +416,12 @@ class TrajectoryCallback(Callback):
     def _prepare_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         self._epoch_due = trainer.is_last_batch and self.schedule.due_after_epoch(trainer.current_epoch + 1)
         self._step_due = not len(self._recorder) or self.schedule.due_after_step(self._steps + 1)
+        self._failed = None
         if self._step_due or self._epoch_due:
-            self._quantity.before_step(pl_module, optimizer)
+            try:
+                self._quantity.before_step(pl_module, optimizer)
+            except Exception as error:  # said when it would be recorded
+                self._failed = error
 
     def _on_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any, *_: Any) -> None:
         self._steps += 1

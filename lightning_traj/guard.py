@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+log = logging.getLogger(__name__)
 
 
 class Guard:
@@ -25,7 +28,12 @@ class Guard:
         try:
             do(*args, **kwargs)
         except Exception as error:
-            self.warn(what, f"{what} failed with {type(error).__name__}: {error}")
+            message = f"{what} failed with {type(error).__name__}: {error}"
+            # Warnings are rank 0's. What is wrong with entries all ranks know; the rest may be this one's own trouble.
+            rank = getattr(rank_zero_only, "rank", 0)
+            if rank and what not in self._warned and not isinstance(error, FloatingPointError):
+                log.warning("%s: on rank %d %s", self.name, rank, message)
+            self.warn(what, message)
 
     def warn(self, what: str, message: str) -> None:
         """Warn, unless this kind of thing has been warned of."""

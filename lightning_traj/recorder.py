@@ -212,12 +212,13 @@ class Recorder:
 
     # During training
 
-    def record(self, parameters: Mapping[str, Tensor], step: int, epoch: float) -> bool:
+    def record(self, parameters: Mapping[str, Tensor] | Exception, step: int, epoch: float) -> bool:
         """Take a snapshot of named parameters.
 
         Args:
             parameters: By qualified name. Blocks are made of the floating-point ones; new ones may come, and what is
-                missing counts as unchanged.
+                missing counts as unchanged. Or why they could not be read on this rank: it is raised, after the ranks
+                among which they are divided have been told.
             step: Optimizer steps taken.
             epoch: Completed epochs, fractional within one.
 
@@ -232,7 +233,13 @@ class Recorder:
         key = (step, epoch)
         if self.latest_key is not None and key <= self.latest_key:
             return False
-        partition = self._extended(parameters)
+        if not isinstance(parameters, Exception):
+            partition = self._extended(parameters)
+            self._divide(partition, parameters)
+        elif self._division.is_shared:
+            partition = self.partition
+        else:
+            raise parameters
         if not partition.blocks:
             return False
         with self._changing():
@@ -386,11 +393,10 @@ class Recorder:
     # Inside
 
     def _record(
-        self, partition: Partition, parameters: Mapping[str, Tensor], key: tuple[int, float]
+        self, partition: Partition, parameters: Mapping[str, Tensor] | Exception, key: tuple[int, float]
     ) -> Exception | None:
         """Take a snapshot with these blocks; what failed on this rank alone."""
         step, epoch = key
-        self._divide(partition, parameters)
         new_blocks = len(partition.blocks) - len(self.blocks)
         file, failure = None, None
         if self.snapshot == "full":
@@ -461,7 +467,9 @@ class Recorder:
         if self._division.follow(self.ranks, parameters, self.snapshot == "full" or pays):
             self._frozen = {}  # sketches of other entries
 
-    def _sketch(self, partition: Partition, parameters: Mapping[str, Tensor]) -> tuple[list[Tensor], Exception | None]:
+    def _sketch(
+        self, partition: Partition, parameters: Mapping[str, Tensor] | Exception
+    ) -> tuple[list[Tensor], Exception | None]:
         """Sketches of all blocks: where they are divided, the sum over ranks, in one piece; and what failed here."""
         if not self._division.is_shared:
             return self._own_sketches(partition, parameters), None
@@ -469,8 +477,10 @@ class Recorder:
         row, failure = self.ranks.sum_of(lambda: torch.cat(self._own_sketches(partition, parameters)), sum(sizes))
         return list(torch.split(row.to(self.device), sizes)), failure
 
-    def _own_sketches(self, partition: Partition, parameters: Mapping[str, Tensor]) -> list[Tensor]:
+    def _own_sketches(self, partition: Partition, parameters: Mapping[str, Tensor] | Exception) -> list[Tensor]:
         """Sketches of what this rank answers for."""
+        if isinstance(parameters, Exception):
+            raise parameters
         originals = {clean_name(name): parameter for name, parameter in parameters.items()}
         row, frozen = [], {}
         held_blocks = partition.held(parameters, self._division.shares)
@@ -517,12 +527,14 @@ class Recorder:
             return last[b]
         return torch.zeros(size, dtype=torch.float64, device=self.device)
 
-    def _record_full(self, partition: Partition, parameters: Mapping[str, Tensor], step: int) -> str:
+    def _record_full(self, partition: Partition, parameters: Mapping[str, Tensor] | Exception, step: int) -> str:
         """Write what this rank answers for, and take it in; the snapshot's name."""
         name = self.snapshots.next_name(step)
         row: list[Tensor] = []
 
         def own() -> Tensor:
+            if isinstance(parameters, Exception):
+                raise parameters
             held = partition.held(parameters, self._division.shares)
             row.extend(self._write(name, partition, held, step))
             return self.gram.products(row)

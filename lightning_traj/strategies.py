@@ -20,12 +20,14 @@ REFUSED = {
     "XLAFSDPStrategy": "TPUs have not been tried: use GPUs or CPUs",
 }
 
+UNKNOWN = "it is not known how it shares parameters out: use DDPStrategy or ModelParallelStrategy"
+
 
 def check_strategy(strategy: object, world_size: int) -> None:
     """Raise ValueError for a strategy under which parameters cannot be recorded; the message says what to use."""
     classes = [cls.__name__ for cls in type(strategy).__mro__]
     why = next((REFUSED[name] for name in classes if name in REFUSED), None)
     if why is None and world_size > 1 and not any(name in SUPPORTED for name in classes):
-        why = f"it is not known how it shares parameters out: use {' or '.join(SUPPORTED[1:])}"
+        why = UNKNOWN
     if why is not None:
         raise ValueError(f"strategy={type(strategy).__name__} is not supported by TrajectoryCallback. {why}.")

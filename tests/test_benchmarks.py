@@ -14,7 +14,18 @@ import pytest
 
 from conftest import ROOT
 
-NAMES = ("_setting", "blocks", "checkpoints", "full_row", "measures", "memory", "sketch", "training", "windows")
+NAMES = (
+    "_setting",
+    "blocks",
+    "checkpoints",
+    "communication",
+    "full_row",
+    "measures",
+    "memory",
+    "sketch",
+    "training",
+    "windows",
+)
 
 
 @pytest.fixture
@@ -85,6 +96,18 @@ def test_checkpoints(
     monkeypatch.setattr(checkpoints, "naive", lambda paths: np.ones((4, 4)))
     with pytest.raises(AssertionError, match="cosines differ"):
         checkpoints.script(shapes, count=4, copies=2)
+
+
+def test_communication(benchmark: dict[str, ModuleType], capsys: pytest.CaptureFixture[str]) -> None:
+    communication = benchmark["communication"]
+    communication.measure(2)
+    assert capsys.readouterr().out.count("1 call") == 2
+    with pytest.raises(AssertionError, match="Gram matrix of 2 ranks is off"):
+        communication.measure(2, limit=0.0)
+    shapes = communication.pythia_12b()
+    assert (len(shapes), sum(map(math.prod, shapes.values()))) == (580, 11_846_072_320)
+    shown = (ROOT / "README.md").read_text()
+    assert "\n".join(communication.table(shapes)) in shown
 
 
 def test_measures(benchmark: dict[str, ModuleType]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -258,14 +260,14 @@ def test_sketching_is_shared_out_where_it_pays() -> None:
 # What goes wrong -------------------------------------------------------------------------------------------------
 
 
-def failing(folder: Path, mode: str) -> tuple[list[int], list[str]]:
-    """One rank fails in the fourth snapshot; the steps that are kept, and what was raised on this rank."""
+def failing(folder: Path, mode: str, read: bool) -> tuple[list[int], list[str]]:
+    """One rank fails in the fourth snapshot, maybe before it has its parameters; what is kept, what it says."""
     owner, name = (SnapshotFiles, "write") if mode == "full" else (CountSketch, "of_stretches")
-    working = getattr(owner, name)
+    working, trouble = getattr(owner, name), OSError(28, "No space left on device")
 
     def broken(*args: Any, **kwargs: Any) -> Any:
         if step == 3 and dist.get_rank() == 1:
-            raise OSError(28, "No space left on device")
+            raise trouble
         return working(*args, **kwargs)
 
     setattr(owner, name, broken)
@@ -276,10 +278,11 @@ def failing(folder: Path, mode: str) -> tuple[list[int], list[str]]:
         parameters = placed(step, layouts()["rows"])
         if not step:
             recorder.prepare(parameters)
+        given = parameters if read or step != 3 or dist.get_rank() != 1 else trouble
         for do in (
-            lambda: recorder.record(parameters, step, step / 10),  # noqa: B023
-            lambda: recorder.add_to_window(parameters, step),  # noqa: B023
-            lambda: recorder.begin_window(parameters, step),  # noqa: B023
+            partial(recorder.record, given, step, step / 10),
+            partial(recorder.add_to_window, parameters, step),
+            partial(recorder.begin_window, parameters, step),
         ):
             try:
                 do()
@@ -289,13 +292,13 @@ def failing(folder: Path, mode: str) -> tuple[list[int], list[str]]:
 
 
 def test_a_rank_that_fails_does_not_hang_the_others(tmp_path: Path) -> None:
-    for mode in MODES:
-        first, second, third = launch(failing, 3, tmp_path / mode, mode)
+    for mode, read in product(MODES, (True, False)):
+        first, second, third = launch(failing, 3, tmp_path / mode / str(read), mode, read)
         assert first[0] == second[0] == third[0] == [0, 1, 2, 4, 5]
         assert "No space left" in second[1][0]
         told = ["the snapshot at step 3 has non-finite entries, or failed on another process: it is left out."]
         assert first[1] == third[1] == (told if mode == "full" else [])
-    names = [path.name for path in (tmp_path / "full").iterdir()]
+    names = [path.name for path in (tmp_path / "full" / "True").iterdir()]
     assert len(names) == 5 * 3  # nothing is left of the one that failed
     assert not any("step000000003" in name for name in names)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 from math import ceil
@@ -146,9 +148,16 @@ def strategy(layout: str, world_size: int, **arguments: Any) -> Any:
     )
 
 
-def train(layout: str, *callbacks: Any, root: Path, checkpoints: dict[str, Any] | None = None, **arguments: Any) -> Any:
-    """Train on as many processes as there are; the Trainer and the witness."""
-    witness = WholeWitness()
+def train(
+    layout: str,
+    *callbacks: Any,
+    root: Path,
+    checkpoints: dict[str, Any] | None = None,
+    witness: WholeWitness | None = None,
+    **arguments: Any,
+) -> Any:
+    """Train on as many processes as there are; the Trainer and what the witness has seen."""
+    witness = witness or WholeWitness()
     world_size = torch.distributed.get_world_size()
     trainer = fit(
         witness,
@@ -283,6 +292,37 @@ def test_a_run_goes_on_with_another_number_of_processes(
     for other in results[1:]:
         for ours, theirs in zip(other, results[0], strict=True):
             np.testing.assert_array_equal(ours, theirs)
+
+
+class Killed(pl.Callback):
+    """The last rank, within the third epoch; what was until then is kept."""
+
+    def __init__(self, root: Path, witness: list[dict[str, Tensor]]) -> None:
+        self.root, self.witness = root, witness
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.current_epoch == 2 and batch_idx == 1:
+            if trainer.is_global_zero:
+                torch.save(self.witness, self.root / "snapshots.pt")
+            torch.distributed.barrier()
+            if trainer.global_rank == trainer.world_size - 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(layout: str, root: Path) -> None:
+    saving = ModelCheckpoint(root, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    witness = WholeWitness()
+    train(layout, *resumable(), saving, Killed(root, witness.snapshots), root=root, witness=witness, max_epochs=4)
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint")
+def test_a_rank_that_is_killed(tmp_path: Path, monkeypatch: Any) -> None:
+    """The others end too; the run goes on without it from the last checkpoint."""
+    monkeypatch.setattr("lightning_traj.tensorboard.log_figures", lambda *_: None)
+    with pytest.raises(AssertionError, match="rank 2 of 3:\nit died without a word"):
+        launch(killed, 3, "FSDP2", tmp_path)
+    (tmp_path / "epoch=1.ckpt").rename(tmp_path / "saved.ckpt")
+    launch(second_half, 2, "FSDP2", tmp_path, SHARDED)
 
 
 # Other quantities, and what is refused -----------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import torch
 
 from conftest import ROOT
 from lightning_traj import EveryNEpochs, FusedLayout, Trajectory, TrajectoryCallback
+from lightning_traj.strategies import REFUSED, UNKNOWN
 from lightning_traj.table import MEASURES
 
 README = (ROOT / "README.md").read_text()
@@ -103,6 +104,19 @@ def test_arguments_are_the_defaults():
 def test_declaration_in_a_line():
     names = {"TrajectoryCallback": TrajectoryCallback, "FusedLayout": FusedLayout}
     assert isinstance(eval(example("TrajectoryCallback(fused="), names), TrajectoryCallback)
+
+
+def test_table_of_strategies_names_tests_and_messages_that_there_are():
+    table = README.partition("| strategy | | |")[2].partition("\n\n")[0]
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    told = set()
+    for _, status, proof in re.findall(r"^\| (.*) \| (works|refused) \| (.*) \|$", table, flags=re.MULTILINE):
+        if status == "works":
+            for name in re.findall(r"`(test_\w+)", proof):
+                assert f"def {name}(" in tests or (ROOT / "tests" / f"{name}.py").exists(), name
+        else:
+            told.add(proof.strip('"'))
+    assert told == {*REFUSED.values(), UNKNOWN}
 
 
 def test_table_of_tags_is_that_of_the_code():
