@@ -202,12 +202,12 @@ def tortuosity(gram: ArrayLike) -> float:
 def angle_from_difference(aa: ArrayLike, au: ArrayLike, uu: ArrayLike) -> Array:
     """Angle between a and b = a - u from <a, a>, <a, u>, <u, u>: elementwise, in [0, 180] degrees.
 
-    NaN where a or b is a zero vector. Accurate however small u is: a cosine near 1 loses an angle below 1e-8,
+    NaN where a or b is a zero vector, as far as roundings tell. Accurate however small u is: a cosine near 1 loses an angle below 1e-8,
     while here the sine comes from the difference itself (the area that a and u span is that of a and b).
     """
     aa, au, uu = (np.asarray(value, dtype=np.float64) for value in (aa, au, uu))
     area = np.sqrt(np.maximum(aa * uu - au * au, 0.0))
-    defined = (aa > 0) & (aa - 2 * au + uu > 0)
+    defined = (aa > 0) & (aa - 2 * au + uu > _RESOLUTION * (aa + uu))
     return np.where(defined, np.degrees(np.arctan2(area, aa - au)), np.nan)
 
 
