@@ -30,7 +30,9 @@ from lightning_traj.thinning import thinned
 from lightning_traj.trajectory import Trajectory, Windows
 from lightning_traj.window import StepWindows
 
-DIVIDED = 16, 2**20  # entries for each number that is sent, and entries in all, from which sketching is shared out
+# From how many entries for each number that is sent, and how many in all, it pays to share sketching out: with gloo on
+# one machine a number takes as long as 7 entries, and the call as half a million.
+DIVIDED = 16, 2**20
 Object = TypeVar("Object")
 
 ROW_BUDGET = 2**30  # bytes: what would pass it is kept on the host instead of an accelerator
@@ -232,7 +234,7 @@ class Recorder:
         if not isinstance(parameters, Exception):
             partition = self._extended(parameters)
             self._divide(partition, parameters)
-        elif self._division.is_shared:
+        elif self._division.is_shared and self.blocks:
             partition = self.partition
         else:
             raise parameters
