@@ -289,7 +289,9 @@ class Recorder:
             settings=self.settings,
         )
         if not good:
+            division = self._division
             self.clear()
+            self._division = division  # which takes all ranks to find
             return trajectory, dropped
         if dropped:
             with self._changing():
@@ -470,8 +472,9 @@ class Recorder:
         if not self._division.is_shared:
             return self._own_sketches(partition, parameters), None
         sizes = [min(block.numel, self.sketch.dim) for block in partition.blocks]
-        row, failure = self.ranks.sum_of(lambda: torch.cat(self._own_sketches(partition, parameters)), sum(sizes))
-        return list(torch.split(row.to(self.device), sizes)), failure
+        blank = torch.full((sum(sizes),), torch.nan, dtype=torch.float64, device=self.device)
+        row, failure = self.ranks.sum_of(lambda: torch.cat(self._own_sketches(partition, parameters)), blank)
+        return list(torch.split(row, sizes)), failure
 
     def _own_sketches(self, partition: Partition, parameters: Mapping[str, Tensor] | Exception) -> list[Tensor]:
         """Sketches of what this rank answers for."""
@@ -535,7 +538,8 @@ class Recorder:
             row.extend(self._write(name, partition, held, step))
             return self.gram.products(row)
 
-        products, failure = self.ranks.sum_of(own, self.gram.products_numel(len(partition.blocks)))
+        blank = torch.full((self.gram.products_numel(len(partition.blocks)),), torch.nan, dtype=torch.float64)
+        products, failure = self.ranks.sum_of(own, blank)
         if not torch.isfinite(products).all():  # on all ranks
             self.snapshots.discard(name)
             said = "has non-finite entries, or failed on another process"
