@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from math import prod
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -45,7 +44,10 @@ class Piece:
 
     def numel(self, parameter: Tensor) -> int:
         """The piece's real entries; none where the parameter has none (yet)."""
-        return prod(self._share(whole(parameter.shape), parameter).shape) if has_entries(parameter) else 0
+        if not has_entries(parameter):
+            return 0
+        numel = parameter.numel() * (2 if parameter.is_complex() else 1)
+        return numel if self.layout is None else numel * self.layout.parts[self.part] // sum(self.layout.parts.values())
 
     def held(self, parameter: Tensor, share: Share) -> Held:
         """Of the piece's real entries those that are here, of this share of the parameter."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from itertools import accumulate, product
 from math import prod
 from typing import Any
@@ -43,12 +44,12 @@ class Share:
         """Entries along each dimension."""
         return tuple(sum(length for _, _, length in runs) for runs in self.runs)
 
-    @property
+    @cached_property
     def numel(self) -> int:
         """Entries."""
         return prod(self.sizes)
 
-    @property
+    @cached_property
     def is_whole(self) -> bool:
         """Whether it is all of the tensor, in its order."""
         return self.runs == whole(self.shape).runs
@@ -137,7 +138,12 @@ class Held:
 
 def whole(shape: Sequence[int]) -> Share:
     """All entries of a tensor of this shape."""
-    return Share(tuple(shape), tuple(((0, 0, size),) if size else () for size in shape))
+    return _whole(tuple(shape))
+
+
+@cache
+def _whole(shape: tuple[int, ...]) -> Share:
+    return Share(shape, tuple(((0, 0, size),) if size else () for size in shape))
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -147,8 +153,11 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def local_tensor(tensor: Any) -> Tensor:
     """What is here of a DTensor; any other tensor is itself."""
+    if not is_sharded(tensor):
+        whole_tensor: Tensor = tensor
+        return whole_tensor
     with torch.no_grad():
-        local: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
+        local: Tensor = tensor.to_local()
     return local
 
 
