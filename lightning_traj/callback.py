@@ -190,13 +190,13 @@ class TrajectoryCallback(Callback):
         # Before Lightning logs hyperparameters and the user's code logs anything: TensorBoard heeds the first list of
         # columns and the last layout.
         self._quantity.parameters.of(pl_module)  # which are in their places now
+        self._recorder.ranks = Ranks.of_world() if trainer.world_size > 1 else Ranks()
         self._guard("laying out TensorBoard", self._lay_out, trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Only here is everything restored, under every strategy, and nothing trained yet.
         self._quantity.check(trainer, pl_module)
         recorder, parameters = self._recorder, self._parameters(trainer, pl_module)
-        recorder.ranks = Ranks.of_world() if trainer.world_size > 1 else Ranks()
         restored, self._restored = self._restored, None
         folder = self._folder(trainer)
         recorder.snapshots.folder = folder / f"{self.name}-snapshots"

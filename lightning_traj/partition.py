@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
-from math import prod
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -48,7 +47,8 @@ class Piece:
         """The piece's real entries; none where the parameter has none (yet)."""
         if not has_entries(parameter):
             return 0
-        return prod(_share_of(self.layout, self.part, whole(parameter.shape), parameter.is_complex()).shape)
+        numel = parameter.numel() * (2 if parameter.is_complex() else 1)
+        return numel if self.layout is None else numel * self.layout.parts[self.part] // sum(self.layout.parts.values())
 
     def held(self, parameter: Tensor, share: Share) -> Held:
         """Of the piece's real entries those that are here, of this share of the parameter."""

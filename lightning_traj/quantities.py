@@ -6,6 +6,7 @@ compared with another.
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -25,9 +26,12 @@ class Parameters:
 
     def __init__(self) -> None:
         self._shards: dict[str, Tensor] = {}
+        self._module: weakref.ref[nn.Module] | None = None  # whose they are
 
     def of(self, module: nn.Module) -> dict[str, Any]:
         """The parameters by name. To be called first when all shards are in their places."""
+        if self._module is None or self._module() is not module:
+            self._module, self._shards = weakref.ref(module), {}
         parameters: dict[str, Any] = dict(module.named_parameters())
         for name, parameter in parameters.items():
             if hasattr(parameter, "placements"):

@@ -43,15 +43,15 @@ class Ranks:
                 values.copy_(summed)
         return values
 
-    def sum_of(self, own: Callable[[], Tensor], numel: int) -> tuple[Tensor, Exception | None]:
+    def sum_of(self, own: Callable[[], Tensor], blank: Tensor) -> tuple[Tensor, Exception | None]:
         """The sum over all ranks of what ``own`` gives on each.
 
-        Where it fails on one of them, the sum is NaN on all: nobody waits for it, or takes the others' for all there
-        is. A rank that is alone raises.
+        One on which it fails adds the blank, of NaNs: nobody waits for it, or takes the others' for all there is. A
+        rank that is alone raises.
 
         Args:
-            own: What this rank adds, 1-D and float64.
-            numel: Its length.
+            own: What this rank adds.
+            blank: What it adds instead, as large.
 
         Returns:
             The sum, and what failed on this rank.
@@ -63,7 +63,7 @@ class Ranks:
             values = own()
         except Exception as error:
             failure = error
-            values = torch.full((numel,), torch.nan, dtype=torch.float64)
+            values = blank
         return self.sum(values), failure
 
     def all_do(self, do: Callable[[], None]) -> None:

@@ -30,7 +30,9 @@ from lightning_traj.thinning import thinned
 from lightning_traj.trajectory import Trajectory, Windows
 from lightning_traj.window import StepWindows
 
-DIVIDED = 16, 2**20  # entries for each number that is sent, and entries in all, from which sketching is shared out
+# From how many entries for each number that is sent, and how many in all, it pays to share sketching out: with gloo on
+# one machine a number takes as long as 7 entries, and the call as half a million.
+DIVIDED = 16, 2**20
 Object = TypeVar("Object")
 
 ROW_BUDGET = 2**30  # bytes: what would pass it is kept on the host instead of an accelerator
@@ -236,7 +238,7 @@ class Recorder:
         if not isinstance(parameters, Exception):
             partition = self._extended(parameters)
             self._divide(partition, parameters)
-        elif self._division.is_shared:
+        elif self._division.is_shared and self.blocks:
             partition = self.partition
         else:
             raise parameters
@@ -291,7 +293,9 @@ class Recorder:
             settings={**self.settings, "root": self.partition.root},
         )
         if not good:
+            division = self._division
             self.clear()
+            self._division = division  # which takes all ranks to find
             return trajectory, dropped
         if dropped:
             with self._changing():
@@ -474,8 +478,9 @@ class Recorder:
         if not self._division.is_shared:
             return self._own_sketches(partition, parameters), None
         sizes = [min(block.numel, self.sketch.dim) for block in partition.blocks]
-        row, failure = self.ranks.sum_of(lambda: torch.cat(self._own_sketches(partition, parameters)), sum(sizes))
-        return list(torch.split(row.to(self.device), sizes)), failure
+        blank = torch.full((sum(sizes),), torch.nan, dtype=torch.float64, device=self.device)
+        row, failure = self.ranks.sum_of(lambda: torch.cat(self._own_sketches(partition, parameters)), blank)
+        return list(torch.split(row, sizes)), failure
 
     def _own_sketches(self, partition: Partition, parameters: Mapping[str, Tensor] | Exception) -> list[Tensor]:
         """Sketches of what this rank answers for."""
@@ -539,7 +544,8 @@ class Recorder:
             row.extend(self._write(name, partition, held, step))
             return self.gram.products(row)
 
-        products, failure = self.ranks.sum_of(own, self.gram.products_numel(len(partition.blocks)))
+        blank = torch.full((self.gram.products_numel(len(partition.blocks)),), torch.nan, dtype=torch.float64)
+        products, failure = self.ranks.sum_of(own, blank)
         if not torch.isfinite(products).all():  # on all ranks
             self.snapshots.discard(name)
             said = "has non-finite entries, or failed on another process"

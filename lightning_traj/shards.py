@@ -13,9 +13,7 @@ from itertools import accumulate, product
 from math import prod
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_traj.fused import FusedLayout
@@ -133,7 +131,7 @@ class Held:
         if self.is_whole:
             yield self.tensor, 0, None
             return
-        strides = _strides(self.share.shape)
+        strides = strides_of(self.share.shape)
         for view, corner in self.boxes():
             yield from _stretches(view, sum(i * stride for i, stride in zip(corner, strides, strict=True)), strides)
 
@@ -141,7 +139,7 @@ class Held:
 @cache
 def whole(shape: tuple[int, ...]) -> Share:
     """All entries of a tensor of this shape."""
-    return Share(tuple(shape), tuple(((0, 0, size),) if size else () for size in shape))
+    return Share(shape, tuple(((0, 0, size),) if size else () for size in shape))
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -152,7 +150,8 @@ def is_sharded(tensor: Tensor) -> bool:
 def local_tensor(tensor: Any) -> Tensor:
     """What is here of a DTensor; any other tensor is itself."""
     if not is_sharded(tensor):
-        return tensor  # type: ignore[no-any-return]
+        whole_tensor: Tensor = tensor
+        return whole_tensor
     with torch.no_grad():
         local: Tensor = tensor.to_local()
     return local
@@ -185,27 +184,6 @@ def held_share(name: str, tensor: Any) -> Share:
             f"here where {share.sizes} was expected: this placement is not supported."
         )
     return share
-
-
-def overlaps(ours: Sequence[Share], theirs: Sequence[Share]) -> NDArray[np.int64]:
-    """Stretches that two holders of a block have in common.
-
-    Args:
-        ours: What one has of each of the block's tensors; its entries are one after the other, as ``Held.flat`` has
-            them.
-        theirs: What the other one has.
-
-    Returns:
-        int64 [stretches, 3]: where each begins among ours, where among theirs, and its length.
-    """
-    found = [np.zeros((0, 3), dtype=np.int64)]
-    by_tensor: dict[int, list[tuple[int, tuple[Run, ...]]]] = {}
-    for tensor, place, box in _boxes(theirs):
-        by_tensor.setdefault(tensor, []).append((place, box))
-    for tensor, place, box in _boxes(ours):
-        for other_place, other in by_tensor.get(tensor, []):
-            found.append(_overlap(place, box, other_place, other))
-    return np.concatenate(found)
 
 
 def _between(runs: Sequence[Run], first: int, last: int) -> tuple[Run, ...]:
@@ -242,7 +220,7 @@ def _joined(runs: Sequence[Run]) -> tuple[Run, ...]:
     return tuple(found)
 
 
-def _strides(sizes: Sequence[int]) -> tuple[int, ...]:
+def strides_of(sizes: Sequence[int]) -> tuple[int, ...]:
     """Of a contiguous tensor of these sizes."""
     return tuple(prod(sizes[dim + 1 :]) for dim in range(len(sizes)))
 
@@ -251,7 +229,7 @@ def _stretches(view: Tensor, start: int, strides: Sequence[int]) -> Iterator[tup
     """A tensor whose entry [i, j] is at start + i·strides[0] + j·strides[1], and so on."""
     if not view.numel():
         return
-    own = _strides(view.shape)
+    own = strides_of(view.shape)
     follow = [size == 1 or stride == mine for size, stride, mine in zip(view.shape, strides, own, strict=True)]
     if all(follow):
         yield view, start, None
@@ -261,48 +239,18 @@ def _stretches(view: Tensor, start: int, strides: Sequence[int]) -> Iterator[tup
         for i, row in enumerate(view):
             yield from _stretches(row, start + i * strides[0], strides[1:])
         return
-    with_gaps = all(follow[1:]) and strides[0] <= GAPS * own[0]
+    firsts = range(0, len(view), step)
+    if all(follow[1:]) and strides[0] <= GAPS * own[0]:
+        for first in firsts:
+            rows = view[first : first + step]
+            filled = view.new_zeros(len(rows), strides[0])
+            filled[:, : own[0]] = rows.reshape(len(rows), -1)
+            yield filled.view(-1)[: (len(rows) - 1) * strides[0] + own[0]], start + first * strides[0], None
+        return
     places = torch.zeros((), dtype=torch.int64, device=view.device)
     for size, stride in zip(view.shape[1:], strides[1:], strict=True):
         places = places[..., None] + torch.arange(size, device=view.device) * stride
-    for first in range(0, len(view), step):
+    for first in firsts:
         rows = view[first : first + step]
-        begin = start + first * strides[0]
-        if with_gaps:
-            filled = view.new_zeros(len(rows), strides[0])
-            filled[:, : own[0]] = rows.reshape(len(rows), -1)
-            yield filled.view(-1)[: (len(rows) - 1) * strides[0] + own[0]], begin, None
-        else:
-            begins = begin + strides[0] * torch.arange(len(rows), device=view.device)
-            yield rows, 0, begins.view(-1, *(1,) * places.ndim) + places
-
-
-def _boxes(shares: Sequence[Share]) -> Iterator[tuple[int, int, tuple[Run, ...]]]:
-    """The boxes of a block's tensors: which tensor, the place of the box's first entry, and its runs."""
-    place = 0
-    for tensor, share in enumerate(shares):
-        for box in product(*share.runs):
-            yield tensor, place, box
-            place += prod(length for _, _, length in box)
-
-
-def _overlap(place: int, box: Sequence[Run], other_place: int, other: Sequence[Run]) -> NDArray[np.int64]:
-    """Stretches that two boxes have in common, as ``overlaps`` gives them."""
-    sides = [
-        (max(a, b), min(a + m, b + n) - max(a, b), a, b, m, n) for (_, a, m), (_, b, n) in zip(box, other, strict=True)
-    ]
-    if any(size <= 0 for _, size, *_ in sides):
-        return np.zeros((0, 3), dtype=np.int64)
-    length, dim = 1, len(sides)
-    while dim and (dim == len(sides) or all(sides[dim][1] == sides[dim][side] for side in (4, 5))):
-        dim -= 1
-        length *= sides[dim][1]
-    strides, other_strides = (_strides([side[i] for side in sides]) for i in (4, 5))
-    first = np.array([place, other_place], dtype=np.int64)
-    for (start, _, a, b, *_), stride, other_stride in zip(sides, strides, other_strides, strict=True):
-        first += ((start - a) * stride, (start - b) * other_stride)
-    begins = first[None]
-    for (_, size, *_), stride, other_stride in zip(sides[:dim], strides, other_strides, strict=False):
-        steps = np.arange(size, dtype=np.int64)[:, None] * np.array([stride, other_stride])
-        begins = (begins[:, None] + steps).reshape(-1, 2)
-    return np.column_stack([begins, np.full(len(begins), length, dtype=np.int64)])
+        begins = start + strides[0] * torch.arange(first, first + len(rows), device=view.device)
+        yield rows, 0, begins.view(-1, *(1,) * places.ndim) + places

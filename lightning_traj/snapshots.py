@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_traj.files import replace_atomically
-from lightning_traj.shards import Share, overlaps, whole
+from lightning_traj.overlaps import overlaps
+from lightning_traj.shards import Share, whole
 
 Shares = Mapping[str, Sequence[Share]]  # of each block: what is there of each of its tensors
 

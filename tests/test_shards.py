@@ -14,7 +14,8 @@ from torch import Tensor
 
 import lightning_traj.shards
 from lightning_traj import CountSketch, FusedLayout
-from lightning_traj.shards import Held, Share, overlaps, whole
+from lightning_traj.overlaps import overlaps
+from lightning_traj.shards import Held, Share, whole
 from lightning_traj.snapshots import Spread
 
 QKV = FusedLayout({"q": 2, "k": 1, "v": 1}, groups=2, axis=1)
