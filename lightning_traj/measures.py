@@ -202,8 +202,9 @@ def tortuosity(gram: ArrayLike) -> float:
 def angle_from_difference(aa: ArrayLike, au: ArrayLike, uu: ArrayLike) -> Array:
     """Angle between a and b = a - u from <a, a>, <a, u>, <u, u>: elementwise, in [0, 180] degrees.
 
-    NaN where a or b is a zero vector, as far as roundings tell. Accurate however small u is: a cosine near 1 loses an angle below 1e-8,
-    while here the sine comes from the difference itself (the area that a and u span is that of a and b).
+    NaN where a or b is a zero vector, as far as roundings tell. Accurate however small u is: a cosine near 1 loses an
+    angle below 1e-8, while here the sine comes from the difference itself (the area that a and u span is that of a and
+    b).
     """
     aa, au, uu = (np.asarray(value, dtype=np.float64) for value in (aa, au, uu))
     area = np.sqrt(np.maximum(aa * uu - au * au, 0.0))
