@@ -47,12 +47,12 @@ def test_public_names_are_found_where_they_are_said_to_be():
 # From the ground up. A module imports from lower floors only; rooms of one floor don't know each other.
 FLOORS = [
     {"blocks", "files", "gram", "labels", "measures", "quantities", "roles", "schedule", "sketch", "thinning"},
-    {"fused", "guard", "mirror", "snapshots", "uncertainty", "window"},
+    {"fused", "guard", "line_search", "mirror", "snapshots", "timeline", "uncertainty", "window"},
     {"partition", "table"},
-    {"arguments", "trajectory"},
-    {"drawing", "layers", "recorder", "report"},
-    {"crossing", "heatmap", "plot"},
-    {"layer_plot"},
+    {"arguments", "freezing", "trajectory"},
+    {"conditions", "drawing", "layers", "recorder", "report"},
+    {"crossing", "decisions", "heatmap", "plot"},
+    {"compatibility", "layer_plot"},
     {"tensorboard"},
     {"logbook"},
     {"callback", "checkpoints"},
