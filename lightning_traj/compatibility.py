@@ -45,7 +45,7 @@ def check_run(
     for argument, condition in decisions.conditions.items():
         if not trainer.fast_dev_run and not condition.begins_by(max_steps, max_epochs):
             raise ValueError(
-                f"{argument}={condition!r} is not within max_steps={max_steps} and max_epochs={max_epochs} (epochs are "
+                f"{argument}: {condition} is not within max_steps={max_steps} and max_epochs={max_epochs} (epochs are "
                 "counted from 0): name an earlier one."
             )
     if line_search is not None:

@@ -87,6 +87,10 @@ class Threshold(Condition):
             )
         _check_count("Threshold", "snapshots", self.snapshots)
 
+    def __str__(self) -> str:
+        side, value = ("below", self.below) if self.above is None else ("above", self.above)
+        return f"{self.measure} {side} {value:g}" + f" for {self.snapshots} snapshots" * (self.snapshots > 1)
+
     def holds(self, seen: Seen) -> bool:  # noqa: D102 (see Condition)
         trajectory = seen.trajectory
         assert trajectory is not None
@@ -103,7 +107,7 @@ class Plateau(Condition):
     """A logged value, such as the validation loss, has stopped improving.
 
     Args:
-        monitor: Its name, as the module logs it.
+        monitor: Its name, as the module logs it. Values that are not finite are left out.
         patience: Epochs in a row that did not improve on the best before, since the group was changed last.
         mode: Whether ``"min"`` or ``"max"`` is better.
         min_delta: What is less of an improvement is none.
@@ -121,6 +125,9 @@ class Plateau(Condition):
         _check_count("Plateau", "patience", self.patience)
         if self.mode not in ("min", "max"):
             raise ValueError(f"Plateau(mode={self.mode!r}): pass 'min' or 'max'.")
+
+    def __str__(self) -> str:
+        return f"{self.monitor} no better for {self.patience} epochs"
 
     def holds(self, seen: Seen) -> bool:  # noqa: D102 (see Condition)
         sign = 1.0 if self.mode == "min" else -1.0
@@ -145,6 +152,9 @@ class After(Condition):
     def __post_init__(self) -> None:
         _check_count("After", "epochs", self.epochs)
 
+    def __str__(self) -> str:
+        return f"after {self.epochs} epochs"
+
     def holds(self, seen: Seen) -> bool:  # noqa: D102 (see Condition)
         return seen.epoch - max(seen.changed, 0) >= self.epochs
 
@@ -154,6 +164,9 @@ class FromEpoch(Condition):
     """From the start of epoch ``epoch`` on, once: what a plain number means."""
 
     epoch: int
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}"
 
     def holds(self, seen: Seen) -> bool:  # noqa: D102 (see Condition)
         return seen.changed < self.epoch <= seen.epoch
@@ -167,6 +180,9 @@ class Scheduled(Condition):
     """Whenever a schedule of snapshots is due; at the end of an epoch is at the start of the next."""
 
     schedule: Schedule
+
+    def __str__(self) -> str:
+        return repr(self.schedule)
 
     def holds(self, seen: Seen) -> bool:  # noqa: D102 (see Condition)
         return seen.epoch > 0 and self.schedule.due_after_epoch(seen.epoch)

@@ -122,9 +122,6 @@ class HybridTraining(Callback):
         if stage != "fit":
             return
         self._restored = None
-        names = [callback.name for callback in trainer.callbacks if isinstance(callback, HybridTraining)]
-        if names.count(self.name) > 1:
-            raise ValueError(f"name={self.name!r}: two HybridTraining in one Trainer; give each a name of its own.")
         if (measures := self._decisions.measures) and _recording(trainer) is None:
             window = None if any(MEASURES[measure].group == "Oscillation" for measure in measures) else 0
             # Lightning's loop over the callbacks meets it next.
@@ -273,7 +270,7 @@ class HybridTraining(Callback):
         left = sum(p.numel() for name, p in self._parameters.items() if name not in frozen)
         words = f"trains {left:,} of {total:,} parameters once all {len(freezing.groups)} groups are frozen"
         words = words.replace("all 1 groups are", "the rest is")
-        conditions = "".join(f"; {argument}={c!r}" for argument, c in self._decisions.conditions.items())
+        conditions = "".join(f"; {argument}: {c}" for argument, c in self._decisions.conditions.items())
         if self.line_search is None:
             return words + conditions
         size = sum(p.numel() * p.element_size() for p in self._parameters.values() if p.requires_grad)
@@ -319,7 +316,7 @@ class HybridTraining(Callback):
         for what, changed, condition in (("thawed", thawing, self.thaw), ("frozen", frozen, self.when)):
             if changed:
                 self._decisions.changed |= dict.fromkeys(changed, trainer.current_epoch)
-                self._report(trainer, freezing, what, changed, repr(condition))
+                self._report(trainer, freezing, what, changed, str(condition))
 
     def _report(self, trainer: Trainer, freezing: Freezing, what: str, labels: list[str], why: str) -> None:
         event = Event(trainer.current_epoch, self._steps, what, tuple(labels), freezing.trained()[0], why)

@@ -188,6 +188,7 @@ class Freezing:
 
     def _set(self, names: Iterable[str], current: Mapping[str, nn.Parameter], *, trained: bool) -> None:
         for name in names:
+            # An unsharded parameter takes part in the coming step as it is, and the sharded one in those after that.
             for parameter in (self.parameters[name], current.get(name, self.parameters[name])):
                 parameter.requires_grad_(trained)
                 parameter.grad = None

@@ -151,7 +151,7 @@ class Probe:
         autocast: Callable[[], AbstractContextManager[Any]],
         reduce: Callable[[Tensor], Tensor],
     ) -> None:
-        self.module = copy.deepcopy(module).train()
+        self.module = _copied(module).train()
         self.batches, self.settings, self.autocast, self.reduce = batches, settings, autocast, reduce
         self._parameters = {clean_name(name): p for name, p in self.module.named_parameters()}
 
@@ -214,6 +214,21 @@ def _training_loss(module: Any, batch: Any) -> Tensor:
     if not isinstance(loss, Tensor):
         raise ValueError(f"line_search: training_step returned {loss!r} and no loss: {remedy}")
     return loss
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A deep copy, in which what still hangs on a graph (a loss that a metric has seen) is detached."""
+    detached: dict[int, Tensor] = {}
+
+    def detach(value: Any) -> None:
+        if isinstance(value, Tensor) and not value.is_leaf:
+            detached[id(value)] = value.detach()
+        for member in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+            detach(member)
+
+    for part in module.modules():
+        detach(vars(part))
+    return copy.deepcopy(module, detached)
 
 
 def _is_plain(value: Any) -> bool:

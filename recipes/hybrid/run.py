@@ -74,9 +74,7 @@ class RandomSubset(L.Callback):
         total = sum(p.numel() for p in parameters)
         drawn = torch.randperm(total, generator=torch.Generator().manual_seed(self.seed))[: self.count]
         flat = torch.zeros(total, dtype=torch.bool).index_fill(0, drawn, True)
-        masks = [
-            m.view(p.shape) for m, p in zip(flat.split([p.numel() for p in parameters]), parameters, strict=True)
-        ]
+        masks = [m.view(p.shape) for m, p in zip(flat.split([p.numel() for p in parameters]), parameters, strict=True)]
         kept = [p.detach().clone() for p in parameters]
 
         def put_back(*_: Any) -> None:
