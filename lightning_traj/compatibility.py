@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import inf
 from typing import Any
 
@@ -12,7 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from lightning_traj.decisions import Decisions
+from lightning_traj.freezing import Group
 from lightning_traj.line_search import LineSearch
+from lightning_traj.table import MEASURES
+from lightning_traj.trajectory import Trajectory
 
 # By name: Lightning has each of them twice, in two packages.
 UNSUPPORTED = {"FSDPStrategy": "flattens parameters", "DeepSpeedStrategy": "keeps parameters of its own"}
@@ -50,6 +53,30 @@ def check_run(
             )
     if line_search is not None:
         _check_line_search(trainer, parameters, line_search)
+
+
+def check_recorded(trajectory: Trajectory, name: str, groups: Mapping[str, Group], measures: Collection[str]) -> None:
+    """Raise ValueError where the trajectory lacks a group of parameters, or what a measure needs.
+
+    Args:
+        trajectory: On which conditions look.
+        name: Of the TrajectoryCallback that records it.
+        groups: Each of which is to be judged.
+        measures: By which.
+    """
+    recorded = {block.name for block in trajectory.blocks}
+    for label, group in groups.items():
+        if not group.blocks & recorded:
+            raise ValueError(
+                f"of the group {label!r} nothing is recorded by the TrajectoryCallback {name!r}, on which a condition "
+                "looks: give that one blocks='tensor' and no include= or exclude= that leaves the group out."
+            )
+    for measure in measures:
+        if MEASURES[measure].group == "Oscillation" and not trajectory.settings["window"]:
+            raise ValueError(
+                f"a condition looks at {measure!r}, which the TrajectoryCallback {name!r} does not record: give that "
+                "one window=8, or use another measure."
+            )
 
 
 def _check_strategy(trainer: Any) -> None:

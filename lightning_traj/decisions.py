@@ -66,8 +66,8 @@ class Decisions:
     def after_steps(self, step: int, groups: Mapping[str, Group], frozen: Collection[str]) -> list[str]:
         """Groups that are to be changed after so many optimizer steps, of which some were asked about before."""
         new, self.step = range(self.step + 1, step + 1), step
-        asked = {label: self._asked(label, frozen) for label in groups}
-        return [label for label, c in asked.items() if c is not None and any(map(c.holds_after_step, new))]
+        due = [c for c in self.conditions.values() if any(map(c.holds_after_step, new))]
+        return [label for label in groups if self._asked(label, frozen) in due] if due else []
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, as primitives."""

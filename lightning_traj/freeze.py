@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -14,7 +14,7 @@ from torch import nn
 from lightning_traj import tensorboard
 from lightning_traj.blocks import clean_name
 from lightning_traj.callback import TrajectoryCallback
-from lightning_traj.compatibility import check_run
+from lightning_traj.compatibility import check_recorded, check_run
 from lightning_traj.conditions import Condition, as_condition
 from lightning_traj.decisions import Decisions
 from lightning_traj.freezing import MODEL, UNITS, Freezing, Train, Unit, grouped_parameters
@@ -158,27 +158,27 @@ class HybridTraining(Callback):
     # During training
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        epoch = trainer.current_epoch
-        if epoch <= self._decisions.epoch:  # before it was interrupted
+        epoch, freezing, decisions = trainer.current_epoch, self._running, self._decisions
+        if epoch <= decisions.epoch:  # before it was interrupted
             return
-        freezing = self._running
         trajectory = self._trajectory(trainer, freezing)
-        if (
-            missing := self._decisions.note(epoch, _floats(trainer.callback_metrics, self._decisions.monitors))
-        ) and epoch:
-            known = ", ".join(map(str, trainer.callback_metrics)) or "nothing"
+        logged = trainer.callback_metrics
+        missing = decisions.note(epoch, {name: float(logged[name]) for name in decisions.monitors if name in logged})
+        if missing and epoch:
+            known = ", ".join(map(str, logged)) or "nothing"
             self._guard.warn("monitors", f"{', '.join(missing)} was not logged so far, but {known}")
         if self._search is not None:
             self._try_direction(trainer, pl_module, self._search, freezing)
-        changing = self._decisions.at_epoch(epoch, freezing.groups, freezing.frozen, trajectory)
-        self._change(trainer, freezing, changing)
+        changing = decisions.at_epoch(epoch, freezing.groups, freezing.frozen, trajectory)
+        # What is logged may differ from process to process: the first one's counts.
+        self._change(trainer, freezing, trainer.strategy.broadcast(changing))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         freezing = self._running
         if self._steps > self._decisions.step:
             self._change(trainer, freezing, self._decisions.after_steps(self._steps, freezing.groups, freezing.frozen))
         self._keep(trainer, pl_module, batch, "train")
-        self.timeline.batch_starts(freezing.share())
+        self.timeline.batch_starts(freezing.share)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -204,6 +204,7 @@ class HybridTraining(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:
+            self._guard("the picture", self._log_picture, trainer, tuple(self._running.groups))
             self._guard("the summary", print_timeline, self.timeline, self._running.trained())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -268,8 +269,8 @@ class HybridTraining(Callback):
         frozen = {name for group in freezing.groups.values() for name in group.parameters}
         total = sum(p.numel() for p in self._parameters.values())
         left = sum(p.numel() for name, p in self._parameters.items() if name not in frozen)
-        words = f"trains {left:,} of {total:,} parameters once all {len(freezing.groups)} groups are frozen"
-        words = words.replace("all 1 groups are", "the rest is")
+        groups = "the rest is" if self.by == MODEL else f"all {len(freezing.groups)} groups are"
+        words = f"trains {left:,} of {total:,} parameters once {groups} frozen"
         conditions = "".join(f"; {argument}: {c}" for argument, c in self._decisions.conditions.items())
         if self.line_search is None:
             return words + conditions
@@ -284,20 +285,7 @@ class HybridTraining(Callback):
         recording = _recording(trainer)
         assert recording is not None
         trajectory = recording.trajectory
-        recorded = {block.name for block in trajectory.blocks}
-        for label, group in freezing.groups.items():
-            if not group.blocks & recorded:
-                raise ValueError(
-                    f"by={self.by!r}: of the group {label!r} nothing is recorded by the TrajectoryCallback "
-                    f"{recording.name!r}, on which a condition looks: give that one blocks='tensor' and no include= or "
-                    "exclude= that leaves the group out."
-                )
-        for measure in self._decisions.measures:
-            if MEASURES[measure].group == "Oscillation" and not trajectory.settings["window"]:
-                raise ValueError(
-                    f"a condition looks at {measure!r}, which the TrajectoryCallback {recording.name!r} does not "
-                    "record: give that one window=8, or use another measure."
-                )
+        check_recorded(trajectory, recording.name, freezing.groups, self._decisions.measures)
         if self.by == MODEL and trainer.is_global_zero:
             (group,) = freezing.groups.values()
             newest = trajectory.series(group.has, self._decisions.measures, last=1)
@@ -306,8 +294,7 @@ class HybridTraining(Callback):
         return trajectory
 
     def _change(self, trainer: Trainer, freezing: Freezing, labels: list[str]) -> None:
-        """Freeze those of the groups that are trained, and thaw the others, on all processes alike."""
-        labels = trainer.strategy.broadcast(labels) if trainer.world_size > 1 else labels
+        """Freeze those of the groups that are trained, and thaw the others."""
         thawing = [label for label in labels if label in freezing.frozen]
         for label in thawing:
             freezing.thaw(label)
@@ -320,7 +307,7 @@ class HybridTraining(Callback):
 
     def _report(self, trainer: Trainer, freezing: Freezing, what: str, labels: list[str], why: str) -> None:
         event = Event(trainer.current_epoch, self._steps, what, tuple(labels), freezing.trained()[0], why)
-        self.timeline.events.append(event)
+        self.timeline.add(event)
         rank_zero_info(f"{self.name}: {event}")
         if trainer.is_global_zero:
             tag, step = f"{self.name}/events", batches_of(trainer)
@@ -330,6 +317,12 @@ class HybridTraining(Callback):
         scalars = self.timeline.scalars() | {"frozen_layers": self._running.frozen_layers()}
         values = {f"{self.name}/{tag}": value for tag, value in scalars.items()}
         tensorboard.log_scalars(trainer.loggers, values, last_step(trainer))
+
+    def _log_picture(self, trainer: Trainer, groups: tuple[str, ...]) -> None:
+        from lightning_traj import freeze_plot  # matplotlib is slow to import
+
+        figures = {f"{self.name}/frozen": lambda: freeze_plot.frozen_groups(self.timeline, groups)}
+        tensorboard.log_figures(trainer.loggers, figures, last_step(trainer))
 
     # Line search
 
@@ -381,7 +374,3 @@ def _recording(trainer: Trainer) -> TrajectoryCallback | None:
     """The callback whose trajectory conditions look at."""
     callbacks = (callback for callback in trainer.callbacks if isinstance(callback, TrajectoryCallback))
     return next((callback for callback in callbacks if callback.track == "weights"), None)
-
-
-def _floats(metrics: Mapping[str, Any], names: Iterable[str]) -> dict[str, float]:
-    return {name: float(metrics[name]) for name in names if name in metrics}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from math import nan
 from statistics import median
@@ -61,12 +61,16 @@ class Timeline:
         self._batches = 0
         self._share = 1.0
 
-    def batch_starts(self, share: float) -> None:
-        """A batch starts, with this share of the parameters being trained."""
-        if self._began is None:
-            self._began, self._share, self._paused, self._batches = time.perf_counter(), share, 0.0, 0
-        elif share != self._share:
+    def add(self, event: Event) -> None:
+        """Something is done to the parameters, before the first batch of an epoch or between two."""
+        self.events.append(event)
+        if self._began is not None:
             self._share = nan
+
+    def batch_starts(self, share: Callable[[], float]) -> None:
+        """A batch starts; ``share`` says which share of the parameters is trained, and is asked once an epoch."""
+        if self._began is None:
+            self._began, self._share, self._paused, self._batches = time.perf_counter(), share(), 0.0, 0
 
     def batch_ends(self) -> None:
         """A batch has ended."""

@@ -1,4 +1,4 @@
-"""HybridTraining in running Trainers: what it is refused for, what it reports, and that a resumed run is the same run."""
+"""HybridTraining in running Trainers: what it is refused for, what it reports, and that it resumes as it was."""
 
 from __future__ import annotations
 

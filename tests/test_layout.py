@@ -52,7 +52,7 @@ FLOORS = [
     {"arguments", "freezing", "trajectory"},
     {"conditions", "drawing", "layers", "recorder", "report"},
     {"crossing", "decisions", "heatmap", "plot"},
-    {"compatibility", "layer_plot"},
+    {"compatibility", "freeze_plot", "layer_plot"},
     {"tensorboard"},
     {"logbook"},
     {"callback", "checkpoints"},
@@ -101,4 +101,4 @@ def test_only_the_figures_import_matplotlib():
     having = {
         path.stem for path in PACKAGE.glob("*.py") if re.search(r"^(import|from) matplotlib", path.read_text(), re.M)
     }
-    assert having == {"drawing", "heatmap", "layer_plot", "plot"}
+    assert having == {"drawing", "freeze_plot", "heatmap", "layer_plot", "plot"}

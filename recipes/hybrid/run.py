@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -173,11 +173,17 @@ def run(setting: Setting, variant: str, seed: int) -> dict[str, Any]:
             devices=1,
         )
         trainer.fit(model, data)
-        events = [str(e) for c in trainer.callbacks if isinstance(c, HybridTraining) for e in c.timeline.events]
-        shares = [s for c in trainer.callbacks if isinstance(c, HybridTraining) for _, _, s in c.timeline.epochs]
-        drift = [
-            [x if x == x else None for x in c.trajectory.series(names=["direction_drift"])["direction_drift"].tolist()]
-            for c in trainer.callbacks
-            if isinstance(c, TrajectoryCallback)
-        ]
-    return {**notes.columns, "events": events, "trained_share": shares, "drift": drift}
+        return {**notes.columns, **what_was_done(trainer.callbacks)}  # type: ignore[attr-defined]  # Lightning sets it
+
+
+def what_was_done(callbacks: Sequence[L.Callback]) -> dict[str, Any]:
+    """Events, shares of the parameters that were trained in each epoch, direction drift at each."""
+    done: dict[str, Any] = {"events": [], "trained_share": [], "drift": []}
+    for callback in callbacks:
+        if isinstance(callback, HybridTraining):
+            done["events"] += map(str, callback.timeline.events)
+            done["trained_share"] += [share for _, _, share in callback.timeline.epochs]
+        if isinstance(callback, TrajectoryCallback):
+            drift = callback.trajectory.series(names=["direction_drift"])["direction_drift"].tolist()
+            done["drift"] += [value if value == value else None for value in drift]
+    return done
