@@ -204,7 +204,8 @@ class HybridTraining(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            self._guard("the picture", self._log_picture, trainer, tuple(self._running.groups))
+            if self.by != MODEL:
+                self._guard("the picture", self._log_picture, trainer, tuple(self._running.groups))
             self._guard("the summary", print_timeline, self.timeline, self._running.trained())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -32,7 +32,9 @@ from lightning_traj import (
     Threshold,
     Trajectory,
     TrajectoryCallback,
+    freeze_plot,
 )
+from lightning_traj.timeline import Event, Timeline, time_saved, timeline_table
 from models import INPUTS, Module, Training, TwoOptimizers, Validated, batches, mlp
 
 pytestmark = pytest.mark.filterwarnings(
@@ -407,3 +409,64 @@ def test_from_the_command_line(one_thread: None, tmp_path: Path, monkeypatch: py
     assert (2, "thawed", ("model",)) in events(one)
     assert other.when == Threshold("mds", above=0.5, snapshots=2)
     assert one.line_search == LineSearch(factors=[1.0], batches=1)
+
+
+# Timeline and picture -------------------------------------------------------------------------------------------
+
+
+def timeline() -> Timeline:
+    made = Timeline()
+    for epoch, what, groups in ((1, "frozen", "ab"), (3, "thawed", "a"), (3, "moved", "ac"), (5, "frozen", "a")):
+        made.add(Event(epoch, 10 * epoch, what, tuple(groups), 5, "why"))
+    made.epochs = [(0, 9.0, 1.0), *((epoch, 2.0 + epoch, 0.5 if epoch in (4, 5) else 1.0) for epoch in range(1, 7))]
+    return made
+
+
+def test_step_times() -> None:
+    made = timeline()
+    assert made.full_step() == 4.5  # of epochs 1, 2, 3 and 6: the first one is slow for other reasons
+    assert made.frozen_step() == 6.5
+    assert "4.5e+03 ms with everything trained, and 6.5e+03 ms (1.44 of it)" in time_saved(made)
+    assert time_saved(Timeline()) == ""
+    again = Timeline()
+    again.load_state_dict(made.state_dict())
+    assert (again.events, again.epochs) == (made.events, made.epochs)
+
+
+def test_an_epoch_within_which_something_changed_counts_to_neither() -> None:
+    made = Timeline()
+    for change in (False, True):
+        made.batch_starts(lambda: 1.0)
+        if change:
+            made.add(Event(1, 1, "frozen", ("a",), 5, "why"))
+        made.batch_ends()
+        made.epoch_ends(int(change))
+    assert [share for _, _, share in made.epochs] == pytest.approx([1.0, float("nan")], nan_ok=True)
+
+
+def test_validation_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 5.0, 6.0])  # first batch, validation, its end, the end of the batch after it
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    made = Timeline()
+    made.batch_starts(lambda: 1.0)
+    made.pause()
+    made.go_on()
+    made.batch_ends()
+    made.epoch_ends(0)
+    assert made.epochs == [(0, 2.0, 1.0)]
+
+
+def test_picture_of_what_was_frozen_when(fit: Any, tmp_path: Path) -> None:
+    assert freeze_plot.intervals(timeline(), "abc") == {"a": [(1, 3), (5, 7)], "b": [(1, 7)], "c": []}
+    figure = freeze_plot.frozen_groups(timeline(), ("a", "b", "c"))
+    words = [text.get_text() for text in [*figure.texts, *figure.axes[0].texts]]
+    assert "3 groups, 7 epochs; frozen 48 % of the time, each group counted alike" in words
+    assert {"a", "b", "c", "line search: moved"} <= set(words)
+
+
+def test_a_long_run_is_summed_up() -> None:
+    made = Timeline()
+    for epoch in range(30):
+        made.add(Event(epoch, epoch, "frozen", tuple(f"layer{i}" for i in range(5)), 5, "why"))
+    assert timeline_table(made, 1, 2).row_count == 13
+    assert str(made.events[3]) == "epoch 3, step 3: frozen layer0, layer1, layer2, … (5); 5 trained (why)"

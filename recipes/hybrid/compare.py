@@ -21,6 +21,7 @@ import torch
 from jsonargparse import auto_cli
 
 from recipes.hybrid.run import VARIANTS, Setting, run
+from recipes.hybrid.table import comparison_table
 
 
 def compare(
@@ -51,6 +52,7 @@ def compare(
             with results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             done.append(row)
+    print(comparison_table(done))
 
 
 def plain(setting: Setting) -> dict[str, Any]:

@@ -101,10 +101,10 @@ class Notes(L.Callback):
         self._ended = time.perf_counter(), time.process_time()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.columns["train_loss"].append(sum(self._losses) / len(self._losses))
-        self.columns["accuracy"].append(100 * float(trainer.callback_metrics["val/accuracy"]))
+        self.columns["train_loss"].append(round(sum(self._losses) / len(self._losses), 5))
+        self.columns["accuracy"].append(round(100 * float(trainer.callback_metrics["val/accuracy"]), 3))
         for clock, ended, started in zip(("wall", "cpu"), self._ended, self._started, strict=True):
-            self.columns[clock].append(ended - started)
+            self.columns[clock].append(round(ended - started, 3))
 
 
 def norm_from(share: float) -> Callable[[Setting, int], list[L.Callback]]:
@@ -185,5 +185,5 @@ def what_was_done(callbacks: Sequence[L.Callback]) -> dict[str, Any]:
             done["trained_share"] += [share for _, _, share in callback.timeline.epochs]
         if isinstance(callback, TrajectoryCallback):
             drift = callback.trajectory.series(names=["direction_drift"])["direction_drift"].tolist()
-            done["drift"] += [value if value == value else None for value in drift]
+            done["drift"] += [float(f"{value:.3g}") if value == value else None for value in drift]
     return done
