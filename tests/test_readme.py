@@ -7,15 +7,18 @@ import re
 import subprocess
 import sys
 
+import lightning
 import numpy as np
 import pytest
 
 from conftest import ROOT
-from lightning_traj import EveryNEpochs, FusedLayout, Trajectory, TrajectoryCallback
+from lightning_traj import EveryNEpochs, FusedLayout, HybridTraining, Trajectory, TrajectoryCallback
 from lightning_traj.table import MEASURES
 
 README = (ROOT / "README.md").read_text()
-SCRIPT, ARGUMENTS, DECLARED, AFTERWARDS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+SCRIPT, ARGUMENTS, DECLARED, AFTERWARDS, HYBRID, HYBRID_ARGUMENTS = re.findall(
+    r"```python\n(.*?)```", README, flags=re.DOTALL
+)
 
 
 def row(name):
@@ -65,6 +68,17 @@ def test_arguments_are_the_defaults():
     parameters = inspect.signature(TrajectoryCallback).parameters.values()
     defaults = {parameter.name: parameter.default for parameter in parameters}
     assert shown == defaults
+
+
+def test_arguments_of_hybrid_training_are_the_defaults():
+    parameters = inspect.signature(HybridTraining).parameters.values()
+    assert eval(HYBRID_ARGUMENTS, {"HybridTraining": dict}) == {p.name: p.default for p in parameters}
+
+
+def test_hybrid_training_in_a_line():
+    names = {"HybridTraining": HybridTraining, "L": lightning}
+    exec(HYBRID, names)
+    assert any(isinstance(callback, HybridTraining) for callback in names["trainer"].callbacks)
 
 
 def test_declaration_in_a_line():
