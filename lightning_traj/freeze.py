@@ -19,8 +19,9 @@ from lightning_traj.conditions import Condition, as_condition
 from lightning_traj.decisions import Decisions
 from lightning_traj.freezing import MODEL, UNITS, Freezing, Train, Unit, grouped_parameters
 from lightning_traj.guard import Guard
-from lightning_traj.line_search import DirectionSearch, LineSearch, Probe
+from lightning_traj.line_search import DirectionSearch, LineSearch, Probe, summarised
 from lightning_traj.logbook import batches_of, last_step
+from lightning_traj.partition import function_name
 from lightning_traj.schedule import Schedule
 from lightning_traj.table import MEASURES
 from lightning_traj.timeline import Event, Timeline, print_timeline
@@ -191,7 +192,7 @@ class HybridTraining(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if not trainer.sanity_checking:
+        if self._freezing is not None:  # training has begun
             self._keep(trainer, pl_module, batch, "val")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -241,7 +242,7 @@ class HybridTraining(Callback):
     @property
     def _settings(self) -> dict[str, str]:
         """What has to stay the same for a run to go on, in words."""
-        train = f"function {self.train.__qualname__}" if callable(self.train) else repr(self.train)
+        train = f"function {function_name(self.train)}" if callable(self.train) else repr(self.train)
         return {"train": train, "by": repr(self.by)}
 
     def _begin(self) -> None:
@@ -341,7 +342,7 @@ class HybridTraining(Callback):
         self, trainer: Trainer, pl_module: LightningModule, search: DirectionSearch, freezing: Freezing
     ) -> None:
         epoch = trainer.current_epoch
-        if search.earlier and epoch - search.epoch < search.settings.every:
+        if not search.is_due(epoch):
             return
         if search.earlier and search.batches:
             probe = self._probe(trainer, pl_module, search)
@@ -350,12 +351,8 @@ class HybridTraining(Callback):
                 if result.factor:
                     losses = f"loss {result.before:.4g} to {result.after:.4g}"
                     self._report(trainer, freezing, "moved", [label], f"by {result.factor:g} of its movement: {losses}")
-            if found and trainer.is_global_zero:
-                results = list(found.values())
-                values = {
-                    f"{self.name}/line_search_taken": sum(result.factor != 0 for result in results) / len(results),
-                    f"{self.name}/line_search_gain": results[0].before - results[-1].after,
-                }
+            if trainer.is_global_zero:
+                values = {f"{self.name}/line_search_{tag}": value for tag, value in summarised(found).items()}
                 self._guard("logging", tensorboard.log_scalars, trainer.loggers, values, last_step(trainer))
         search.begin(freezing.parameters, epoch)
 

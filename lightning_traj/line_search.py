@@ -75,6 +75,15 @@ class Found:
     after: float
 
 
+def summarised(found: Mapping[str, Found]) -> dict[str, float]:
+    """Share of the searches whose step was taken, and by how much they lowered the loss together."""
+    results = list(found.values())
+    if not results:
+        return {}
+    taken = sum(result.factor != 0 for result in results) / len(results)
+    return {"taken": taken, "gain": results[0].before - results[-1].after}
+
+
 class DirectionSearch:
     """What line searches keep from one to the next.
 
@@ -99,6 +108,10 @@ class DirectionSearch:
             return False
         self.batches.append(apply_to_collection(batch, Tensor, Tensor.clone))
         return len(self.batches) == 1
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether to search, or to begin, at the start of an epoch."""
+        return not self.earlier or epoch - self.epoch >= self.settings.every
 
     def begin(self, parameters: Mapping[str, nn.Parameter], epoch: int) -> None:
         """Take the weights as θ'."""

@@ -214,7 +214,7 @@ def test_wrong_arguments(case: str) -> None:
 
 RESUMED: dict[str, dict[str, Any]] = {
     "an epoch": {"when": 2},
-    "steps": {"when": AtSteps([6]), "thaw": AtSteps([21])},
+    "steps": {"when": AtSteps([14]), "thaw": AtSteps([21])},  # saved at the very step, before it is acted on
     "the trajectory": {"when": DRIFT, "thaw": After(3)},
     "layer by layer": {"when": Threshold("direction_drift", below=0.2), "thaw": After(1), "by": "layer"},
     "a loss": {"when": Plateau("val/loss", patience=1), "thaw": After(1), "keep_state": False},
