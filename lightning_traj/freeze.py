@@ -19,7 +19,7 @@ from lightning_traj.conditions import Condition, as_condition
 from lightning_traj.decisions import Decisions
 from lightning_traj.freezing import MODEL, UNITS, Freezing, Train, Unit, grouped_parameters
 from lightning_traj.guard import Guard
-from lightning_traj.line_search import DirectionSearch, LineSearch, Probe, summarised
+from lightning_traj.line_search import DirectionSearch, LineSearch, Probe, in_words, summarised
 from lightning_traj.logbook import batches_of, last_step
 from lightning_traj.partition import function_name
 from lightning_traj.schedule import Schedule
@@ -312,8 +312,11 @@ class HybridTraining(Callback):
         self.timeline.add(event)
         rank_zero_info(f"{self.name}: {event}")
         if trainer.is_global_zero:
-            tag, step = f"{self.name}/events", batches_of(trainer)
-            self._guard("logging", tensorboard.log_text, trainer.loggers, tag, str(event), step)
+            # All of them each time: TensorBoard shows a few of the latest texts.
+            words = "\n".join(f"- {event}" for event in self.timeline.events)
+            self._guard(
+                "logging", tensorboard.log_text, trainer.loggers, f"{self.name}/events", words, batches_of(trainer)
+            )
 
     def _log(self, trainer: Trainer) -> None:
         scalars = self.timeline.scalars() | {"frozen_layers": self._running.frozen_layers()}
@@ -347,10 +350,8 @@ class HybridTraining(Callback):
         if search.earlier and search.batches:
             probe = self._probe(trainer, pl_module, search)
             found = search.search(probe, freezing.together(), freezing.parameters)
-            for label, result in found.items():
-                if result.factor:
-                    losses = f"loss {result.before:.4g} to {result.after:.4g}"
-                    self._report(trainer, freezing, "moved", [label], f"by {result.factor:g} of its movement: {losses}")
+            if taken := [label for label, result in found.items() if result.factor]:
+                self._report(trainer, freezing, "moved", taken, in_words(found))
             if trainer.is_global_zero:
                 values = {f"{self.name}/line_search_{tag}": value for tag, value in summarised(found).items()}
                 self._guard("logging", tensorboard.log_scalars, trainer.loggers, values, last_step(trainer))

@@ -84,6 +84,13 @@ def summarised(found: Mapping[str, Found]) -> dict[str, float]:
     return {"taken": taken, "gain": results[0].before - results[-1].after}
 
 
+def in_words(found: Mapping[str, Found]) -> str:
+    """By which factors groups were moved, one after the other, and what that did to the loss."""
+    results = list(found.values())
+    factors = sorted({result.factor for result in results if result.factor})
+    return f"by {' or '.join(f'{a:g}' for a in factors)}: loss {results[0].before:.4g} to {results[-1].after:.4g}"
+
+
 class DirectionSearch:
     """What line searches keep from one to the next.
 

@@ -107,7 +107,7 @@ def log_scalars(loggers: Sequence[Any], values: Mapping[str, float], step: int) 
 
 
 def log_text(loggers: Sequence[Any], tag: str, text: str, step: int) -> None:
-    """Log a line of text to TensorBoard."""
+    """Log Markdown to TensorBoard."""
     writers = filter(None, map(_summary_writer, loggers))
     _attempt(partial(writer.add_text, tag, text, global_step=step) for writer in writers)
 

@@ -25,7 +25,7 @@ class Event:
         what: ``"frozen"``, ``"thawed"`` or ``"moved"``.
         groups: Names of the groups that it was done to.
         trained: Parameters that are trained from then on.
-        why: The condition; of a move, its factor and the losses.
+        why: The condition; of a move, the factors and what it did to the loss.
     """
 
     epoch: int
@@ -35,9 +35,15 @@ class Event:
     trained: int
     why: str
 
+    @property
+    def listed(self) -> str:
+        """The groups in words, of many the first."""
+        return ", ".join(self.groups[:3]) + (f", … ({len(self.groups)})" if len(self.groups) > 3 else "")
+
     def __str__(self) -> str:
-        some = ", ".join(self.groups[:3]) + (f", … ({len(self.groups)})" if len(self.groups) > 3 else "")
-        return f"epoch {self.epoch}, step {self.step:,}: {self.what} {some}; {self.trained:,} trained ({self.why})"
+        return (
+            f"epoch {self.epoch}, step {self.step:,}: {self.what} {self.listed}; {self.trained:,} trained ({self.why})"
+        )
 
 
 class Timeline:
@@ -138,8 +144,7 @@ def timeline_table(timeline: Timeline, trained: int, trainable: int) -> Table:
     if len(timeline.events) > LISTED:
         table.add_row("…", "", f"{len(timeline.events) - LISTED} more", "", "", "")
     for event in timeline.events[-LISTED:]:
-        groups = ", ".join(event.groups)
-        table.add_row(f"{event.epoch}", f"{event.step:,}", event.what, groups, f"{event.trained:,}", event.why)
+        table.add_row(f"{event.epoch}", f"{event.step:,}", event.what, event.listed, f"{event.trained:,}", event.why)
     return table
 
 

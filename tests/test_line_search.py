@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lightning_traj import HybridTraining, LineSearch
-from lightning_traj.line_search import DirectionSearch, Probe
+from lightning_traj.line_search import DirectionSearch, Probe, in_words, summarised
 from models import BATCHES, Validated, batches, mlp
 
 
@@ -56,6 +56,8 @@ def test_groups_are_searched_one_after_the_other() -> None:
     assert (found["first"].factor, found["first"].after) == (4.0, 4.0)
     assert (found["second"].factor, found["second"].before, found["second"].after) == (-2.0, 4.0, 0.0)
     assert [module.a.tolist(), module.b.tolist()] == [[0.0, 0.0], [0.0]]
+    assert in_words(found) == "by -2 or 4: loss 20 to 0"
+    assert summarised(found) == {"taken": 1.0, "gain": 20.0}
 
 
 def test_an_undefined_loss_is_not_lower() -> None:
@@ -150,7 +152,7 @@ def test_steps_in_a_run_are_those_of_the_definition(fit: Any, loss: Callable[...
             optimizer.zero_grad()
             module.loss(batch).backward()
             optimizer.step()
-    assert [(event.epoch, float(event.why.split()[1])) for event in hybrid.timeline.events] == taken
+    assert [(event.epoch, float(event.why.split()[1].rstrip(":"))) for event in hybrid.timeline.events] == taken
     assert taken
     for ours, expected in zip(trainer.lightning_module.parameters(), module.parameters(), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-7)
