@@ -139,7 +139,7 @@ class HybridTraining(Callback):
         check_run(trainer, self._parameters, self._decisions, self.line_search)
         groups = grouped_parameters(self._parameters, pl_module, self.train, self.by)
         freezing = Freezing(
-            groups, self._parameters, pl_module, trainer.optimizers, self.running_statistics, self.keep_state
+            groups, self.by, self._parameters, pl_module, trainer.optimizers, self.running_statistics, self.keep_state
         )
         freezing.check(self.train)
         restored, self._restored = self._restored, None

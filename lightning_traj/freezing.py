@@ -88,6 +88,7 @@ class Freezing:
 
     Attributes:
         groups: What can be frozen.
+        by: What they are.
         parameters: Of the module, by clean name. Under FSDP2 those of before any forward pass.
         module: Whose they are.
         optimizers: Of the run.
@@ -97,6 +98,7 @@ class Freezing:
     """
 
     groups: Mapping[str, Group]
+    by: Unit
     parameters: Mapping[str, nn.Parameter]
     module: nn.Module
     optimizers: Sequence[Optimizer]
@@ -125,13 +127,13 @@ class Freezing:
         if names:
             self.frozen[label] = names
             self._set(names, current, trained=False)
-            self._stop_statistics()
+            self._stop_statistics(self.frozen)
         return len(names)
 
     def thaw(self, label: str) -> None:
         """Train a frozen group again: what ``freeze`` has frozen of it, and nothing else."""
         self._set(self.frozen.pop(label), self._current(), trained=True)
-        self._stop_statistics()
+        self._stop_statistics(self.frozen)
 
     def apply(self, frozen: Mapping[str, Sequence[str]]) -> None:
         """Freeze what was frozen in a run that goes on.
@@ -148,14 +150,12 @@ class Freezing:
                 )
         self.frozen = {label: list(names) for label, names in frozen.items()}
         self._set([name for names in frozen.values() for name in names], self._current(), trained=False)
-        self._stop_statistics()
+        self._stop_statistics(self.frozen)
 
     def put_back(self) -> None:
         """Leave the module as it was before the run, and remember what is frozen."""
         self._set([name for names in self.frozen.values() for name in names], self._current(), trained=True)
-        for norm in self._stopped:
-            norm.track_running_stats = True
-        self._stopped = []
+        self._stop_statistics(())
 
     def trained(self) -> tuple[int, int]:
         """Numbers that are being trained, and that would be if nothing were frozen here."""
@@ -170,7 +170,7 @@ class Freezing:
 
     def together(self) -> dict[str, tuple[str, ...]]:
         """Names of all parameters in groups: those that can be frozen, and ``"train"``, or everything in one."""
-        if MODEL in self.groups:
+        if self.by == MODEL:
             return {MODEL: tuple(self.parameters)}
         groups = {label: group.parameters for label, group in self.groups.items()}
         others = set(self.parameters).difference(*groups.values())
@@ -196,17 +196,17 @@ class Freezing:
                 for optimizer in self.optimizers:
                     optimizer.state.pop(self.parameters[name], None)
 
-    def _stop_statistics(self) -> None:
-        """Let BatchNorm's running statistics rest in frozen groups, and go on in all others."""
+    def _stop_statistics(self, labels: Iterable[str]) -> None:
+        """Let BatchNorm's running statistics rest in these groups, and go on in all others."""
         for norm in self._stopped:
             norm.track_running_stats = True
-        frozen = () if self.running_statistics else tuple(self.frozen)
+        resting = set() if self.running_statistics else set(labels)
         self._stopped = [
             module
             for name, module in self.module.named_modules()
             if isinstance(module, _BatchNorm)
             and module.track_running_stats
-            and any(label == MODEL or label in enclosing(clean_name(name)) for label in frozen)
+            and (resting if self.by == MODEL else resting.intersection(enclosing(clean_name(name))))
         ]
         for norm in self._stopped:
             norm.track_running_stats = False  # it normalises by the batch all the same

@@ -7,6 +7,7 @@ python -m recipes.hybrid.step_time --setting.side=32 --rounds=30
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -53,15 +54,13 @@ def measure(setting: Setting, rounds: int) -> Seconds:
     return seconds
 
 
-def step_time_table(seconds: Seconds) -> str:
+def step_time_table(seconds: Seconds, parts: Sequence[str] = PARTS) -> str:
     """Milliseconds of each part, the fastest of all rounds: what else the machine does only ever adds to it."""
-    lines = [f"| | {' | '.join(PARTS)} |", f"| --- | {' | '.join('---' for _ in PARTS)} |"]
-    fastest = {side: {part: min(values) for part, values in parts.items()} for side, parts in seconds.items()}
-    for side, parts in fastest.items():
-        lines.append(f"| {side}, ms | {' | '.join(f'{1e3 * parts[part]:.1f}' for part in PARTS)} |")
-    full, norms = fastest.values()
-    lines.append(f"| ratio | {' | '.join(f'{norms[part] / full[part]:.2f}' for part in PARTS)} |")
-    return "\n".join(lines)
+    full, norms = fastest = [[min(times[part]) for part in parts] for times in seconds.values()]
+    rows = [(f"{side}, ms", [f"{1e3 * t:.1f}" for t in times]) for side, times in zip(seconds, fastest, strict=True)]
+    rows.append(("ratio", [f"{ours / theirs:.2f}" for ours, theirs in zip(norms, full, strict=True)]))
+    heading = [("", list(parts)), ("---", ["---"] * len(parts))]
+    return "\n".join(f"| {' | '.join([label, *cells])} |" for label, cells in [*heading, *rows])
 
 
 def step_time(setting: Setting = Setting(), rounds: int = 30, threads: int = 1) -> None:  # noqa: B008 (frozen)
