@@ -98,6 +98,16 @@ def test_frozen_stands_still_and_the_rest_trains_as_by_hand(fit: Any, optimizer:
     assert not torch.equal(expected[-1]["net.0.weight"], expected[frozen.start]["net.0.weight"])
 
 
+def test_gradients_that_were_never_set_to_none_are_gone(fit: Any) -> None:
+    class Zeros(Normed):
+        def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+            optimizer.zero_grad(set_to_none=False)
+
+    watch = Watch()
+    fit(HybridTraining(when=1), watch, module=Zeros, max_epochs=2, limit_val_batches=0)  # validation clears gradients
+    assert torch.equal(watch.states[BATCHES - 1]["net.0.weight"], watch.states[-1]["net.0.weight"])
+
+
 def test_without_freezing_in_time_everything_moves(fit: Any) -> None:
     watch = Watch()
     fit(watch, module=Normed, max_epochs=1)
