@@ -272,20 +272,21 @@ def test_table_of_hybrid_runs_is_that_of_the_results() -> None:
 
 
 def test_comparison_table() -> None:
-    def row(variant: str, seed: int, accuracy: list[float], events: tuple[str, ...] = ()) -> dict[str, object]:
-        return {"variant": variant, "seed": seed, "accuracy": accuracy, "train_loss": [0.5], "cpu": [1.0, 2.0, 4.0]} | {
-            "events": events
-        }
+    def row(variant: str, seed: int, accuracy: list[float], *events: str) -> dict[str, object]:
+        values = {"accuracy": accuracy, "train_loss": [0.5], "cpu": [9.0, 4.0, 2.0], "events": events}
+        return {"variant": variant, "seed": seed, **values}
 
     rows = [
         row("everything", 0, [50.0, 95.0, 96.0]),
         row("everything", 1, [50.0, 97.5, 98.0]),
-        row("half", 0, [50.0, 95.5, 95.0], ("epoch 2, step 5: frozen model; 3 trained (epoch 2)",)),
-        row("half", 1, [50.0, 60.0, 96.0]),
+        row("half", 0, [50.0, 95.0, 95.5], "epoch 2, step 5: frozen model; 3 trained (epoch 2)"),
+        row("half", 1, [50.0, 60.0, 96.0], "epoch 2, step 5: frozen model; 3 trained (epoch 2)"),
+        row("line search", 0, [50.0, 96.0, 96.0]),
     ]
-    _, _, everything, half = comparison_table(rows).splitlines()
-    assert everything == "| everything | 2 | –, – | 97.0 ± 1.4 | +0.0 ± 0.0 | 0.500 ± 0.000 | 5.0 s | 2.5 |"
-    assert half == "| half | 2 | 2, – | 95.5 ± 0.7 | -1.5 ± 0.7 | 0.500 ± 0.000 | 3.0 s (1 never) | 2 |"
+    _, _, everything, half, search = comparison_table(rows).splitlines()
+    assert everything == "| everything | 2 |  | 97.0 ± 1.4 | +0.0 ± 0.0 | 0.500 ± 0.000 |  | 2.5 | 2.5 |"
+    assert half == "| half | 2 | 2, 2 | 95.8 ± 0.4 | -1.2 ± 1.1 | 0.500 ± 0.000 | 0.50 | 3 (1 never) | 2.5 |"
+    assert search == "| line search | 1 | 1 | 96.0 | +0.0 | 0.500 | 0.33 | 2 | 1.3 |"
 
 
 def test_step_times_are_measured_by_turns() -> None:
