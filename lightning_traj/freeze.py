@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
+import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
@@ -145,7 +146,7 @@ class HybridTraining(Callback):
         restored, self._restored = self._restored, None
         same = self._module is not None and self._module() is pl_module
         if restored is not None:
-            self._load(restored)
+            self._load(restored, pl_module.device)
         elif not (same and trainer.global_step and not trainer.ckpt_path):
             self._begin()
         freezing.apply(self._frozen)
@@ -252,7 +253,7 @@ class HybridTraining(Callback):
         self._frozen = {}
         self._steps = 0
 
-    def _load(self, state: Mapping[str, Any]) -> None:
+    def _load(self, state: Mapping[str, Any], device: torch.device) -> None:
         for argument, ours in self._settings.items():
             if (theirs := state["settings"][argument]) != ours:
                 raise ValueError(
@@ -264,7 +265,7 @@ class HybridTraining(Callback):
         self._decisions.load_state_dict(state["decisions"])
         self.timeline.load_state_dict(state["timeline"])
         if self._search is not None and state["search"] is not None:
-            self._search.load_state_dict(state["search"])
+            self._search.load_state_dict(state["search"], device)
 
     def _describe(self, freezing: Freezing) -> str:
         """What it is going to do, and at what cost, in one line."""

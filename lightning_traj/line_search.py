@@ -147,9 +147,11 @@ class DirectionSearch:
         batches = [batch for batch in self.batches if _is_plain(batch)]
         return {"batches": batches, "earlier": dict(self.earlier), "epoch": self.epoch}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken."""
-        self.batches, self.earlier, self.epoch = list(state["batches"]), dict(state["earlier"]), state["epoch"]
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on where ``state_dict`` was taken, on a device."""
+        self.batches = apply_to_collection(list(state["batches"]), Tensor, Tensor.to, device)
+        self.earlier = {name: value.to(device) for name, value in state["earlier"].items()}
+        self.epoch = state["epoch"]
 
 
 class Probe:
@@ -196,7 +198,7 @@ class Probe:
             earlier: θ', by the same names.
         """
         factors = (0.0, *self.settings.factors)
-        moves = {name: p - earlier[name].to(p.device) for name, p in parameters.items()}
+        moves = {name: p - earlier[name] for name, p in parameters.items()}
         losses = []
         for factor in factors:
             for name, p in parameters.items():
