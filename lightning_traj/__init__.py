@@ -11,35 +11,50 @@ if TYPE_CHECKING:
     from lightning_traj import measures
     from lightning_traj.callback import TrajectoryCallback
     from lightning_traj.checkpoints import from_checkpoints
+    from lightning_traj.conditions import After, Condition, Plateau, Threshold
+    from lightning_traj.freeze import HybridTraining
     from lightning_traj.fused import FusedLayout
     from lightning_traj.gram import RunningGram
+    from lightning_traj.line_search import LineSearch
     from lightning_traj.schedule import AtEpochs, AtSteps, EveryNEpochs, EveryNSteps, LogSpaced
     from lightning_traj.sketch import CountSketch
     from lightning_traj.trajectory import Trajectory
 
 _HOMES = {
+    "After": "conditions",
     "AtEpochs": "schedule",
     "AtSteps": "schedule",
+    "Condition": "conditions",
     "CountSketch": "sketch",
     "EveryNEpochs": "schedule",
     "EveryNSteps": "schedule",
     "FusedLayout": "fused",
+    "HybridTraining": "freeze",
+    "LineSearch": "line_search",
     "LogSpaced": "schedule",
+    "Plateau": "conditions",
     "RunningGram": "gram",
+    "Threshold": "conditions",
     "Trajectory": "trajectory",
     "TrajectoryCallback": "callback",
     "from_checkpoints": "checkpoints",
 }
 
 __all__ = [
+    "After",
     "AtEpochs",
     "AtSteps",
+    "Condition",
     "CountSketch",
     "EveryNEpochs",
     "EveryNSteps",
     "FusedLayout",
+    "HybridTraining",
+    "LineSearch",
     "LogSpaced",
+    "Plateau",
     "RunningGram",
+    "Threshold",
     "Trajectory",
     "TrajectoryCallback",
     "from_checkpoints",

@@ -199,13 +199,14 @@ def attention_layers(blocks: Sequence[Block]) -> dict[str, dict[str, list[int]]]
     }
 
 
-def select_blocks(blocks: Sequence[Block], select: Select) -> list[int]:
+def select_blocks(blocks: Sequence[Block], select: Select, argument: str = "select") -> list[int]:
     """Indices of the blocks that ``select`` names.
 
     Args:
         blocks: The blocks to choose from.
         select: ``"role:q"``, ``"layer:h.3"`` (that module and all in it), a glob over block names, or a predicate over
             blocks; a bare word is tried as a role, then as a layer, then as a glob. None selects all.
+        argument: Its name in messages.
 
     Raises:
         ValueError: nothing is selected; the message lists what there is.
@@ -218,7 +219,7 @@ def select_blocks(blocks: Sequence[Block], select: Select) -> list[int]:
     elif isinstance(select, str):
         chosen = _select_by_text(blocks, select)
     else:
-        raise TypeError(f'select={select!r}: pass "role:…", "layer:…", a glob over block names, or a predicate.')
+        raise TypeError(f'{argument}={select!r}: pass "role:…", "layer:…", a glob over block names, or a predicate.')
     if not chosen:
         known = {
             "role": (block.role for block in blocks),
@@ -226,7 +227,7 @@ def select_blocks(blocks: Sequence[Block], select: Select) -> list[int]:
             "name": (block.name for block in blocks),
         }
         listing = "; ".join(_listing(kind, values) for kind, values in known.items())
-        raise ValueError(f"select={select!r} matches none of {len(blocks)} blocks; {listing}")
+        raise ValueError(f"{argument}={select!r} matches none of {len(blocks)} blocks; {listing}")
     return chosen
 
 

@@ -89,7 +89,9 @@ class Partition:
     def settings(self) -> dict[str, Any]:
         """What the user has asked for, as plain values."""
         return {
-            "blocks": self.granularity if isinstance(self.granularity, str) else f"function {_name(self.granularity)}",
+            "blocks": self.granularity
+            if isinstance(self.granularity, str)
+            else f"function {function_name(self.granularity)}",
             "fused": {pattern: repr(layout) for pattern, layout in self.fused.items()},  # in which their order is seen
             "include": _plain(self.include),
             "exclude": _plain(self.exclude),
@@ -257,10 +259,10 @@ def piece_from_state(state: Mapping[str, Any]) -> Piece:
     return Piece(state["parameter"], state["part"], None if layout is None else FusedLayout(**layout))
 
 
-def _name(function: Any) -> str:
+def function_name(function: Any) -> str:
     """A function's name, the same in every process: without an address."""
     if isinstance(function, partial):
-        return f"{_name(function.func)} with {function.args}, {function.keywords}"
+        return f"{function_name(function.func)} with {function.args}, {function.keywords}"
     return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 

@@ -127,6 +127,12 @@ def log_scalars(loggers: Sequence[Any], values: Mapping[str, float], step: int) 
         _attempt(partial(logger.log_metrics, dict(finite), step=step) for logger in loggers)
 
 
+def log_text(loggers: Sequence[Any], tag: str, text: str, step: int) -> None:
+    """Log Markdown to TensorBoard."""
+    writers = filter(None, map(_summary_writer, loggers))
+    _attempt(partial(writer.add_text, tag, text, global_step=step) for writer in writers)
+
+
 def log_figures(
     loggers: Sequence[Any],
     figures: Mapping[str, Callable[[], Figure]],

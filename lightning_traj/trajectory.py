@@ -192,10 +192,20 @@ class Trajectory:
         grouped = group_blocks(self.blocks, by, self.select(select))
         return {label: {self.blocks[i] for i in members}.__contains__ for label, members in grouped.items()}
 
-    def series(self, select: Select = None) -> dict[str, Array]:
-        """Every scalar at every kept snapshot, as it stood then, float64 [n]; the blocks counted are those of today."""
-        states = [_evaluate(state) for state in self._states(select, range(1, len(self) + 1))]
-        return {name: np.array([state[name] for state in states]) for name in MEASURES}
+    def series(
+        self, select: Select = None, names: Iterable[str] = MEASURES, last: int | None = None
+    ) -> dict[str, Array]:
+        """Scalars at every kept snapshot, as they stood then, float64 [n]; the blocks counted are those of today.
+
+        Args:
+            select: What is counted.
+            names: Which scalars: all, or a few, which takes less time.
+            last: Of the latest so many snapshots only.
+        """
+        names = list(names)
+        first = 1 if last is None else max(1, len(self) + 1 - last)
+        states = [_evaluate(state, names) for state in self._states(select, range(first, len(self) + 1))]
+        return {name: np.array([state[name] for state in states]) for name in names}
 
     # Files
 
@@ -363,5 +373,5 @@ _TENSORS = {
 }
 
 
-def _evaluate(counted: Counted) -> dict[str, float]:
-    return {name: float(measure.value(counted)) for name, measure in MEASURES.items()}
+def _evaluate(counted: Counted, names: Iterable[str] = MEASURES) -> dict[str, float]:
+    return {name: float(MEASURES[name].value(counted)) for name in names}

@@ -47,14 +47,14 @@ def test_public_names_are_found_where_they_are_said_to_be():
 # From the ground up. A module imports from lower floors only; rooms of one floor don't know each other.
 FLOORS = [
     {"blocks", "files", "gram", "labels", "measures", "page", "quantities", "roles", "schedule", "sketch"},
-    {"dcp", "fused", "guard", "hyperparameters", "mirror", "resumption", "uncertainty", "window"},
-    {"formats", "shards", "table"},
+    {"dcp", "fused", "guard", "hyperparameters", "line_search", "mirror", "resumption", "timeline", "uncertainty"},
+    {"formats", "shards", "table", "window"},
     {"overlaps", "partition", "ranks"},
-    {"arguments", "snapshots", "streaming", "trajectory"},
-    {"drawing", "findings", "layers", "recorder", "report", "runs"},
-    {"comparison_table", "crossing", "heatmap", "joint", "plot", "series", "series_plot", "state_dicts"},
+    {"arguments", "freezing", "snapshots", "streaming", "trajectory"},
+    {"conditions", "drawing", "findings", "layers", "recorder", "report", "runs"},
+    {"comparison_table", "crossing", "decisions", "heatmap", "joint", "plot", "series", "series_plot", "state_dicts"},
     {"parting", "small_maps"},
-    {"comparison_plot", "layer_plot"},
+    {"comparison_plot", "compatibility", "freeze_plot", "layer_plot"},
     {"html", "tensorboard"},
     {"comparison_html", "logbook"},
     {"analysis", "callback", "checkpoints", "compare"},
@@ -104,4 +104,13 @@ def test_only_the_figures_import_matplotlib():
     having = {
         path.stem for path in PACKAGE.glob("*.py") if re.search(r"^(import|from) matplotlib", path.read_text(), re.M)
     }
-    assert having == {"comparison_plot", "drawing", "heatmap", "layer_plot", "plot", "series_plot", "small_maps"}
+    assert having == {
+        "comparison_plot",
+        "drawing",
+        "freeze_plot",
+        "heatmap",
+        "layer_plot",
+        "plot",
+        "series_plot",
+        "small_maps",
+    }

@@ -9,12 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning
 import numpy as np
 import pytest
 import torch
 
 from conftest import ROOT
-from lightning_traj import EveryNEpochs, FusedLayout, Trajectory, TrajectoryCallback
+from lightning_traj import EveryNEpochs, FusedLayout, HybridTraining, Trajectory, TrajectoryCallback
 from lightning_traj.strategies import REFUSED, UNKNOWN
 from lightning_traj.table import MEASURES
 
@@ -99,6 +100,17 @@ def test_arguments_are_the_defaults():
     parameters = inspect.signature(TrajectoryCallback).parameters.values()
     defaults = {parameter.name: parameter.default for parameter in parameters}
     assert shown == defaults
+
+
+def test_arguments_of_hybrid_training_are_the_defaults():
+    parameters = inspect.signature(HybridTraining).parameters.values()
+    assert eval(example("keep_state=True,"), {"HybridTraining": dict}) == {p.name: p.default for p in parameters}
+
+
+def test_hybrid_training_in_a_line():
+    names = {"HybridTraining": HybridTraining, "L": lightning}
+    exec(example("callbacks=[HybridTraining("), names)
+    assert any(isinstance(callback, HybridTraining) for callback in names["trainer"].callbacks)
 
 
 def test_declaration_in_a_line():

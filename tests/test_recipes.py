@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import re
 import runpy
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch import Tensor, nn
 
+import recipes.hybrid.run
 from lightning_traj import Trajectory, from_checkpoints
+from recipes.hybrid.compare import compare
+from recipes.hybrid.run import VARIANTS, RandomSubset, Setting, run
+from recipes.hybrid.step_time import measure, step_time_table
+from recipes.hybrid.table import comparison_table
 from recipes.resnet.data import ImageData, cifar10, mnist, random_crop, random_flip, stratified_order
 from recipes.resnet.model import ImageClassifier, ResNet
 
@@ -223,3 +232,96 @@ def test_the_learning_rate_falls(tmp_path: Path, schedule: str) -> None:
     trainer.fit(model, ImageData(data_path=tmp_path, batch_size=40))
     rate = trainer.optimizers[0].param_groups[0]["lr"]
     assert rate == pytest.approx(0.01 if schedule == "steps" else 0.0)
+
+
+HYBRID = Path(recipes.hybrid.run.__file__).parent
+SMALL = Setting(epochs=4, train_images=40, batch_size=20, depth=8, width=2, crop_padding=0, drift=2.0)
+
+
+@pytest.fixture
+def small_cifar10(tmp_path: Path) -> Setting:
+    write_cifar10(tmp_path)
+    return replace(SMALL, data_path=tmp_path)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_hybrid_variants_train(small_cifar10: Setting, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_traj.tensorboard.log_figures", lambda *_: None)
+    row = json.loads(
+        json.dumps(run(replace(small_cifar10, epochs=8 if "automatic" in variant else 4), variant, seed=1))
+    )
+    assert all(len(row[column]) == len(row["cpu"]) for column in ("train_loss", "accuracy", "wall"))
+    acts = variant != "everything" and "random numbers" not in variant and "search" not in variant
+    assert bool(row["events"]) is acts or "search" in variant
+
+
+def test_a_random_subset_is_as_large_as_it_says(small_cifar10: Setting) -> None:
+    from lightning.pytorch import Trainer, seed_everything
+
+    seed_everything(0, verbose=False)
+    model = ImageClassifier(depth=8, width=2)
+    states = []
+
+    class Keep(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
+            states.append(torch.cat([p.detach().flatten() for p in pl_module.parameters()]))
+
+    trainer = Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[RandomSubset(epoch=1, count=50, seed=0), Keep()],
+    )
+    trainer.fit(model, ImageData(data_path=small_cifar10.data_path, batch_size=20))
+    first, second, third = states
+    assert 0 < int((first != second).sum()) <= 50
+    assert not ((first == second) & (second != third)).sum() > 50
+
+
+def test_hybrid_runs_are_not_repeated(
+    small_cifar10: Setting, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, variants = tmp_path / "new" / "results.jsonl", ("everything", "BatchNorm only, from 50%")
+    for _ in range(2):
+        compare(small_cifar10, seeds=(0, 1), variants=variants, results=results)
+    printed = capsys.readouterr().out
+    assert printed.count("seed 0: everything") == 1
+    assert len(results.read_text().splitlines()) == 4
+    assert re.search(r"\| BatchNorm only, from 50% \| 2 \| 2, 2 \| [\d.]+ ± [\d.]+ \|", printed)
+    with pytest.raises(ValueError, match=r"results=.* name another file"):
+        compare(replace(small_cifar10, epochs=5), results=results)
+
+
+def test_table_of_hybrid_runs_is_that_of_the_results() -> None:
+    rows = [json.loads(line) for line in (HYBRID / "results.jsonl").read_text().splitlines()]
+    assert comparison_table(rows) in (HYBRID / "README.md").read_text()
+
+
+def test_comparison_table() -> None:
+    def row(variant: str, seed: int, accuracy: list[float], *events: str) -> dict[str, object]:
+        values = {"accuracy": accuracy, "train_loss": [0.5], "cpu": [9.0, 4.0, 2.0], "events": events}
+        return {"variant": variant, "seed": seed, **values}
+
+    rows = [
+        row("everything", 0, [50.0, 95.0, 96.0]),
+        row("everything", 1, [50.0, 97.5, 98.0]),
+        row("half", 0, [50.0, 95.0, 95.5], "epoch 2, step 5: frozen model; 3 trained (epoch 2)"),
+        row("half", 1, [50.0, 60.0, 96.0], "epoch 2, step 5: frozen model; 3 trained (epoch 2)"),
+        row("line search", 0, [50.0, 96.0, 96.0]),
+    ]
+    _, _, everything, half, search = comparison_table(rows).splitlines()
+    assert everything == "| everything | 2 |  | 97.0 ± 1.4 | +0.0 ± 0.0 | 0.500 ± 0.000 |  | 2.5 | 2.5 |"
+    assert half == "| half | 2 | 2, 2 | 95.8 ± 0.4 | -1.2 ± 1.1 | 0.500 ± 0.000 | 0.50 | 3 (1 never) | 2.5 |"
+    assert search == "| line search | 1 | 1 | 96.0 | +0.0 | 0.500 | 0.33 | 2 | 1.3 |"
+
+
+def test_step_times_are_measured_by_turns() -> None:
+    seconds = measure(Setting(batch_size=4, depth=8, width=4), rounds=2)
+    assert {len(values) for parts in seconds.values() for values in parts.values()} == {2}
+    table = step_time_table(
+        {"everything": {"step": [4e-3, 2e-3]}, "norms": {"step": [1e-3, 3e-3]}} | {}, parts=("step",)
+    )
+    assert table.splitlines()[2:] == ["| everything, ms | 2.0 |", "| norms, ms | 1.0 |", "| ratio | 0.50 |"]

@@ -1,0 +1,109 @@
+"""Does a run go with freezing midway? Asked before training starts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from math import inf
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
+
+from lightning_traj.decisions import Decisions
+from lightning_traj.freezing import Group
+from lightning_traj.line_search import LineSearch
+from lightning_traj.table import MEASURES
+from lightning_traj.trajectory import Trajectory
+
+# By name: Lightning has each of them twice, in two packages.
+UNSUPPORTED = {"FSDPStrategy": "flattens parameters", "DeepSpeedStrategy": "keeps parameters of its own"}
+
+
+def check_run(
+    trainer: Any, parameters: Mapping[str, nn.Parameter], decisions: Decisions, line_search: LineSearch | None
+) -> None:
+    """Raise ValueError where the strategy, an optimizer or the length of the run does not go with what is asked for.
+
+    Args:
+        trainer: Of the run.
+        parameters: Of the module, by name.
+        decisions: When to freeze and thaw.
+        line_search: What to try, if anything.
+    """
+    if lazy := [name for name, p in parameters.items() if is_lazy(p)]:
+        raise ValueError(
+            f"the parameters {', '.join(lazy[:3])} have no shape before the first batch: what they are for cannot be "
+            "told; run a batch through the model before fit."
+        )
+    if decisions.conditions:
+        _check_strategy(trainer)
+    for optimizer in trainer.optimizers:
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise ValueError(
+                "LBFGS steps along what it remembers of all parameters, and would move frozen ones: use another one."
+            )
+    max_steps, max_epochs = (inf if x in (None, -1) else x for x in (trainer.max_steps, trainer.max_epochs))
+    for argument, condition in decisions.conditions.items():
+        if not trainer.fast_dev_run and not condition.begins_by(max_steps, max_epochs):
+            raise ValueError(
+                f"{argument}: {condition} is not within max_steps={max_steps} and max_epochs={max_epochs} (epochs are "
+                "counted from 0): name an earlier one."
+            )
+    if line_search is not None:
+        _check_line_search(trainer, parameters, line_search)
+
+
+def check_recorded(trajectory: Trajectory, name: str, groups: Mapping[str, Group], measures: Collection[str]) -> None:
+    """Raise ValueError where the trajectory lacks a group of parameters, or what a measure needs.
+
+    Args:
+        trajectory: On which conditions look.
+        name: Of the TrajectoryCallback that records it.
+        groups: Each of which is to be judged.
+        measures: By which.
+    """
+    recorded = {block.name for block in trajectory.blocks}
+    for label, group in groups.items():
+        if not group.blocks & recorded:
+            raise ValueError(
+                f"of the group {label!r} nothing is recorded by the TrajectoryCallback {name!r}, on which a condition "
+                "looks: give that one blocks='tensor' and no include= or exclude= that leaves the group out."
+            )
+    for measure in measures:
+        if MEASURES[measure].group == "Oscillation" and not trajectory.settings["window"]:
+            raise ValueError(
+                f"a condition looks at {measure!r}, which the TrajectoryCallback {name!r} does not record: give that "
+                "one window=8, or use another measure."
+            )
+
+
+def _check_strategy(trainer: Any) -> None:
+    strategy = type(trainer.strategy).__name__
+    if strategy in UNSUPPORTED:
+        raise ValueError(
+            f"{strategy} {UNSUPPORTED[strategy]}, which cannot be frozen midway: use ModelParallelStrategy (FSDP2) or "
+            'strategy="ddp_find_unused_parameters_true".'
+        )
+    model = trainer.strategy.model
+    if isinstance(model, DistributedDataParallel):
+        if not model.find_unused_parameters:
+            raise ValueError(
+                "DDP expects a gradient of every parameter and fails once some are frozen: use "
+                'strategy="ddp_find_unused_parameters_true".'
+            )
+        if model.static_graph:
+            raise ValueError("DDP(static_graph=True) fails once the graph changes: leave static_graph out.")
+
+
+def _check_line_search(trainer: Any, parameters: Mapping[str, nn.Parameter], line_search: LineSearch) -> None:
+    if not trainer.lightning_module.automatic_optimization and line_search.loss is None:
+        raise ValueError(
+            "line_search: under manual optimisation training_step takes optimizer steps of its own: pass "
+            "LineSearch(loss=…), a function from module and batch to the loss."
+        )
+    if any(hasattr(p, "placements") for p in parameters.values()):
+        raise ValueError("line_search works on whole parameters, and these are sharded: use DDP or leave it out.")
+    if line_search.data == "val" and not trainer.enable_validation:
+        raise ValueError('line_search: there is no validation to take batches from: use LineSearch(data="train").')
