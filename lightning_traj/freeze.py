@@ -35,8 +35,8 @@ class HybridTraining(Callback):
     """Trains everything at first, and from some point on only what has to be.
 
     What is frozen has ``requires_grad=False`` and no gradient: the backward pass does not compute its gradients,
-    and neither momentum nor weight decay moves it. When is decided at the start of an epoch (only a schedule of steps
-    acts within one), once for all processes. It is undone when the fit ends: frozen is only the training.
+    and neither momentum nor weight decay moves it. Decisions are made at the start of an epoch (only a schedule of
+    steps acts within one), for all processes alike. When the fit ends, ``requires_grad`` is put back as it was.
 
     Args:
         train: What goes on being trained: ``"norm"`` (weights and biases of every normalisation layer), ``"bias"`` (all
