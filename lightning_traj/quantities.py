@@ -35,7 +35,10 @@ class Parameters:
         parameters: dict[str, Any] = dict(module.named_parameters())
         for name, parameter in parameters.items():
             if hasattr(parameter, "placements"):
-                self._shards[name] = parameter
+                known = self._shards.get(name, parameter)
+                # Of tensors that are sharded in two ways, FSDP2 leaves those in their place that are sharded in one.
+                if (parameter.device_mesh, parameter.placements) == (known.device_mesh, known.placements):
+                    self._shards[name] = parameter
         return {name: self._shards.get(name, parameter) for name, parameter in parameters.items()}
 
 

@@ -137,7 +137,10 @@ class Division:
             Whether something is new.
         """
         counted = {name: parameter for name, parameter in parameters.items() if has_entries(parameter)}
-        placed = {name: (p.shape, getattr(p, "placements", None)) for name, p in counted.items()}
+        placed = {
+            name: (p.shape, getattr(p, "device_mesh", None), getattr(p, "placements", None))
+            for name, p in counted.items()
+        }
         new = [name for name, place in placed.items() if self._placed.get(name) != place]
         if not new:
             return False
