@@ -22,12 +22,14 @@ float32 entries and dimensions up to 2048.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from math import isqrt
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lightning_traj.blocks import flat_range
 
 MIN_BUCKETS = 8192
 MIN_GROUP = 4  # buckets of a stage-two group
@@ -168,11 +170,14 @@ class CountSketch:
             if index is not None:
                 self._add_indexed(buckets, tensor.detach().reshape(-1), index.reshape(-1), name, numel)
                 continue
-            for flat, first in _flat_pieces(tensor.detach(), start, self.chunk):
+            # What has to be copied for being strided is copied a chunk at a time.
+            size = max(1, tensor.numel()) if tensor.is_contiguous() else self.chunk
+            for first in range(0, tensor.numel(), size):
+                flat = flat_range(tensor.detach(), first, min(first + size, tensor.numel()))
                 if whole:
-                    buckets[first : first + flat.numel()].add_(flat)
+                    buckets[start + first : start + first + flat.numel()].add_(flat)
                 else:
-                    self._add_rows(buckets, flat, first, name, numel)
+                    self._add_rows(buckets, flat, start + first, name, numel)
         if whole:
             return buckets
         return torch.index_select(buckets, 0, shared.permutation, out=shared.permuted).view(-1, self.dim).sum(0)
@@ -252,17 +257,3 @@ class _Shared:
         signs, scratch = self._by_dtype[entries.dtype]
         count = entries.numel()
         return torch.mul(entries, signs[at : at + count], out=scratch[:count])
-
-
-def _flat_pieces(tensor: Tensor, start: int, limit: int) -> Iterator[tuple[Tensor, int]]:
-    """The tensor in C order as flat pieces with their positions, copying at most ``limit`` entries at once."""
-    if tensor.is_contiguous():
-        yield tensor.view(-1), start
-    elif tensor.numel() <= limit:
-        yield tensor.reshape(-1), start
-    else:
-        inner = tensor[0].numel()
-        step = max(1, limit // inner)
-        for first in range(0, tensor.shape[0], step):
-            yield from _flat_pieces(tensor[first : first + step] if inner <= limit else tensor[first], start, limit)
-            start += inner * min(step, tensor.shape[0] - first)
