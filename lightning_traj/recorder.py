@@ -560,7 +560,7 @@ class Recorder:
         shares = self._held_shares(partition, held)
         for block, before in self._held.items():
             if shares[block] != before:
-                raise ValueError(f"the parameters of {block!r} are placed in another way than before.")
+                raise ValueError(f"the parameters of {block!r} are placed in another way than before")
         self._held = shares
         entries = {
             # What is gone from the model moves no more.

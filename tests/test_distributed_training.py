@@ -208,6 +208,7 @@ def observed(layout: str, root: Path) -> dict[str, Any]:
             np.abs(callback.trajectory.gram() - expected.gram()), 1e-10 * np.outer(scale, scale)
         )
         assert callback.trajectory.blocks == expected.blocks
+        assert callback.trajectory.steps.tolist() == steps
     np.testing.assert_allclose(full.trajectory.gram(), gram(snapshots), rtol=1e-10)
     assert not np.allclose(full.trajectory.gram()[0], full.trajectory.gram()[-1], rtol=1e-3)  # it moved
     assert len(sketched.trajectory.windows.steps) == 3
