@@ -144,4 +144,5 @@ def _epochs(checkpoints: Sequence[Checkpoint], steps: Sequence[int]) -> NDArray[
     if not known:
         return np.zeros(len(steps))
     per_step = np.float64(known[-1][1] or 0) / known[-1][0]
-    return np.array([per_step * step if not c.epoch else c.epoch for step, c in zip(steps, checkpoints, strict=True)])
+    epochs = [per_step * step if not c.epoch else c.epoch for step, c in zip(steps, checkpoints, strict=True)]
+    return np.array(epochs, dtype=np.float64)

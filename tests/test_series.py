@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from lightning_traj import from_checkpoints
+from lightning_traj import Trajectory, from_checkpoints
 from lightning_traj.formats import open_checkpoint
 from lightning_traj.series import find, open_series
 
@@ -129,15 +130,27 @@ def test_repeated_steps(tmp_path: Path) -> None:
         opened(tmp_path / "step=4.pt", tmp_path / "last.pt")
 
 
-def test_epochs_between_known_ones(tmp_path: Path) -> None:
-    def loops(epoch: int, last: bool) -> Any:
-        return {
-            "fit_loop": {
-                "epoch_progress": {"current": {"ready": epoch}},
-                "epoch_loop.batch_progress": {"is_last_batch": last},
-            }
+def loops(epoch: int, last: bool) -> Any:
+    """What Lightning writes of its progress."""
+    return {
+        "fit_loop": {
+            "epoch_progress": {"current": {"ready": epoch}},
+            "epoch_loop.batch_progress": {"is_last_batch": last},
         }
+    }
 
+
+def test_whole_epochs_alone(tmp_path: Path) -> None:
+    for epoch in (1, 2, 3):
+        content = {"state_dict": {"w": torch.randn(2)}, "global_step": 4 * epoch, "loops": loops(epoch, True)}
+        save(tmp_path / f"{epoch}.ckpt", content)
+    trajectory = from_checkpoints(tmp_path)
+    assert trajectory.epochs.dtype == np.float64
+    trajectory.save(tmp_path / "trajectory.safetensors")
+    assert Trajectory.load(tmp_path / "trajectory.safetensors").epochs.tolist() == [1, 2, 3]
+
+
+def test_epochs_between_known_ones(tmp_path: Path) -> None:
     for step, epoch, last in ((0, 0, False), (5, 1, False), (10, 1, True), (25, 3, False), (40, 4, True)):
         save(
             tmp_path / f"{step}.ckpt",
