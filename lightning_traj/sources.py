@@ -47,7 +47,7 @@ class SafetensorsFile:
 
     def shapes(self) -> Mapping[str, Tensor]:
         if self._shapes is None:
-            self._shapes = {name: self.read(name).to("meta") for name in sorted(self._file().keys(), key=_natural)}
+            self._shapes = {name: self.read(name).to("meta") for name in sorted(self._file().keys(), key=natural)}
         return self._shapes
 
     def read(self, name: str) -> Tensor:
@@ -191,6 +191,6 @@ def _check_archive(file: Path | IO[bytes]) -> None:
                 raise ValueError("it is a compressed archive, which torch.save does not write: unpack it")
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts h.2 before h.10."""
+def natural(name: str) -> list[tuple[int, str]]:
+    """As a key for sorting, puts h.2 before h.10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
