@@ -19,6 +19,7 @@ from lightning_traj.blocks import clean_name
 from lightning_traj.dates import epoch_in, epoch_in_name, epochs_of_lightning, number_in_name, step_in, step_in_name
 from lightning_traj.dcp import METADATA, DistributedCheckpoint, read_metadata
 from lightning_traj.sources import (
+    TRAJECTORY,
     Copied,
     SafetensorsFile,
     Sharded,
@@ -165,7 +166,7 @@ def _inside(name: str) -> Iterator[None]:
 def _safetensors(path: Path) -> Checkpoint:
     file = SafetensorsFile(path)
     metadata = file.metadata()
-    if "lightning_traj" in metadata:
+    if TRAJECTORY in metadata:
         raise CheckpointError("it is a trajectory, not a checkpoint; compare takes those")
     return _dated(path, file, {name: int(value) for name, value in metadata.items() if value.isdecimal()})
 

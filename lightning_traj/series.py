@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lightning_traj.findings import Clock, clock, label
 from lightning_traj.formats import SUFFIXES, Checkpoint, CheckpointError, Weights, is_checkpoint, open_checkpoint
-from lightning_traj.sources import natural
+from lightning_traj.sources import is_trajectory, natural
 
 Order = Literal["step", "given"]
 FOLDERS = ("", "checkpoints")  # where in a folder checkpoints are looked for; Lightning's logs have the second
@@ -58,8 +58,7 @@ def find(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> li
             found.append(path)
             continue
         inside = [child for folder in FOLDERS for child in _children(path / folder) if is_checkpoint(child)]
-        # A log folder has the trajectory of the run beside its checkpoints.
-        inside = [child for child in inside if child.name != "trajectory.safetensors"]
+        inside = [child for child in inside if not is_trajectory(child)]  # log folders have those of the run
         if not inside:
             raise ValueError(
                 f"{path} holds no checkpoint: neither files that end in {', '.join(SUFFIXES)} nor folders with a model."

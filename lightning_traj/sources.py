@@ -19,6 +19,8 @@ from typing import IO, Any, Protocol
 import torch
 from torch import Tensor
 
+TRAJECTORY = "lightning_traj"  # what the header of our own files is called
+
 
 class Source(Protocol):
     """Named tensors in files: opened when they are used, and let go of when that is asked for."""
@@ -63,6 +65,18 @@ class SafetensorsFile:
         if self._open is None:
             self._open = safe_open(self.path, framework="pt")
         return self._open
+
+
+def is_trajectory(path: Path) -> bool:
+    """Whether a file is what ``Trajectory.save`` writes, as its header says."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    from safetensors import SafetensorError
+
+    try:
+        return TRAJECTORY in SafetensorsFile(path).metadata()
+    except (SafetensorError, OSError):
+        return False
 
 
 class TorchFile:

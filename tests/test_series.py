@@ -223,7 +223,8 @@ def test_epochs_between_known_ones(tmp_path: Path) -> None:
 
 def test_where_checkpoints_are_looked_for(tmp_path: Path) -> None:
     inside = [save(tmp_path / "version_0" / "checkpoints" / f"step={s}.ckpt") for s in (1, 2)]
-    (tmp_path / "version_0" / "trajectory.safetensors").write_bytes(b"x")
+    for name in ("trajectory", "traj_gradient"):  # of two callbacks in one run
+        from_checkpoints(inside).save(tmp_path / "version_0" / f"{name}.safetensors")
     (tmp_path / "version_0" / "metrics.csv").write_text("x")
     save(tmp_path / "version_0" / ".hidden.pt")
     assert find(tmp_path / "version_0") == inside
