@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from lightning_traj.blocks import clean_name
 from lightning_traj.dates import epoch_in, epoch_in_name, epochs_of_lightning, number_in_name, step_in, step_in_name
 from lightning_traj.dcp import METADATA, DistributedCheckpoint, read_metadata
+from lightning_traj.hyperparameters import hyperparameters_beside, plain_hyperparameters
 from lightning_traj.sources import (
     TRAJECTORY,
     Copied,
@@ -37,6 +39,7 @@ SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".tar")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 NESTED = ("state_dict", "model_state_dict", "model", "module")  # where frameworks keep the weights
+HYPERPARAMETERS = ("datamodule_hyper_parameters", "hyper_parameters")  # in Lightning's checkpoints
 RAW_BESIDE_AVERAGE = "current_model_state"  # of Lightning's WeightAveraging, whose state_dict is the average
 
 
@@ -63,6 +66,7 @@ class Checkpoint:
         number: In its name, which doesn't say what it counts; None where the step is known, or there is none.
         averaged: Whether these are averaged weights, as far as the file tells.
         config: What the config.json of a Hugging Face folder says; else empty.
+        logged: Hyperparameters that stand in the file, flat.
         shapes: Every tensor on the meta device, by its name, free of ``_orig_mod.``.
     """
 
@@ -73,6 +77,7 @@ class Checkpoint:
     number: int | None = None
     averaged: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
+    logged: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shapes = self.source.shapes()
@@ -91,6 +96,15 @@ class Checkpoint:
             return self.source.read(self._names[name])
         except Exception as error:
             raise unreadable(self.path, error) from error
+
+    @cached_property
+    def hyperparameters(self) -> dict[str, int | float | bool | str]:
+        """Those of the run: plain ones, nested ones as ``a/b``, from the file or the hparams.yaml beside or above it.
+
+        Raises:
+            ValueError: there is an hparams.yaml, and it cannot be read.
+        """
+        return plain_hyperparameters(self.logged or hyperparameters_beside(self.path))
 
     def release(self) -> None:
         """Close its files: they are opened again when they are used."""
@@ -255,7 +269,8 @@ def _dated(
     if step is None:
         number = number_in_name(name)
         epoch = next((found for found in (epoch, epoch_in(said), epoch_in_name(name)) if found is not None), None)
-    return Checkpoint(path, source, step, epoch, number, averaged, config or {})
+    logged = plain_hyperparameters(*(said.get(name) for name in HYPERPARAMETERS))
+    return Checkpoint(path, source, step, epoch, number, averaged, config or {}, logged)
 
 
 # Inside a file that torch.save wrote ------------------------------------------------------------------------
