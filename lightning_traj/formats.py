@@ -37,7 +37,7 @@ Weights = Literal["raw", "average"]
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".tar")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-SINGLE = ("model.safetensors", "pytorch_model.bin")
+SINGLE = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin")  # last: PEFT's
 NESTED = ("state_dict", "model_state_dict", "model", "module")  # where frameworks keep the weights
 HYPERPARAMETERS = ("datamodule_hyper_parameters", "hyper_parameters")  # in Lightning's checkpoints
 RAW_BESIDE_AVERAGE = "current_model_state"  # of Lightning's WeightAveraging, whose state_dict is the average

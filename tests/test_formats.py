@@ -209,6 +209,30 @@ def test_hugging_face_folders(tmp_path: Path, name: str, size: str) -> None:
     assert [block.name for block in offline.blocks] == renamed
 
 
+# peft 0.21 uses what transformers 5.23 deprecates
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("safe", [True, False])
+def test_adapters(tmp_path: Path, safe: bool) -> None:
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    config = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
+    network = peft.get_peft_model(NETWORKS["GPT-2"](), config)
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    rows = []
+    for step in (0, 500, 1000):
+        network.save_pretrained(tmp_path / f"checkpoint-{step}", safe_serialization=safe)
+        rows.append(torch.cat([p.detach().double().flatten() for p in trained.values()]))
+        with torch.no_grad():
+            for p in trained.values():
+                p += torch.randn_like(p)
+    trajectory = from_checkpoints(tmp_path)
+    assert trajectory.steps.tolist() == [0, 500, 1000]
+    assert {block.name for block in trajectory.blocks} == {name.replace(".default.", ".") for name in trained}
+    assert {block.role for block in trajectory.blocks} == {"lora_a", "lora_b"}
+    assert "adapter_model" in {file.stem for file in (tmp_path / "checkpoint-500").iterdir()}
+    theta = torch.stack(rows)
+    np.testing.assert_allclose(trajectory.gram(), (theta @ theta.T).numpy(), rtol=1e-10)
+
+
 @pytest.mark.parametrize(
     "change",
     [
