@@ -101,17 +101,30 @@ def _at_a_glance(runs: Sequence[Run], joints: Sequence[tuple[Joint, Sequence[Par
         if values and values[low] != values[high]:
             said = {run.name: report.format_value(measure, run.summary[measure], run.errors) for run in runs}
             yield f"{low} {least} ({measure} {said[low]}), {high} {most} ({said[high]})."
+    told: set[Run] = set()
     for joint, found in joints:
-        names = in_words([run.name for run in joint.runs])
-        if not joint.same_start:
-            yield f"{names} are of one model, but start from different parameters."
-            continue
-        yield f"{names} start from the same parameters{_spread(found)}."
+        parts = [] if told.issuperset(joint.runs) else [_starts(joint)]
+        told.update(joint.runs)
+        if spread := _spread(found):
+            parts.append(spread if parts else f"{in_words([run.name for run in joint.runs])}: {spread}")
+        yield from [f"{'; '.join(parts)}."] if parts else []
     said_of: dict[str, list[str]] = {}
     for run in runs:
         if suggestion := report.suggestion(run.trajectory):
             said_of.setdefault(suggestion, []).append(run.name)
     yield from (f"{in_words(names)}: {suggestion}" for suggestion, names in said_of.items())
+
+
+def _starts(joint: Joint) -> str:
+    """Which runs start from the same parameters, in words."""
+    names = [[run.name for run in some] for some in joint.runs_by_start()]
+    together, alone = [some for some in names if len(some) > 1], [some[0] for some in names if len(some) == 1]
+    if not together:
+        return f"{in_words(alone)} are of one model, but start from different parameters"
+    said = [f"{in_words(together[0])} start from the same parameters"]
+    said += [f"{in_words(some)} from others" for some in together[1:]]
+    said += [f"{in_words(alone)} {'each ' * (len(alone) > 1)}from others"] if alone else []
+    return "; ".join(said)
 
 
 def _spread(found: Sequence[Parting]) -> str:
@@ -121,9 +134,9 @@ def _spread(found: Sequence[Parting]) -> str:
         return ""
     near, far = min(ends, key=ends.__getitem__), max(ends, key=ends.__getitem__)
     if near is far:
-        return f"; at the end their directions from there differ by {near.at_the_end()}"
+        return f"at the end their directions from there differ by {near.at_the_end()}"
     return (
-        f"; at the end the directions from there of {in_words(near.names)} are closest ({near.at_the_end()}), those of "
+        f"at the end the directions from there of {in_words(near.names)} are closest ({near.at_the_end()}), those of "
         f"{in_words(far.names)} farthest apart ({far.at_the_end()})"
     )
 
@@ -159,7 +172,7 @@ def _joint_sections(
     start = (
         "They start from the same parameters θ_0, so that displacements have a common origin."
         if joint.same_start
-        else "They start from different parameters: there is no common θ_0 to look from, and no step where they part."
+        else f"{_starts(joint)}: there is no θ_0 common to all, to look from and to part from."
     )
     yield page.section(
         f"All snapshots together{of}",

@@ -127,7 +127,7 @@ def joint_path(joint: Joint) -> Figure:
     for run, label in enumerate(labels):
         x, y = plane[joint.rows_of(run)].T
         draw_line(axes, run, x, y, len(x) - 1, label)
-        if run == 0 or not joint.same_start:
+        if joint.starts[run] not in joint.starts[:run]:
             axes.plot(x[0], y[0], "o", ms=9, mfc="none", mec=GREY, mew=1.4, zorder=3)
             axes.annotate("start", (x[0], y[0]), (7, -11), textcoords="offset points", fontsize=8.5, color=GREY)
     axes.margins(0.07)

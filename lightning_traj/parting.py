@@ -59,15 +59,14 @@ class Parting:
 
 
 def joint_partings(runs: Sequence[Run]) -> list[tuple[Joint, list[Parting]]]:
-    """All groups of runs that can be compared snapshot by snapshot, and where each two of a group part."""
-    return [(joint, partings(joint)) for joint in joint_grams(runs)]
+    """The groups of ``joint_grams``, and where each two of a group that has one θ_0 part."""
+    return [(joint, partings(joint) if joint.same_start else []) for joint in joint_grams(runs)]
 
 
 def partings(joint: Joint) -> list[Parting]:
-    """Where each two of the runs part; none where they don't start from the same θ_0."""
-    if not joint.same_start:
-        return []
-    return [_parting(one, other) for one, other in combinations(joint.runs, 2)]
+    """Where each two of the runs that start from the same θ_0 part."""
+    pairs = combinations(range(len(joint.runs)), 2)
+    return [_parting(joint.runs[i], joint.runs[j]) for i, j in pairs if joint.starts[i] == joint.starts[j]]
 
 
 def _parting(one: Run, other: Run) -> Parting:

@@ -16,6 +16,7 @@ import reference
 from figures import assert_readable, words
 from lightning_traj import comparison_plot
 from lightning_traj.compare import comparison_table, load_runs, write_comparison
+from lightning_traj.comparison_html import comparison_report
 from lightning_traj.hyperparameters import hyperparameters_beside
 from lightning_traj.joint import joint_gram
 from lightning_traj.parting import PARTED, joint_partings, partings
@@ -273,6 +274,46 @@ def test_runs_from_different_parameters_have_no_common_origin(saved, stacked, wa
     angles = [joint.angle(i, j)[0] for i, j in ((0, 4), (3, 7), (2, 3), (6, 6))]
     expected = [reference.angle(thetas[i], thetas[j]) for i, j in ((0, 4), (3, 7), (2, 3), (6, 6))]
     assert angles == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("starts", "said"),
+    [
+        ("aaab", ["0, 1 and 2 start from the same parameters; 3 from others", "0, 1 and 2: at the end the direct"]),
+        ("abab", ["0 and 2 start from the same parameters; 1 and 3 from others", "1 and 3: at the end their direct"]),
+        ("baac", ["1 and 2 start from the same parameters; 0 and 3 each from others"]),
+        ("abcd", ["0, 1, 2 and 3 are of one model, but start from different parameters"]),
+    ],
+)
+def test_runs_that_share_their_start_are_compared_whatever_others_start_from(saved, walk, stacked, starts, said):
+    snapshots = []
+    for seed, start in enumerate(starts):
+        path, origin = walk(SHAPES, 4, seed=seed), walk(SHAPES, 1, seed=ord(start))[0]
+        snapshots.append([{name: origin[name] + some[name] - path[0][name] for name in SHAPES} for some in path])
+    runs = [run(saved(some), str(i)) for i, some in enumerate(snapshots)]
+    whole, *parts = joints = [joint for joint, _ in joint_partings(runs)]
+    thetas = [stacked(some) for some in snapshots]
+    np.testing.assert_allclose(whole.map(), reference.cosine_map(list(np.concatenate(thetas))), rtol=0, atol=1e-6)
+    assert whole.starts.tolist() == [sorted(set(starts), key=starts.index).index(start) for start in starts]
+    alike = [[i for i in range(4) if starts[i] == start] for start in dict.fromkeys(starts) if starts.count(start) > 1]
+    assert [[one.name for one in joint.runs] for joint in parts] == [list(map(str, some)) for some in alike]
+    for joint, members in zip(parts, alike, strict=True):
+        displacements = np.concatenate([thetas[i] - thetas[i][0] for i in members])
+        np.testing.assert_allclose(joint.relative_map(), reference.cosine_map(list(displacements)), rtol=0, atol=1e-5)
+        i, j = members[:2]
+        expected = reference.angle(thetas[i][2] - thetas[i][0], thetas[j][3] - thetas[j][0])
+        assert whole.angle(4 * i + 2, 4 * j + 3, relative=True)[0] == pytest.approx(expected, abs=1e-4)
+        assert len(partings(joint)) == len(members) * (len(members) - 1) // 2
+    assert len(partings(whole)) == sum(len(partings(joint)) for joint in parts)
+    with pytest.raises(ValueError, match="no common θ_0"):
+        whole.angle(1, 4 * next(i for i in range(4) if starts[i] != starts[0]) + 1, relative=True)
+    figures = comparison_plot.comparison_figures(runs, joint_partings(runs))
+    assert sum(name.startswith("joint_relative_map") for name in figures) == len(parts)
+    assert sum(name.startswith("partings") for name in figures) == len(parts)
+    assert_readable(figures["joint_path"](), on_others=("start",))
+    text = " ".join(assert_stands_alone(comparison_report(runs, joint_partings(runs), {})).texts)
+    assert all(words in text for words in said)
+    assert len(joints) == 1 + len(alike)
 
 
 def test_blocks_of_which_nothing_moved_are_not_counted_and_late_ones_are(saved, walk, stacked):
