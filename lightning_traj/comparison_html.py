@@ -56,6 +56,13 @@ def comparison_report(
     for number, (joint, found) in enumerate(joints, start=1):
         nth = f"_{number}" if number > 1 else ""
         parts += _joint_sections(joint, found, pictures, nth, whole=len(joint.runs) == len(runs))
+    if wrong := {run.name: its for run in runs if (its := run.trajectory.settings.get("findings"))}:
+        parts.append(
+            page.section(
+                "What is wrong with the runs",
+                page.bullets(f"{name}: {finding}" for name, its in wrong.items() for finding in its),
+            )
+        )
     if apart := left_out(runs):
         parts.append(
             page.section(

@@ -30,7 +30,7 @@ def trajectory_report(
     *,
     title: str,
     source: Mapping[str, str] | None = None,
-    findings: Sequence[str] = (),
+    findings: Sequence[str] | None = None,
 ) -> str:
     """A report of one trajectory: a page of HTML that needs nothing else, pictures included.
 
@@ -38,7 +38,8 @@ def trajectory_report(
         trajectory: What it is of.
         title: Heading of the page.
         source: Where the snapshots come from, by a name for it, such as ``{"folder": …}``; shown as it is.
-        findings: What is wrong with the snapshots, a sentence each.
+        findings: What is wrong with the snapshots, a sentence each; None: what was found when they were read from
+            checkpoints, which is in the trajectory's settings. Of a run recorded in training nothing is said.
 
     Returns:
         The page, to be written as UTF-8. Texts are escaped, and browsers are told to load nothing and run nothing.
@@ -47,6 +48,7 @@ def trajectory_report(
     said = report.suggestion(trajectory)
     lead = f"{len(trajectory)} snapshots, steps {steps[0]:,} to {steps[-1]:,}; {trajectory.counted()}"
     values, errors = trajectory.summary(), trajectory.standard_errors()
+    found = trajectory.settings.get("findings") if findings is None else findings
     return page.page(
         title,
         page.header(title, lead),
@@ -56,7 +58,7 @@ def trajectory_report(
             for name in _CARDS
             if values[name] == values[name]
         ),
-        page.section("What is wrong with the snapshots", _listed(findings)),
+        *([] if found is None else [page.section("What is wrong with the snapshots", _listed(found))]),
         page.section("What this is of", page.facts([*(source or {}).items(), *recorded(trajectory)])),
         page.section("Measures at the newest snapshot", *_summary(values, errors)),
         page.section("The path as a whole", *_whole(trajectory, errors)),

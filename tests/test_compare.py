@@ -313,6 +313,7 @@ def test_runs_that_share_their_start_are_compared_whatever_others_start_from(sav
     assert_readable(figures["joint_path"](), on_others=("start",))
     text = " ".join(assert_stands_alone(comparison_report(runs, joint_partings(runs), {})).texts)
     assert all(words in text for words in said)
+    assert "What is wrong with the runs" not in text
     assert len(joints) == 1 + len(alike)
 
 
@@ -410,6 +411,8 @@ def four(saved, branches):
         f"c{HOSTILE}".replace("/", "|"): (saved(sketch_dim=64, seed=7), {"optimizer": "SGD", "steps": [1, 2]}),
         "d": (saved(shapes={"w": (4, 4)}, n=1), {}),
     }
+    alone = named["d"][0]
+    named["d"] = replace(alone, settings={**alone.settings, "findings": ["x.ckpt is odd."]}), {}
     return [run(trajectory, name, hyperparameters=its) for name, (trajectory, its) in named.items()]
 
 
@@ -441,6 +444,7 @@ def test_page_stands_alone_and_says_what_was_not_compared(written, four):
     assert "No hyperparameters are known of d. In all other runs: optimizer=SGD." in text
     (parting,) = partings(joint_gram(four[:2]))
     assert parting.at_the_end() in text
+    assert "d: x.ckpt is odd." in text
     assert all(one.name in text for one in four)
     assert len(found.all("img")) == sum(path.suffix == ".png" for path in written[1])
     assert len(source) < 3_000_000
