@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-
-from lightning_traj import page, report
+from lightning_traj import page
 from lightning_traj.comparison_table import comparison_rows, shared_sentence
+from lightning_traj.comparison_words import at_a_glance, starts_sentence
 from lightning_traj.html import FOOTER
 from lightning_traj.joint import Joint
 from lightning_traj.page import Markup
@@ -33,7 +32,7 @@ def comparison_report(
     shared = shared_sentence(runs)
     parts = [
         page.header(f"Comparison of {len(runs)} runs", in_words([run.name for run in runs])),
-        page.section("At a glance", page.bullets(_at_a_glance(runs, joints))),
+        page.section("At a glance", page.bullets(at_a_glance(runs, joints))),
         page.section(
             "The runs",
             page.table("Runs", columns, rows),
@@ -96,58 +95,6 @@ def _shown(pictures: Mapping[str, bytes], names: Sequence[str], alts: Mapping[st
     return [page.picture(pictures[name + nth], alts[name], alts[name]) for name in names if name + nth in pictures]
 
 
-def _at_a_glance(runs: Sequence[Run], joints: Sequence[tuple[Joint, Sequence[Parting]]]) -> Iterator[str]:
-    for measure, least, most in (
-        ("mds", "turns most as seen from the origin", "least"),
-        ("displacement", "ends nearest to its start", "farthest from it"),
-        ("tortuosity", "takes the straightest way there", "the most winding one"),
-    ):
-        values = {run.name: run.summary[measure] for run in runs}
-        values = {name: value for name, value in values.items() if value == value}
-        low, high = min(values, key=values.__getitem__, default=""), max(values, key=values.__getitem__, default="")
-        if values and values[low] != values[high]:
-            said = {run.name: report.format_value(measure, run.summary[measure], run.errors) for run in runs}
-            yield f"{low} {least} ({measure} {said[low]}), {high} {most} ({said[high]})."
-    told: set[Run] = set()
-    for joint, found in joints:
-        parts = [] if told.issuperset(joint.runs) else [_starts(joint)]
-        told.update(joint.runs)
-        if spread := _spread(found):
-            parts.append(spread if parts else f"{in_words([run.name for run in joint.runs])}: {spread}")
-        yield from [f"{'; '.join(parts)}."] if parts else []
-    said_of: dict[str, list[str]] = {}
-    for run in runs:
-        if suggestion := report.suggestion(run.trajectory):
-            said_of.setdefault(suggestion, []).append(run.name)
-    yield from (f"{in_words(names)}: {suggestion}" for suggestion, names in said_of.items())
-
-
-def _starts(joint: Joint) -> str:
-    """Which runs start from the same parameters, in words."""
-    names = [[run.name for run in some] for some in joint.runs_by_start()]
-    together, alone = [some for some in names if len(some) > 1], [some[0] for some in names if len(some) == 1]
-    if not together:
-        return f"{in_words(alone)} are of one model, but start from different parameters"
-    said = [f"{in_words(together[0])} start from the same parameters"]
-    said += [f"{in_words(some)} from others" for some in together[1:]]
-    said += [f"{in_words(alone)} {'each ' * (len(alone) > 1)}from others"] if alone else []
-    return "; ".join(said)
-
-
-def _spread(found: Sequence[Parting]) -> str:
-    """How far apart directions are at the end, in words."""
-    ends = {p: p.angles[-1] for p in found if len(p.angles) and not np.isnan(p.angles[-1])}
-    if not ends:
-        return ""
-    near, far = min(ends, key=ends.__getitem__), max(ends, key=ends.__getitem__)
-    if near is far:
-        return f"at the end their directions from there differ by {near.at_the_end()}"
-    return (
-        f"at the end the directions from there of {in_words(near.names)} are closest ({near.at_the_end()}), those of "
-        f"{in_words(far.names)} farthest apart ({far.at_the_end()})"
-    )
-
-
 def _what_measures_mean(runs: Sequence[Run]) -> Iterator[Markup]:
     columns, _ = comparison_rows(runs)
     yield page.folded(
@@ -179,7 +126,7 @@ def _joint_sections(
     start = (
         "They start from the same parameters θ_0, so that displacements have a common origin."
         if joint.same_start
-        else f"{_starts(joint)}: there is no θ_0 common to all, to look from and to part from."
+        else f"{starts_sentence(joint)}: there is no θ_0 common to all, to look from and to part from."
     )
     yield page.section(
         f"All snapshots together{of}",

@@ -17,6 +17,7 @@ from figures import assert_readable, words
 from lightning_traj import comparison_plot
 from lightning_traj.compare import comparison_table, load_runs, write_comparison
 from lightning_traj.comparison_html import comparison_report
+from lightning_traj.comparison_words import at_a_glance
 from lightning_traj.hyperparameters import hyperparameters_beside
 from lightning_traj.joint import joint_gram
 from lightning_traj.parting import PARTED, joint_partings, partings
@@ -396,6 +397,47 @@ def test_only_the_same_steps_are_compared(saved, walk):
     found = {parting.names: parting for parting in partings(joint_gram(runs))}
     assert found["a", "b"].steps.tolist() == [6]
     assert str(found["a", "c"]) == "a and c: no snapshots at the same steps after the first."
+
+
+# Ranked
+
+
+def ranked(saved, walk, values, steps=None):
+    """The sentence on mds of runs with these values and standard errors."""
+    runs = []
+    for i, (value, error) in enumerate(values):
+        trajectory = saved(walk({"w": (4, 4)}, 3))
+        one = run(replace(trajectory, steps=np.array(steps[i] if steps else [0, 1, 2])), "abcd"[i])
+        one.__dict__.update(summary={**trajectory.summary(), "mds": value}, errors={"mds": error})
+        runs.append(one)
+    return [sentence for sentence in at_a_glance(runs, []) if "mds" in sentence or "ranked" in sentence]
+
+
+def test_runs_are_ranked_where_their_errors_let_them_be_told_apart(saved, walk):
+    def said(*values):
+        (sentence,) = ranked(saved, walk, values)
+        return sentence
+
+    # The standard error of a difference of (0.03, 0.04) is 0.05.
+    assert said((0.5, 0.03), (0.602, 0.04)) == (
+        "mds: a turns most as seen from the origin (0.500 ± 0.030); b turns least (0.602 ± 0.040)."
+    )
+    assert said((0.5, 0.03), (0.598, 0.04)) == "mds: a (0.500 ± 0.030) and b (0.598 ± 0.040) are not told apart."
+    assert said((0.2, 0.01), (0.6, 0.01), (0.61, 0.01)) == (
+        "mds: a turns most as seen from the origin (0.200 ± 0.010); which of c (0.610 ± 0.010) and b (0.600 ± 0.010) "
+        "turns least is not told apart."
+    )
+    assert said((0.2, 0.0), (0.3, 0.0)).endswith("b turns least (0.3).")
+    assert said((0.2, 0.0), (0.2, 0.0)).endswith("are not told apart.")
+
+
+def test_runs_of_other_steps_are_not_ranked_together(saved, walk):
+    values = [(0.2, 0.0), (0.3, 0.0), (0.1, 0.0)]
+    found = ranked(saved, walk, values, [[0, 1, 2], [0, 1, 2], [0, 1, 3]])
+    assert found == [
+        "mds (among a and b): a turns most as seen from the origin (0.2); b turns least (0.3).",
+        "Runs whose snapshots are of different steps, or that count different blocks, are not ranked together.",
+    ]
 
 
 # Written
