@@ -9,9 +9,12 @@ from lightning_traj.comparison_table import comparison_rows, shared_sentence
 from lightning_traj.comparison_words import at_a_glance, starts_sentence
 from lightning_traj.html import FOOTER
 from lightning_traj.joint import Joint
+from lightning_traj.labels import in_words
+from lightning_traj.measures import SATURATED
 from lightning_traj.page import Markup
 from lightning_traj.parting import PARTED, Parting
-from lightning_traj.runs import Run, in_words, left_out
+from lightning_traj.report import CLOSE
+from lightning_traj.runs import Run, left_out
 from lightning_traj.table import MEASURES
 
 
@@ -111,7 +114,7 @@ def _over_time(pictures: Mapping[str, bytes]) -> Iterator[Markup]:
         return
     yield page.paragraph(
         "Each measure as it stood at each snapshot. A marker is where a run's direction saturated: from there on its "
-        "displacement from θ_0 keeps within a cosine of 0.9 of the final one."
+        f"displacement from θ_0 keeps within a cosine of {SATURATED} of the final one."
     )
     yield page.grid(
         page.picture(pictures[f"series_{name}"], f"{name} of all runs over time: {MEASURES[name].meaning}.")
@@ -152,8 +155,8 @@ def _joint_sections(
         f"Where two runs part{of}",
         page.paragraph(
             "They part at the first step at which both have a snapshot and the angle between their displacements from "
-            f"θ_0 exceeds {PARTED:.1f}° (a cosine below 0.99) by more than twice its standard error. They are the same "
-            "up to a step if all that was saved of them up to there is, to the precision in which it was saved."
+            f"θ_0 exceeds {PARTED:.1f}° (a cosine below {CLOSE}) by more than twice its standard error. They are the "
+            "same up to a step if all that was saved of them up to there is, to the precision in which it was saved."
         ),
         page.table("Where runs part", ["runs", "the same up to step", "part at step", "angle", "at step"], rows),
         *_shown(pictures, [*_PARTINGS], _PARTINGS, nth),

@@ -30,10 +30,8 @@ from lightning_traj.joint import Joint
 from lightning_traj.labels import shortened
 from lightning_traj.parting import PARTED, Parting
 from lightning_traj.runs import Run
-from lightning_traj.series_plot import Timeline, draw_line, finish_axes, label_ends, series_figures
+from lightning_traj.series_plot import Timeline, draw_line, finish_axes, label_ends, series_figures, width_of
 from lightning_traj.small_maps import small_maps
-
-_LETTER = 0.072  # inches: of a label of 8.5 points
 
 
 def comparison_figures(
@@ -89,7 +87,7 @@ def joint_map(joint: Joint, *, relative: bool = False) -> Figure:
     else:
         kept, cosines, title = np.arange(len(joint.owner)), joint.map(), "joint map of all runs"
     labels = shortened([run.name for run in joint.runs])
-    left, side, foot = 0.3 + _LETTER * max(map(len, labels)), 4.6, 0.35
+    left, side, foot = 0.3 + width_of(labels), 4.6, 0.35
     figure = new_figure(left + side + 1.75, foot + side + HEAD, title, joint.counted)
     axes = add_panel(figure, left, foot, side, side)
     angles = measures.angle_map(cosines)
@@ -97,7 +95,7 @@ def joint_map(joint: Joint, *, relative: bool = False) -> Figure:
     paint(axes, angles, scale)
     axes.set(xticks=[], yticks=[])
     owner = joint.owner[kept]
-    short = max(map(len, labels)) * _LETTER < side / len(labels)
+    short = width_of(labels) < side / len(labels)
     for run, label in enumerate(labels):
         places = np.flatnonzero(owner == run)
         middle = (places.mean() + 0.5) / len(owner)
@@ -118,7 +116,7 @@ def joint_path(joint: Joint) -> Figure:
     """All paths on the first two principal components of all their snapshots, their ends labelled."""
     labels = shortened([run.name for run in joint.runs])
     left, wide, high = 0.75, 4.6, 3.6
-    room = 0.7 + _LETTER * max(map(len, labels))
+    room = 0.7 + width_of(labels)
     figure = new_figure(left + wide + room, high + HEAD + 0.55, "paths in one plane", joint.counted)
     axes = add_panel(figure, left, 0.55, wide, high)
     coordinates, ratios = measures.pca(joint.relative)
@@ -146,8 +144,7 @@ def joint_path(joint: Joint) -> Figure:
 def parting_angles(joint: Joint, found: Sequence[Parting]) -> Figure:
     """Angles between displacements of two runs at the same steps: a panel a run, a line for each of the others.
 
-    A mark stands where they part: the first step at which the angle exceeds 8.1°, a cosine of 0.99, by more than twice
-    its standard error. The band of a line is two standard errors wide to each side.
+    A mark stands where they part (``Parting.parted``). The band of a line is two standard errors wide to each side.
     """
     names = [run.name for run in joint.runs]
     labels = dict(zip(names, shortened(names), strict=True))
@@ -155,7 +152,7 @@ def parting_angles(joint: Joint, found: Sequence[Parting]) -> Figure:
     across = min(2, len(panels))
     down = ceil(len(panels) / across)
     wide, high, left, foot = 3.0, 1.9, 0.75, 0.5
-    room = 0.3 + _LETTER * max(map(len, labels.values()))
+    room = 0.3 + width_of([*labels.values()])
     cell = left + wide + room
     title = "where runs part: angles at the same steps, from θ₀"
     figure = new_figure(max(across * cell, 6.4), down * (high + 0.8) + 0.62, title, joint.counted)

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from lightning_traj import report
 from lightning_traj.files import replace_atomically
-from lightning_traj.runs import Run, in_words
+from lightning_traj.labels import in_words
+from lightning_traj.runs import Run
 
 COMPARED = (
     "mds",

@@ -9,8 +9,9 @@ import numpy as np
 
 from lightning_traj import report
 from lightning_traj.joint import Joint
+from lightning_traj.labels import in_words
 from lightning_traj.parting import Parting
-from lightning_traj.runs import Run, in_words
+from lightning_traj.runs import Run
 
 # Measures, and what a run does that has the least and the most of one.
 _ENDS = (

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_traj import layer_plot, page, plot, report
 from lightning_traj.layers import grouped
+from lightning_traj.measures import SATURATED
 from lightning_traj.page import Markup
 from lightning_traj.series_plot import Timeline, series_figures
 from lightning_traj.table import MEASURES
@@ -156,7 +157,7 @@ def _over_time(trajectory: Trajectory) -> Iterator[Markup]:
         return
     yield page.paragraph(
         "Each measure as it stood at each snapshot. A circle marks saturation: from there on the displacement from θ_0 "
-        "keeps within a cosine of 0.9 of the final one."
+        f"keeps within a cosine of {SATURATED} of the final one."
     )
     yield page.grid(
         page.picture(drawn(draw), f"{name} over time: {MEASURES[name].meaning}.") for name, draw in figures.items()

@@ -14,7 +14,7 @@ from lightning_traj.joint import Array, Joint, block_rows, joint_grams, moved_bl
 from lightning_traj.report import CLOSE, with_error
 from lightning_traj.runs import Run
 
-PARTED = degrees(acos(CLOSE))  # degrees: directions that differ by more than 1 %
+PARTED = degrees(acos(CLOSE))  # degrees, 8.1: directions that differ by more than 1 %
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class Parting:
         angles: In degrees, [T]; NaN while one of them has not moved.
         errors: Their standard errors, in degrees, [T]; 0 for blocks kept whole.
         same_until: The last step up to which their parameters are the same, to the precision of what is kept.
-        parted: The first step at which the angle exceeds ``PARTED`` (their cosine is below 0.99) by more than twice its
+        parted: The first step at which the angle exceeds ``PARTED`` by more than twice its
             standard error; None where it never does.
     """
 

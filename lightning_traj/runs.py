@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from lightning_traj.blocks import Block
 from lightning_traj.hyperparameters import hyperparameters_beside
+from lightning_traj.labels import in_words
 from lightning_traj.trajectory import Trajectory
 
 _USUAL = re.compile(r"version_\d+|trajectory")  # what Lightning's loggers call a run's folder, and we its file
-_LISTED = 3  # blocks that a sentence names
+_LISTED = 4  # blocks that a sentence names
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,8 +192,7 @@ def why_apart(one: Run, other: Run) -> str:
             return f"{words}: {name}={settings[0].get(name)!r} and {settings[1].get(name)!r}"
     for run, its in ((one, other), (other, one)):
         if alone := [name for name in run.blocks if name not in its.blocks]:
-            more = f" and {len(alone) - _LISTED} more" if len(alone) > _LISTED else ""
-            listed = ", ".join(map(repr, alone[:_LISTED])) + more
+            listed = in_words([*map(repr, alone)], _LISTED)
             hint = "" if set(run.blocks) & set(its.blocks) else "; where names differ in a prefix alone, rename it"
             return f"another model: {run.name} alone has {listed}{hint}"
     for name in one.blocks:
@@ -230,11 +230,6 @@ def left_out(runs: Sequence[Run]) -> list[str]:
                 reasons.setdefault(why, []).append(other.name)
         sentences += [f"{one.name} with {in_words(others)}: {why}." for why, others in reasons.items()]
     return sentences
-
-
-def in_words(names: Sequence[str]) -> str:
-    """A list of names in a sentence."""
-    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
 # Inside -----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from lightning_traj import measures
 from lightning_traj.drawing import BLUE, GREEN, GREY, ORANGE, Array, Times, add_panel, new_figure, own_style
 from lightning_traj.labels import shortened
 from lightning_traj.table import MEASURES
@@ -40,7 +41,7 @@ DRAWN: Mapping[str, float | None] = {
 }
 _REFERENCES = {"update_angle": "random walk", "oscillation_cosine": "neither on nor back"}
 _LEFT, _FOOT, _HIGH, _WIDE, _HEAD = 0.72, 0.5, 1.9, 3.1, 0.8  # inches
-_LETTER, _LINE = 0.072, 0.16  # inches: of a label of 8.5 points
+_LINE = 0.16  # inches: of a label of 8.5 points
 
 
 class Timeline:
@@ -58,11 +59,7 @@ class Timeline:
         self.epochs = times.values if times.unit == "epoch" else None
         self.steps: NDArray[np.int64] = trajectory.steps
         self.values: Mapping[str, Array] = trajectory.series() if values is None else values
-        share = self.values["saturation"][-1]
-        self.saturated: int | None = None
-        if share == share:
-            first, last = float(self.steps[0]), float(self.steps[-1])
-            self.saturated = int(np.abs(self.steps - (first + share * (last - first))).argmin())
+        self.saturated = measures.saturation_index(trajectory.displacement_gram())
 
 
 def series_figures(timelines: Mapping[str, Timeline]) -> dict[str, Callable[[], Figure]]:
@@ -85,7 +82,7 @@ def series(timelines: Mapping[str, Timeline], measure: str) -> Figure:
     """
     several = len(timelines) > 1
     labels = shortened(list(timelines)) if several else [""]
-    room = 0.3 + _LETTER * max(map(len, labels)) if several else 0.15
+    room = 0.3 + width_of(labels) if several else 0.15
     high = max(_HIGH, _LINE * 1.1 * len(labels))
     about = MEASURES[measure]
     width, height = _LEFT + _WIDE + room, _FOOT + high + _HEAD
@@ -125,6 +122,11 @@ def _draw_reference(axes: Axes, measure: str) -> None:
 
 
 # Parts, for other charts of lines too -----------------------------------------------------------------------
+
+
+def width_of(labels: Sequence[str]) -> float:
+    """Of the longest label of 8.5 points, in inches."""
+    return 0.072 * max(map(len, labels))
 
 
 def draw_line(
