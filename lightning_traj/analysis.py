@@ -2,39 +2,69 @@
 
 from __future__ import annotations
 
+import shutil
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_traj import plot, tensorboard
-from lightning_traj.files import replace_atomically
 from lightning_traj.html import trajectory_report
 from lightning_traj.trajectory import Trajectory
 
 EVENTS = "tensorboard"
+TRAJECTORY = "trajectory.safetensors"
+RESULTS = (
+    "report.html",
+    TRAJECTORY,
+    "trajectory.csv",
+    "map.png",
+    "relative_map.png",
+    "path.png",
+    "overview.png",
+    EVENTS,
+)
 
 
-def write_analysis(trajectory: Trajectory, out: str | PathLike[str], *, csv: bool = False) -> list[Path]:
-    """Write ``report.html``, ``trajectory.safetensors``, figures as PNG, and events for TensorBoard.
+def write_analysis(
+    trajectory: Trajectory, out: str | PathLike[str], *, csv: bool = False, overwrite: bool = False
+) -> list[Path]:
+    """Write ``report.html``, ``trajectory.safetensors``, figures as PNG, and events for TensorBoard: all or nothing.
 
     Args:
         trajectory: As ``from_checkpoints`` gives it.
-        out: Folder, made if it is missing. Files of these names in it are replaced.
+        out: Folder, made if it is missing.
         csv: Write ``trajectory.csv`` too: a row a checkpoint, a column a measure.
+        overwrite: Whether the results of an earlier analysis in ``out`` may be replaced, all of them.
 
     Returns:
-        The files, the report first.
+        The files and folders, the report first.
 
     Raises:
+        FileExistsError: there are results already, or a trajectory that was recorded in training.
         OSError: a file could not be written.
     """
     out = Path(out)
-    trajectory.save(out / "trajectory.safetensors")
-    written = [out / "trajectory.safetensors"]
+    present = [name for name in RESULTS if (out / name).exists()]
+    if present and not overwrite:
+        raise FileExistsError(f"{out} has {', '.join(present)} already: name another folder, or pass overwrite=True.")
+    if TRAJECTORY in present and "checkpoints" not in Trajectory.load(out / TRAJECTORY).settings:
+        raise FileExistsError(f"{out / TRAJECTORY} was recorded in training, and is not replaced: name another folder.")
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".analysis-", dir=out) as folder:
+        _write(trajectory, Path(folder), csv)
+        for name in present:
+            earlier = out / name
+            shutil.rmtree(earlier) if earlier.is_dir() else earlier.unlink()
+        made = [name for name in RESULTS if (Path(folder) / name).exists()]
+        return [(Path(folder) / name).rename(out / name) for name in made]
+
+
+def _write(trajectory: Trajectory, out: Path, csv: bool) -> None:
+    trajectory.save(out / TRAJECTORY)
     if csv:
         trajectory.to_csv(out / "trajectory.csv")
-        written.append(out / "trajectory.csv")
     errors = trajectory.standard_errors()
     figures = {
         "map": plot.trajectory_map(trajectory, errors=errors),
@@ -44,30 +74,28 @@ def write_analysis(trajectory: Trajectory, out: str | PathLike[str], *, csv: boo
     }
     for name, figure in figures.items():
         plot.save_png(figure, out / f"{name}.png")
-        written.append(out / f"{name}.png")
-    written += _write_events(trajectory, out)
+    _write_events(trajectory, out)
     settings = trajectory.settings
     report = trajectory_report(
         trajectory,
         title=f"Trajectory of {_common_folder(settings['checkpoints']).name}",
-        source={"checkpoints": _span(settings["checkpoints"]), "no parameters": settings["left_out"] or "none"},
+        source={
+            "checkpoints": _span(settings["checkpoints"]),
+            "weights": "averaged" if settings["track"] == "average" else "as they were trained",
+            "left out (buffers)": settings["left_out"] or "nothing",
+        },
         findings=settings["findings"],
     )
-    with replace_atomically(out / "report.html") as temporary:
-        temporary.write_text(report, encoding="utf-8")
-    return [out / "report.html", *written]
+    (out / "report.html").write_text(report, encoding="utf-8")
 
 
-def _write_events(trajectory: Trajectory, out: Path) -> list[Path]:
-    """The same charts and pictures as in training; they take the place of earlier ones, or both would be drawn."""
-    for earlier in (out / EVENTS).glob("events.out.tfevents.*"):
-        earlier.unlink()
+def _write_events(trajectory: Trajectory, out: Path) -> None:
+    """The same charts and pictures as in training."""
     logger = TensorBoardLogger(out, name=None, version=EVENTS, default_hp_metric=False)
     tensorboard.add_layout([logger])
     tensorboard.log_history([logger], trajectory)
     tensorboard.log_layers([logger], trajectory, int(trajectory.steps[-1]))
     logger.experiment.close()
-    return sorted((out / EVENTS).glob("events.out.tfevents.*"))
 
 
 def _common_folder(paths: list[str]) -> Path:

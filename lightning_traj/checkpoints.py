@@ -74,7 +74,8 @@ def from_checkpoints(
         fused: Layouts of fused projections, by name.
         skip_bad: Leave out checkpoints that cannot be read, and say so, instead of raising.
         processes: How many work at once on full snapshots; more than one only under ``if __name__ == "__main__":``.
-        resume: A file for what has been done, so that an interrupted call can go on; it is removed in the end.
+        resume: A file for what has been done, so that an interrupted call can go on, or be repeated, without
+            reading again what has not changed. It is yours to remove.
         progress: Whether to show a bar.
 
     Returns:
@@ -95,6 +96,7 @@ def from_checkpoints(
         try:
             series = open_series(left, key=key, weights=weights, order=order, skip_bad=skip_bad, skipped=skipped)
             recorder = Recorder(
+                track="average" if weights == "average" else "weights",
                 snapshot=snapshot,
                 sketch_dim=sketch_dim,
                 blocks=blocks,
@@ -142,7 +144,6 @@ def _trajectory(
             trajectory, kept = _exact(series, recorder, partition, reopen, processes, resumption, advance)
         else:
             trajectory, kept = _sketched(series, recorder, parameters, resumption, advance)
-    resumption.remove()
     checkpoints = [series.checkpoints[i] for i in kept]
     lost = [c for i, c in enumerate(series.checkpoints) if i not in kept]
     notes += [f"{label(checkpoint)} has non-finite entries, and is left out." for checkpoint in lost]
@@ -180,9 +181,8 @@ def _exact(
         for b, result in update_grams(left, series.checkpoints, reopen, processes, advance):
             done[b] = result
             resumption.save(state)
-    except BaseException:
+    finally:
         resumption.save(state, now=True)
-        raise
     everywhere = sorted(set(range(n)).difference(*(result.bad for result in done.values())))
     _check_left(len(everywhere), n)
     grams = [done[b].over(everywhere) for b in range(len(partition.blocks))]
@@ -247,10 +247,9 @@ def _sketched(
                     dropped.extend(recorder.collect()[1])
                 resumption.save(state)
             advance(sum(block.numel for block in recorder.blocks))
-    except BaseException:
+    finally:
         if len(recorder):
             resumption.save(state, now=True)
-        raise
     _check_left(len(recorder), len(series.checkpoints))
     trajectory = recorder.collect()[0]
     rows = recorder.rows()

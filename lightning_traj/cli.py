@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from lightning_traj.fused import FusedLayout
 
 DONE, FAILED, SKIPPED, INTERRUPTED = 0, 1, 3, 130  # 2 is argparse's, for wrong usage
-RESUMPTION = ".unfinished"  # in the folder of the results, while there are none
+RESUMPTION = ".unfinished"  # in the folder of the results, until they are there
 EXIT_CODES = """exit codes:
   0    done
-  1    failed: the message says why; nothing was written
+  1    failed: the message says why; there are no new results
   2    wrong usage
   3    done, but some checkpoints could not be read (--skip-bad)
   130  interrupted: the same command goes on where it was
@@ -51,25 +51,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Default: those of the process.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if wrong := _contradiction(options):
+        parser.error(wrong)
     out: Path = options.out
     if out.exists() and not out.is_dir():
         return _fail(f"--out {out} is a file: name a folder.")
-    present = [child.name for child in out.iterdir() if child.name != RESUMPTION] if out.exists() else []
+    present = [child.name for child in out.iterdir() if not child.name.startswith(".")] if out.exists() else []
     if present and not options.overwrite:
         return _fail(f"--out {out} is not empty ({present[0]}, …): name another folder, or pass --overwrite.")
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on where it was.", file=sys.stderr)
+        goes_on = "goes on where it was" if run is _analyze else "with --overwrite starts anew"
+        print(f"interrupted: the same command {goes_on}.", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, TypeError, OSError) as error:
         return _fail(str(error))
 
 
 def _analyze(options: argparse.Namespace) -> int:
-    from lightning_traj.analysis import EVENTS, write_analysis
+    from lightning_traj.analysis import EVENTS, TRAJECTORY, write_analysis
     from lightning_traj.checkpoints import from_checkpoints
     from lightning_traj.report import print_summary
     from lightning_traj.series import SKIPPED as SKIPPED_BAD
@@ -80,8 +84,8 @@ def _analyze(options: argparse.Namespace) -> int:
         weights=options.weights,
         order=options.order,
         snapshot="sketch" if options.sketch else "full",
-        sketch_dim=options.sketch_dim,
-        seed=options.seed,
+        sketch_dim=2048 if options.sketch_dim is None else options.sketch_dim,
+        seed=options.seed or 0,
         blocks=options.blocks,
         include=options.include,
         exclude=options.exclude,
@@ -91,9 +95,10 @@ def _analyze(options: argparse.Namespace) -> int:
         resume=options.out / RESUMPTION,
         progress=sys.stderr.isatty(),
     )
-    report = write_analysis(trajectory, options.out, csv=options.csv)[0]
-    findings = trajectory.settings["findings"]
-    print_summary(trajectory, "traj", "weights", options.out / "trajectory.safetensors", [str(options.out / EVENTS)])
+    report = write_analysis(trajectory, options.out, csv=options.csv, overwrite=options.overwrite)[0]
+    (options.out / RESUMPTION).unlink(missing_ok=True)
+    findings, track = trajectory.settings["findings"], trajectory.settings["track"]
+    print_summary(trajectory, "traj", track, options.out / TRAJECTORY, [str(options.out / EVENTS)])
     for finding in findings:
         print(f"Note: {finding}")
     print(f"Report: {report}")
@@ -110,6 +115,19 @@ def _compare(options: argparse.Namespace) -> int:
     Console().print(comparison_table(runs))
     print(f"Report: {report}")
     return DONE
+
+
+def _contradiction(options: argparse.Namespace) -> str:
+    """What was asked for and would have no effect, or cannot be; empty where all is well."""
+    if options.run is _compare:
+        return "compare: name two runs at least" if len(options.runs) < 2 else ""
+    if options.processes < 1:
+        return f"--processes {options.processes}: name one at least"
+    if options.sketch and options.processes > 1:
+        return "--processes is for exact analyses: leave it out with --sketch"
+    if not options.sketch and (options.sketch_dim, options.seed) != (None, None):
+        return "--sketch-dim and --seed are for --sketch: add that, or leave them out"
+    return ""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -163,8 +181,8 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="one pass over each checkpoint, with standard errors; can be compared with runs recorded in training",
     )
-    how.add_argument("--sketch-dim", type=int, default=2048, metavar="N", help="length of a sketch (default: 2048)")
-    how.add_argument("--seed", type=int, default=0, metavar="N", help="of the sketch (default: 0)")
+    how.add_argument("--sketch-dim", type=int, metavar="N", help="length of a sketch (default: 2048)")
+    how.add_argument("--seed", type=int, metavar="N", help="of the sketch (default: 0)")
     how.add_argument("--processes", type=int, default=1, metavar="N", help="work in N processes (default: 1)")
     how.add_argument("--csv", action="store_true", help="write the series as CSV too")
 

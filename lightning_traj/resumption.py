@@ -60,11 +60,6 @@ class Resumption:
         """Of the task and of what has been done: torch's files alone don't tell when they are damaged."""
         return hashlib.sha256(hashlib.sha256(self.task).digest() + kept).digest()
 
-    def remove(self) -> None:
-        """All is done."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
 
 def stamps(path: Path) -> list[tuple[str, int, int]]:
     """Names, sizes and times of change of a file, or of the files in a folder: whether it is still the same."""

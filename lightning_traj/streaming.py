@@ -12,8 +12,12 @@ several processes, and what is done needs not be done again after an interruptio
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 
@@ -149,14 +153,30 @@ def update_grams(
         return
     # Forked processes would inherit the locks of this one's threads.
     with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (reopen, processes)) as pool:
-        futures = {pool.submit(_in_process, pieces): b for b, pieces in blocks.items()}
+        with _without_interrupts():
+            futures = {pool.submit(_in_process, pieces): b for b, pieces in blocks.items()}
         try:
             for future in as_completed(futures):
                 entries, result = future.result()
                 advance(entries)
                 yield futures[future], result
+        except BrokenProcessPool as error:
+            raise OSError("a process died, maybe for want of memory: work in fewer of them (processes=).") from error
         finally:  # interrupted, or failed: what has not begun is not done
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that begin meanwhile are not interrupted by Ctrl-C: this one is, and ends them."""
+    if threading.current_thread() is not threading.main_thread():  # where signals are nobody's business
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def anchored_gram(gram: Array) -> Array:

@@ -88,6 +88,7 @@ class Trajectory:
             "paths": (n, groups),
         }
         for name, shape in shapes.items():
+            _check_dtype(name, getattr(self, name))  # what could be saved and not be loaded is not made
             if getattr(self, name).shape != shape:
                 raise ValueError(f"{name} has shape {getattr(self, name).shape}, where {shape} was expected.")
 
@@ -255,8 +256,7 @@ class Trajectory:
                 tensors = {name: file.get_tensor(name) for name in _TENSORS if name in present}
             blocks = tuple(Block(**block) for block in header["blocks"])
             for name, values in tensors.items():
-                if values.dtype != _TENSORS[name]:
-                    raise ValueError(f"{name} holds {values.dtype}, where {_TENSORS[name]} was expected")
+                _check_dtype(name, values)
             if len(tensors["steps"]) == 0 or not all(isinstance(block.numel, int) for block in blocks):
                 raise ValueError("it has no snapshots, or blocks without a size")
             windows = Windows(
@@ -358,6 +358,11 @@ class Trajectory:
         """Columns of the accumulated path lengths, by the moving blocks that they are of."""
         moved, groups = self._moved, block_groups(self.blocks).values()
         return {frozenset(i for i in members if moved[i]): column for column, members in enumerate(groups)}
+
+
+def _check_dtype(name: str, values: NDArray[Any]) -> None:
+    if values.dtype != _TENSORS[name]:
+        raise ValueError(f"{name} holds {values.dtype}, where {_TENSORS[name]} was expected")
 
 
 _TENSORS = {

@@ -135,6 +135,10 @@ def test_bad_checkpoints_fail_or_are_skipped(run, tmp_path, capsys, pictureless)
         ["analyze", "x", "--out", "y", "--fused", "*.qkv=q:x"],
         ["analyze", "x", "--out", "y", "--fused", "*.qkv"],
         ["compare", "x", "--out", "y", "--rename", "net."],
+        ["compare", "x", "--out", "y"],
+        ["analyze", "x", "--out", "y", "--processes", "0"],
+        ["analyze", "x", "--out", "y", "--processes", "2", "--sketch"],
+        ["analyze", "x", "--out", "y", "--seed", "1"],
     ],
 )
 def test_wrong_usage(arguments, capsys):
@@ -150,7 +154,6 @@ def test_wrong_usage(arguments, capsys):
         (["analyze", "nowhere"], "nowhere: there is no such file"),
         (["analyze", "{run}", "--include", "*.wieght"], "close to it: 'net."),
         (["analyze", "{run}", "--sketch", "--sketch-dim", "0"], "at least one entry"),
-        (["analyze", "{run}", "--processes", "0"], "processes=0"),
         (["compare", "{run}", "{run}"], "holds no trajectory"),
     ],
 )
@@ -184,6 +187,30 @@ def test_an_interrupted_analysis_goes_on(run, tmp_path, capsys, pictureless, mon
     assert not (out / RESUMPTION).exists()
     resumed = Trajectory.load(out / "trajectory.safetensors")
     np.testing.assert_array_equal(resumed.anchored, from_checkpoints(run).anchored)
+
+
+def test_an_interruption_while_results_are_written_loses_nothing(run, tmp_path, capsys, pictureless, monkeypatch):
+    from lightning_traj import analysis, streaming
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(analysis, "_write_events", interrupted)
+        assert main(["analyze", str(run), "--out", str(out)]) == 130
+    assert [path.name for path in out.iterdir()] == [RESUMPTION]
+    monkeypatch.setattr(streaming, "update_gram", interrupted)  # nothing is read again
+    assert main(["analyze", str(run), "--out", str(out)]) == 0
+    assert (out / "report.html").exists()
+
+
+def test_a_trajectory_that_was_recorded_is_not_replaced(run, walk, recorded, capsys, pictureless):
+    recorded(walk(SHAPES, 3)).collect()[0].save(run / "trajectory.safetensors")
+    before = (run / "trajectory.safetensors").read_bytes()
+    assert main(["analyze", str(run), "--out", str(run), "--overwrite"]) == 1
+    assert "recorded in training" in capsys.readouterr().err
+    assert (run / "trajectory.safetensors").read_bytes() == before
 
 
 def test_runs_are_compared(run, tmp_path, capsys, pictureless):
