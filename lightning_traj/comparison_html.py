@@ -99,9 +99,9 @@ def _shown(pictures: Mapping[str, bytes], names: Sequence[str], alts: Mapping[st
 
 
 def _what_measures_mean(runs: Sequence[Run]) -> Iterator[Markup]:
-    columns, _ = comparison_rows(runs)
+    _, rows = comparison_rows(runs)
     yield page.folded(
-        "What the measures mean", page.facts((name, MEASURES[name].meaning) for name in columns if name in MEASURES)
+        "What the measures mean", page.facts((name, MEASURES[name].meaning) for name, *_ in rows if name in MEASURES)
     )
     if any(run.errors for run in runs):
         yield page.paragraph("After ± is the standard error of what was estimated from sketches.")

@@ -119,4 +119,4 @@ def _value(run: Run, measure: str) -> str:
 
 
 def _valued(run: Run, measure: str) -> str:
-    return f"{run.name} ({_value(run, measure)})"
+    return f"{run.name} at {_value(run, measure)}"

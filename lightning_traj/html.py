@@ -93,6 +93,8 @@ def recorded(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
     yield "counted", f"{trajectory.counted()}: every block that has changed since θ_0"
     told = ("blocks", "include", "exclude", "root", "max_snapshots")
     yield from ((name, str(settings[name])) for name in told if settings.get(name) not in (None, ""))
+    if given := settings.get("hyperparameters"):
+        yield "hyperparameters", ", ".join(f"{name}={value}" for name, value in given.items())
     if count := len(trajectory.windows.steps):
         yield "windows of single steps", f"{count}, of {max(trajectory.windows.counts)} steps at most"
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_traj.blocks import Block
-from lightning_traj.hyperparameters import hyperparameters_beside
+from lightning_traj.hyperparameters import hyperparameters_beside, labelled
 from lightning_traj.labels import in_words
 from lightning_traj.trajectory import Trajectory
 
@@ -30,7 +30,7 @@ class Run:
         name: What tells it from the others.
         path: Its file.
         trajectory: What was recorded.
-        hyperparameters: Those that were logged beside it, nested ones as ``a/b``.
+        hyperparameters: Those that were logged beside it, or stood in its checkpoints; nested ones as ``a/b``.
         rename: Prefixes of block names, and what to put in their place.
     """
 
@@ -72,7 +72,7 @@ class Run:
 
     def known_as(self, name: str) -> str:
         """The name of a block or a module, renamed, without the prefix that all parameters share."""
-        return self._renamed(name).removeprefix(self._renamed(self._root))
+        return self.renamed(name).removeprefix(self.renamed(self._root))
 
     def sketched_as(self, block: Block) -> tuple[str, int, int] | None:
         """What the random numbers of a block's sketch depend on, and its length; None for one that is kept whole."""
@@ -85,7 +85,8 @@ class Run:
     def _root(self) -> str:
         return str(self.trajectory.settings.get("root", ""))
 
-    def _renamed(self, name: str) -> str:
+    def renamed(self, name: str) -> str:
+        """The name of a block or a module, renamed."""
         prefixes = [prefix for prefix in self.rename if name.startswith(prefix)]
         if not prefixes:
             return name
@@ -100,6 +101,10 @@ def load_runs(paths: Sequence[str | PathLike[str]], *, rename: Mapping[str, str]
         paths: Of each run its trajectory file, or a folder that holds one, itself or in a folder ``version_*``.
         rename: Prefixes of block names and what to put in their place, such as ``{"net.": "model."}``: blocks that are
             called the same then are the same. The prefix that all parameters of a model share needs none.
+
+    Runs that have no name but a number are called by what differs too: ``version_1 (lr=0.02)``. Hyperparameters are
+    those of a ``hparams.yaml`` beside the file or in the folder above, or else those that the checkpoints held which a
+    trajectory was made from.
 
     Raises:
         FileNotFoundError: there is no such file, or no trajectory in a folder.
@@ -119,9 +124,17 @@ def load_runs(paths: Sequence[str | PathLike[str]], *, rename: Mapping[str, str]
             )
         resolved[file.resolve()] = path
     rename = dict(rename or {})
+    trajectories = [Trajectory.load(file) for file in files]
+    chosen = [
+        hyperparameters_beside(file) or trajectory.settings.get("hyperparameters") or {}
+        for file, trajectory in zip(files, trajectories, strict=True)
+    ]
+    names = names_of(list(resolved))
+    if any(_USUAL.fullmatch(name) for name in names):
+        names = labelled(names, chosen)
     runs = [
-        Run(name, file, Trajectory.load(file), hyperparameters_beside(file), rename)
-        for name, file in zip(names_of(list(resolved)), files, strict=True)
+        Run(name, file, trajectory, its, rename)
+        for name, file, trajectory, its in zip(names, files, trajectories, chosen, strict=True)
     ]
     for prefix in rename:
         if not any(block.name.startswith(prefix) for run in runs for block in run.trajectory.blocks):

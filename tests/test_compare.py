@@ -14,11 +14,11 @@ from rich.console import Console
 
 import reference
 from figures import assert_readable, words
-from lightning_traj import comparison_plot
+from lightning_traj import comparison_plot, report
 from lightning_traj.compare import comparison_table, load_runs, write_comparison
 from lightning_traj.comparison_html import comparison_report
 from lightning_traj.comparison_words import at_a_glance
-from lightning_traj.hyperparameters import hyperparameters_beside
+from lightning_traj.hyperparameters import hyperparameters_beside, labelled
 from lightning_traj.joint import joint_gram
 from lightning_traj.parting import PARTED, joint_partings, partings
 from lightning_traj.recorder import Recorder
@@ -163,6 +163,32 @@ def test_hyperparameters_are_flat_plain_and_built_of_nothing(tmp_path):
         (tmp_path / "run/version_0/hparams.yaml").write_text(broken)
         with pytest.raises(ValueError, match=r"version_0/hparams\.yaml (cannot be read as|holds no) hyperparameters"):
             hyperparameters_beside(file)
+
+
+def test_hyperparameters_are_those_beside_a_run_or_of_its_checkpoints(saved, tmp_path):
+    for i, held in enumerate(({"lr": 1}, {"lr": 2}, {})):
+        trajectory = saved()
+        settings = {**trajectory.settings, **({"hyperparameters": held} if held else {})}
+        replace(trajectory, settings=settings).save(tmp_path / f"version_{i}/trajectory.safetensors")
+    (tmp_path / "version_1/hparams.yaml").write_text("lr: 3\n")  # what was logged comes first
+    runs = load_runs([tmp_path / f"version_{i}" for i in range(3)])
+    assert [one.hyperparameters for one in runs] == [{"lr": 1}, {"lr": 3}, {}]
+    assert [one.name for one in runs] == ["version_0 (lr=1)", "version_1 (lr=3)", "version_2"]
+
+
+@pytest.mark.parametrize(
+    ("all_of", "labels"),
+    [
+        ([{"learning_rate": 0.1, "n": 1}, {"learning_rate": 0.02, "n": 1}], ["a (lr=0.1)", "b (lr=0.02)"]),
+        ([{"opt/lr": 1, "wd": 0}, {"opt/lr": 2, "wd": 1}], ["a (lr=1, wd=0)", "b (lr=2, wd=1)"]),
+        ([{"a/lr": 1, "b/lr": 3}, {"a/lr": 2, "b/lr": 3}], ["a (lr=1)", "b (lr=2)"]),
+        ([{"a/lr": 1, "b/lr": 3}, {"a/lr": 2, "b/lr": 4}], ["a (a/lr=1, b/lr=3)", "b (a/lr=2, b/lr=4)"]),
+        ([{"l": 1, "x" * 30: 1, "m": 1}, {"l": 2, "x" * 30: 2, "m": 2}], ["a (l=1, m=1)", "b (l=2, m=2)"]),
+        ([{"l": 1}, {"l": 1}], ["a", "b"]),
+    ],
+)
+def test_labels_show_the_hyperparameters_that_differ(all_of, labels):
+    assert labelled("ab", all_of) == labels
 
 
 # Matched block by block
@@ -422,9 +448,9 @@ def test_runs_are_ranked_where_their_errors_let_them_be_told_apart(saved, walk):
     assert said((0.5, 0.03), (0.602, 0.04)) == (
         "mds: a turns most as seen from the origin (0.500 ± 0.030); b turns least (0.602 ± 0.040)."
     )
-    assert said((0.5, 0.03), (0.598, 0.04)) == "mds: a (0.500 ± 0.030) and b (0.598 ± 0.040) are not told apart."
+    assert said((0.5, 0.03), (0.598, 0.04)) == "mds: a at 0.500 ± 0.030 and b at 0.598 ± 0.040 are not told apart."
     assert said((0.2, 0.01), (0.6, 0.01), (0.61, 0.01)) == (
-        "mds: a turns most as seen from the origin (0.200 ± 0.010); which of c (0.610 ± 0.010) and b (0.600 ± 0.010) "
+        "mds: a turns most as seen from the origin (0.200 ± 0.010); which of c at 0.610 ± 0.010 and b at 0.600 ± 0.010 "
         "turns least is not told apart."
     )
     assert said((0.2, 0.0), (0.3, 0.0)).endswith("b turns least (0.3).")
@@ -507,6 +533,7 @@ def test_table_and_csv_hold_the_same(written, four):
     console = Console(width=200, file=io.StringIO())
     console.print(comparison_table(four[:2]))
     shown = " ".join(console.file.getvalue().split())
+    assert f"({report.saturated_at(four[0].trajectory)})" in shown
     for name in ("lr", "snapshots", "mds", "path_length", "direction_drift"):
         assert name in shown
     assert "In all runs: optimizer=SGD, on=True." in shown
@@ -550,6 +577,8 @@ def test_what_is_written_on_figures_can_be_read(saved, branches, count):
     ]
     joints = joint_partings(runs)
     figures = comparison_plot.comparison_figures(runs, joints)
+    axes = figures["joint_path"]().axes[0]
+    assert np.ptp(axes.get_xlim()) / axes.bbox.width == pytest.approx(np.ptp(axes.get_ylim()) / axes.bbox.height)
     for name in ("maps", "relative_maps", "joint_map", "joint_path", "layers_by_runs", "partings", "series_mds"):
         assert_readable(figures[name](), on_others=("start", "neither on nor back", "random walk"))
 
@@ -577,3 +606,20 @@ def test_series_are_the_trajectories_and_saturation_is_marked(saved, walk):
         np.testing.assert_array_equal(line.get_ydata(), trajectory.series()["displacement"])
         assert mark.get_xdata()[0] == trajectory.summary()["saturation"] * trajectory.steps[-1]
     assert {"a", "b", "step", "displacement"} <= set(words(figure))
+
+
+def test_markers_that_coincide_are_all_seen(saved, walk):
+    trajectory = saved(walk(SHAPES, 8, seed=1))
+    others = {"b": saved(walk(SHAPES, 8, seed=1)), "c": saved(walk(SHAPES, 8, seed=5, size=0.3))}
+    figure = series({name: Timeline(some) for name, some in {"a": trajectory, **others}.items()}, "displacement")
+    marks = {line.get_marker(): line for line in figure.axes[0].lines if line.get_linestyle() == "None"}
+    assert [marks[shape].get_markerfacecolor() == "none" for shape in "os^"] == [False, True, False]
+    assert marks["s"].get_markersize() > marks["o"].get_markersize() == marks["^"].get_markersize()
+
+
+def test_layers_are_called_as_in_the_report_of_each_run_where_all_are(saved, walk):
+    shapes = {"net.0.w": (4, 4), "net.1.w": (4, 4)}
+    alike = [run(saved(walk(shapes, 4, seed=seed)), str(seed)) for seed in (1, 2)]
+    other = run(saved(prefixed(walk(shapes, 4), "model.")), "other")
+    assert {"net.0", "net.1"} <= set(words(comparison_plot.layers_by_runs(alike)))
+    assert {"net.0", "net.1"}.isdisjoint(words(comparison_plot.layers_by_runs([*alike, other])))
