@@ -72,7 +72,7 @@ def speed(shapes: Shapes, count: int = 10, repeats: int = 3) -> float:
     with tempfile.TemporaryDirectory() as folder:
         paths = write(Path(folder), shapes, count)
         in_memory = [Checkpoint(path, InMemory(load_file(path))) for path in paths]
-        partition = Partition().extended(in_memory[0].shapes())
+        partition = Partition().extended(in_memory[0].shapes)
 
         def compute() -> dict[str, np.ndarray]:
             reader = Reader(in_memory)

@@ -136,9 +136,13 @@ class Held:
             yield from _stretches(view, sum(i * stride for i, stride in zip(corner, strides, strict=True)), strides)
 
 
-@cache
-def whole(shape: tuple[int, ...]) -> Share:
+def whole(shape: Sequence[int]) -> Share:
     """All entries of a tensor of this shape."""
+    return _whole(tuple(shape))
+
+
+@cache
+def _whole(shape: tuple[int, ...]) -> Share:
     return Share(shape, tuple(((0, 0, size),) if size else () for size in shape))
 
 

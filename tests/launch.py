@@ -84,6 +84,7 @@ def _run(
         "WORLD_SIZE": str(size),
         "LOCAL_WORLD_SIZE": str(size),
         "TORCHELASTIC_RUN_ID": "test",
+        "OMP_NUM_THREADS": "1",  # or Lightning asks for more, which a forked process waits for in vain
     }
     try:
         torch.distributed.init_process_group("gloo")

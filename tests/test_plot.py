@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +16,6 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image
 
-import lightning_traj
 from figures import assert_readable, words
 from lightning_traj import measures, plot
 from lightning_traj.recorder import Recorder
@@ -241,26 +239,3 @@ assert "matplotlib.figure" in sys.modules
 sys.exit("matplotlib.pyplot" in sys.modules)
 """
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
-
-
-def test_only_the_figures_import_matplotlib() -> None:
-    def imported(path: Path) -> set[str]:
-        names = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                names |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and not typing_only(path, node):
-                names.add(str(node.module).partition(".")[0])
-        return names
-
-    def typing_only(path: Path, node: ast.ImportFrom) -> bool:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        above = [line for line in lines[: node.lineno - 1] if line and not line.startswith((" ", "#"))]
-        return node.col_offset > 0 and above[-1] == "if TYPE_CHECKING:"
-
-    files = Path(lightning_traj.__file__).parent.glob("*.py")
-    having = {path.name for path in files if "matplotlib" in imported(path)}
-    assert having == {
-        f"{name}.py"
-        for name in ("comparison_plot", "drawing", "heatmap", "layer_plot", "plot", "series_plot", "small_maps")
-    }

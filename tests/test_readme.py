@@ -47,7 +47,7 @@ def run(tmp_path_factory):
     done = subprocess.run(
         [sys.executable, "script.py"],
         cwd=folder,
-        env={"PATH": "", "PYTHONPATH": str(ROOT), "COLUMNS": "110", "HOME": str(folder)},
+        env={"PATH": "", "PYTHONPATH": str(ROOT), "COLUMNS": "110", "OMP_NUM_THREADS": "1", "HOME": str(folder)},
         capture_output=True,
         text=True,
         timeout=300,
