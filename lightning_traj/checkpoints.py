@@ -53,8 +53,8 @@ def from_checkpoints(
 
     Lightning's ``.ckpt``, state dicts of torch (``.pt``, ``.pth``, ``.bin``), safetensors, Hugging Face folders, and
     folders of torch.distributed.checkpoint. Parameters only: buffers are left out, as far as they are known from
-    ``model`` or by their names. ``trajectory.settings`` says which ``"checkpoints"`` were read, what of them was
-    ``"left_out"``, and, as ``"findings"``, what is wrong with them.
+    ``model`` or by their names. ``trajectory.settings`` says which ``"checkpoints"`` were read, the
+    ``"hyperparameters"`` of the run, what was ``"left_out"``, and, as ``"findings"``, what is wrong with them.
 
     Args:
         paths: Checkpoints, and folders that hold some: two checkpoints at least.
@@ -150,6 +150,7 @@ def _trajectory(
     notes += in_files(checkpoints, parameters) + in_trajectory(trajectory, checkpoints, parameters)
     about = {
         "checkpoints": [str(checkpoint.path) for checkpoint in checkpoints],
+        "hyperparameters": checkpoints[-1].hyperparameters,
         "left_out": left_out,
         "findings": [*series.findings, *notes],
     }

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-
-from lightning_traj import page, report
+from lightning_traj import page
 from lightning_traj.comparison_table import comparison_rows, shared_sentence
+from lightning_traj.comparison_words import at_a_glance, starts_sentence
 from lightning_traj.html import FOOTER
 from lightning_traj.joint import Joint
+from lightning_traj.labels import in_words
+from lightning_traj.measures import SATURATED
 from lightning_traj.page import Markup
 from lightning_traj.parting import PARTED, Parting
-from lightning_traj.runs import Run, in_words, left_out
+from lightning_traj.report import CLOSE
+from lightning_traj.runs import Run, left_out
 from lightning_traj.table import MEASURES
 
 
@@ -33,7 +35,7 @@ def comparison_report(
     shared = shared_sentence(runs)
     parts = [
         page.header(f"Comparison of {len(runs)} runs", in_words([run.name for run in runs])),
-        page.section("At a glance", page.bullets(_at_a_glance(runs, joints))),
+        page.section("At a glance", page.bullets(at_a_glance(runs, joints))),
         page.section(
             "The runs",
             page.table("Runs", columns, rows),
@@ -56,6 +58,13 @@ def comparison_report(
     for number, (joint, found) in enumerate(joints, start=1):
         nth = f"_{number}" if number > 1 else ""
         parts += _joint_sections(joint, found, pictures, nth, whole=len(joint.runs) == len(runs))
+    if wrong := {run.name: its for run in runs if (its := run.trajectory.settings.get("findings"))}:
+        parts.append(
+            page.section(
+                "What is wrong with the runs",
+                page.bullets(f"{name}: {finding}" for name, its in wrong.items() for finding in its),
+            )
+        )
     if apart := left_out(runs):
         parts.append(
             page.section(
@@ -89,49 +98,10 @@ def _shown(pictures: Mapping[str, bytes], names: Sequence[str], alts: Mapping[st
     return [page.picture(pictures[name + nth], alts[name], alts[name]) for name in names if name + nth in pictures]
 
 
-def _at_a_glance(runs: Sequence[Run], joints: Sequence[tuple[Joint, Sequence[Parting]]]) -> Iterator[str]:
-    for measure, least, most in (
-        ("mds", "turns most as seen from the origin", "least"),
-        ("displacement", "ends nearest to its start", "farthest from it"),
-        ("tortuosity", "takes the straightest way there", "the most winding one"),
-    ):
-        values = {run.name: run.summary[measure] for run in runs}
-        values = {name: value for name, value in values.items() if value == value}
-        low, high = min(values, key=values.__getitem__, default=""), max(values, key=values.__getitem__, default="")
-        if values and values[low] != values[high]:
-            said = {run.name: report.format_value(measure, run.summary[measure], run.errors) for run in runs}
-            yield f"{low} {least} ({measure} {said[low]}), {high} {most} ({said[high]})."
-    for joint, found in joints:
-        names = in_words([run.name for run in joint.runs])
-        if not joint.same_start:
-            yield f"{names} are of one model, but start from different parameters."
-            continue
-        yield f"{names} start from the same parameters{_spread(found)}."
-    said_of: dict[str, list[str]] = {}
-    for run in runs:
-        if suggestion := report.suggestion(run.trajectory):
-            said_of.setdefault(suggestion, []).append(run.name)
-    yield from (f"{in_words(names)}: {suggestion}" for suggestion, names in said_of.items())
-
-
-def _spread(found: Sequence[Parting]) -> str:
-    """How far apart directions are at the end, in words."""
-    ends = {p: p.angles[-1] for p in found if len(p.angles) and not np.isnan(p.angles[-1])}
-    if not ends:
-        return ""
-    near, far = min(ends, key=ends.__getitem__), max(ends, key=ends.__getitem__)
-    if near is far:
-        return f"; at the end their directions from there differ by {near.at_the_end()}"
-    return (
-        f"; at the end the directions from there of {in_words(near.names)} are closest ({near.at_the_end()}), those of "
-        f"{in_words(far.names)} farthest apart ({far.at_the_end()})"
-    )
-
-
 def _what_measures_mean(runs: Sequence[Run]) -> Iterator[Markup]:
-    columns, _ = comparison_rows(runs)
+    _, rows = comparison_rows(runs)
     yield page.folded(
-        "What the measures mean", page.facts((name, MEASURES[name].meaning) for name in columns if name in MEASURES)
+        "What the measures mean", page.facts((name, MEASURES[name].meaning) for name, *_ in rows if name in MEASURES)
     )
     if any(run.errors for run in runs):
         yield page.paragraph("After ± is the standard error of what was estimated from sketches.")
@@ -144,7 +114,7 @@ def _over_time(pictures: Mapping[str, bytes]) -> Iterator[Markup]:
         return
     yield page.paragraph(
         "Each measure as it stood at each snapshot. A marker is where a run's direction saturated: from there on its "
-        "displacement from θ_0 keeps within a cosine of 0.9 of the final one."
+        f"displacement from θ_0 keeps within a cosine of {SATURATED} of the final one."
     )
     yield page.grid(
         page.picture(pictures[f"series_{name}"], f"{name} of all runs over time: {MEASURES[name].meaning}.")
@@ -159,7 +129,7 @@ def _joint_sections(
     start = (
         "They start from the same parameters θ_0, so that displacements have a common origin."
         if joint.same_start
-        else "They start from different parameters: there is no common θ_0 to look from, and no step where they part."
+        else f"{starts_sentence(joint)}: there is no θ_0 common to all, to look from and to part from."
     )
     yield page.section(
         f"All snapshots together{of}",
@@ -185,8 +155,8 @@ def _joint_sections(
         f"Where two runs part{of}",
         page.paragraph(
             "They part at the first step at which both have a snapshot and the angle between their displacements from "
-            f"θ_0 exceeds {PARTED:.1f}° (a cosine below 0.99) by more than twice its standard error. They are the same "
-            "up to a step if all that was saved of them up to there is, to the precision in which it was saved."
+            f"θ_0 exceeds {PARTED:.1f}° (a cosine below {CLOSE}) by more than twice its standard error. They are the "
+            "same up to a step if all that was saved of them up to there is, to the precision in which it was saved."
         ),
         page.table("Where runs part", ["runs", "the same up to step", "part at step", "angle", "at step"], rows),
         *_shown(pictures, [*_PARTINGS], _PARTINGS, nth),

@@ -30,10 +30,17 @@ from lightning_traj.joint import Joint
 from lightning_traj.labels import shortened
 from lightning_traj.parting import PARTED, Parting
 from lightning_traj.runs import Run
-from lightning_traj.series_plot import Timeline, draw_line, finish_axes, label_ends, series_figures
+from lightning_traj.series_plot import (
+    Timeline,
+    draw_line,
+    finish_axes,
+    label_ends,
+    reveal_markers,
+    run_labels,
+    series_figures,
+    width_of,
+)
 from lightning_traj.small_maps import small_maps
-
-_LETTER = 0.072  # inches: of a label of 8.5 points
 
 
 def comparison_figures(
@@ -58,11 +65,11 @@ def comparison_figures(
     for number, (joint, found) in enumerate(joints, start=1):
         nth = f"_{number}" if number > 1 else ""
         figures[f"joint_map{nth}"] = partial(joint_map, joint)
-        figures[f"joint_path{nth}"] = partial(joint_path, joint)
+        figures[f"joint_path{nth}"] = partial(joint_path, joint, runs)
         if joint.same_start and (joint.snapshot > 0).any():
             figures[f"joint_relative_map{nth}"] = partial(joint_map, joint, relative=True)
         if any(len(parting.steps) for parting in found):
-            figures[f"partings{nth}"] = partial(parting_angles, joint, found)
+            figures[f"partings{nth}"] = partial(parting_angles, joint, found, runs)
     return figures
 
 
@@ -87,9 +94,9 @@ def joint_map(joint: Joint, *, relative: bool = False) -> Figure:
         kept = np.flatnonzero(joint.snapshot > 0)  # θ_0 has no direction from itself
         cosines, title = joint.relative_map()[np.ix_(kept, kept)], "joint map relative to the common θ₀"
     else:
-        kept, cosines, title = np.arange(len(joint.owner)), joint.map(), "joint map of all runs"
-    labels = shortened([run.name for run in joint.runs])
-    left, side, foot = 0.3 + _LETTER * max(map(len, labels)), 4.6, 0.35
+        kept, cosines, title = np.arange(len(joint.owner)), joint.map(), "joint map"
+    labels = run_labels([run.name for run in joint.runs])
+    left, side, foot = 0.3 + width_of(labels), 4.6, 0.35
     figure = new_figure(left + side + 1.75, foot + side + HEAD, title, joint.counted)
     axes = add_panel(figure, left, foot, side, side)
     angles = measures.angle_map(cosines)
@@ -97,7 +104,7 @@ def joint_map(joint: Joint, *, relative: bool = False) -> Figure:
     paint(axes, angles, scale)
     axes.set(xticks=[], yticks=[])
     owner = joint.owner[kept]
-    short = max(map(len, labels)) * _LETTER < side / len(labels)
+    short = width_of(labels) < side / len(labels)
     for run, label in enumerate(labels):
         places = np.flatnonzero(owner == run)
         middle = (places.mean() + 0.5) / len(owner)
@@ -114,11 +121,15 @@ def joint_map(joint: Joint, *, relative: bool = False) -> Figure:
 
 
 @own_style()
-def joint_path(joint: Joint) -> Figure:
-    """All paths on the first two principal components of all their snapshots, their ends labelled."""
-    labels = shortened([run.name for run in joint.runs])
+def joint_path(joint: Joint, among: Sequence[Run] | None = None) -> Figure:
+    """All paths on the first two principal components of all their snapshots, their ends labelled.
+
+    Runs have their colours and markers by their place ``among`` others, as in charts of all of these.
+    """
+    places = _places(joint, among)
+    labels = run_labels([run.name for run in joint.runs])
     left, wide, high = 0.75, 4.6, 3.6
-    room = 0.7 + _LETTER * max(map(len, labels))
+    room = 0.7 + width_of(labels)
     figure = new_figure(left + wide + room, high + HEAD + 0.55, "paths in one plane", joint.counted)
     axes = add_panel(figure, left, 0.55, wide, high)
     coordinates, ratios = measures.pca(joint.relative)
@@ -126,8 +137,8 @@ def joint_path(joint: Joint) -> Figure:
     plane[:, : min(coordinates.shape[1], 2)] = coordinates[:, :2]
     for run, label in enumerate(labels):
         x, y = plane[joint.rows_of(run)].T
-        draw_line(axes, run, x, y, len(x) - 1, label)
-        if run == 0 or not joint.same_start:
+        draw_line(axes, places[run], x, y, len(x) - 1, label)
+        if joint.starts[run] not in joint.starts[:run]:
             axes.plot(x[0], y[0], "o", ms=9, mfc="none", mec=GREY, mew=1.4, zorder=3)
             axes.annotate("start", (x[0], y[0]), (7, -11), textcoords="offset points", fontsize=8.5, color=GREY)
     axes.margins(0.07)
@@ -135,6 +146,9 @@ def joint_path(joint: Joint) -> Figure:
     axes.set(xlabel=shares[0], ylabel=shares[1])
     axes.tick_params(labelsize=8.5)
     axes.locator_params(nbins=6)
+    axes.set_aspect("equal", adjustable="datalim")  # distances are what a plane shows
+    axes.apply_aspect()
+    reveal_markers(axes)
     axes.grid(color="0.92", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.legend(fontsize=8.5, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
@@ -143,19 +157,18 @@ def joint_path(joint: Joint) -> Figure:
 
 
 @own_style()
-def parting_angles(joint: Joint, found: Sequence[Parting]) -> Figure:
+def parting_angles(joint: Joint, found: Sequence[Parting], among: Sequence[Run] | None = None) -> Figure:
     """Angles between displacements of two runs at the same steps: a panel a run, a line for each of the others.
 
-    A mark stands where they part: the first step at which the angle exceeds 8.1°, a cosine of 0.99, by more than twice
-    its standard error. The band of a line is two standard errors wide to each side.
+    A mark stands where they part (``Parting.parted``). The band of a line is two standard errors wide to each side.
     """
-    names = [run.name for run in joint.runs]
-    labels = dict(zip(names, shortened(names), strict=True))
+    names, places = [run.name for run in joint.runs], _places(joint, among)
+    labels = dict(zip(names, run_labels(names), strict=True))
     panels = names if len(names) > 2 else names[:1]
     across = min(2, len(panels))
     down = ceil(len(panels) / across)
     wide, high, left, foot = 3.0, 1.9, 0.75, 0.5
-    room = 0.3 + _LETTER * max(map(len, labels.values()))
+    room = 0.3 + width_of([*labels.values()])
     cell = left + wide + room
     title = "where runs part: angles at the same steps, from θ₀"
     figure = new_figure(max(across * cell, 6.4), down * (high + 0.8) + 0.62, title, joint.counted)
@@ -169,10 +182,11 @@ def parting_angles(joint: Joint, found: Sequence[Parting]) -> Figure:
             if name not in parting.names or not len(parting.steps):
                 continue
             other = parting.names[parting.names[0] == name]
-            ends += _draw_parting(axes, names.index(other), labels[other], parting)
+            ends += _draw_parting(axes, places[names.index(other)], labels[other], parting)
         axes.axhline(PARTED, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
         finish_axes(axes, "step", "degrees", first=float(joint.runs[0].trajectory.steps[0]))
         axes.set_ylim(0, max(1.05 * top, 1.3 * PARTED))
+        reveal_markers(axes)
         label_ends(axes, ends)
     return figure
 
@@ -185,7 +199,14 @@ def layers_by_runs(runs: Sequence[Run]) -> Figure:
         for run in runs
     ]
     units = list(dict.fromkeys(unit for groups in found for unit in groups))
-    names, labels = shortened(units), shortened([run.name for run in runs])
+    called: dict[str, set[str]] = {}
+    for run in runs:
+        for unit in layers.grouped(run.trajectory, "depth"):
+            called.setdefault(run.known_as(f"{unit}.")[:-1], set()).add(run.renamed(unit))
+    # As in the report of each run, where all call them the same.
+    alike = all(len(names) == 1 for names in called.values())
+    names = shortened([min(called[unit]) if alike else unit for unit in units])
+    labels = run_labels([run.name for run in runs])
     left, wide, high = room_for(names), max(1.6, 0.3 * len(runs)), height_of(len(names))
     foot, step = 0.3 + LETTER * max(map(len, labels)), wide + 1.5
     figure = new_figure(left + 2 * step, high + HEAD + foot + 0.2, "layers by runs, newest snapshot", _counted(runs))
@@ -205,6 +226,11 @@ def layers_by_runs(runs: Sequence[Run]) -> Figure:
 
 
 # Inside -----------------------------------------------------------------------------------------------------
+
+
+def _places(joint: Joint, among: Sequence[Run] | None) -> list[int]:
+    order = list(joint.runs if among is None else among)
+    return [order.index(run) for run in joint.runs]
 
 
 def _draw_parting(axes: Axes, run: int, label: str, parting: Parting) -> list[tuple[str, str, float, float]]:

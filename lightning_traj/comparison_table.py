@@ -1,4 +1,4 @@
-"""What tells runs apart, in a table: a row a run on pages and in files, a column a run on a terminal."""
+"""What tells runs apart, in a table: a column a run where it is read, a row a run in a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from rich.table import Table
 
 from lightning_traj import report
 from lightning_traj.files import replace_atomically
-from lightning_traj.runs import Run, in_words
+from lightning_traj.hyperparameters import split_hyperparameters
+from lightning_traj.labels import in_words
+from lightning_traj.runs import Run
 
 COMPARED = (
     "mds",
@@ -28,28 +30,35 @@ COMPARED = (
 
 
 def comparison_rows(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the table as text, a row a run: measures with standard errors, empty where undefined."""
-    differing, _ = split_hyperparameters(runs)
-    counted = [run.trajectory.counted() for run in runs]
+    """Columns and rows of the table as text, a column a run: hyperparameters that differ, and measures.
+
+    Measures have their standard errors, saturation its epoch or step; cells are empty where undefined.
+    """
+    differing, _ = split_hyperparameters([run.hyperparameters for run in runs])
+    trajectories = [run.trajectory for run in runs]
+    counted = [trajectory.counted() for trajectory in trajectories]
     defined = [name for name in COMPARED if any(run.summary[name] == run.summary[name] for run in runs)]
-    columns = ["run", *differing, "snapshots", "steps", *(["counted"] if len(set(counted)) > 1 else []), *defined]
-    rows = []
-    for i, run in enumerate(runs):
-        trajectory, values = run.trajectory, run.summary
-        cells = [run.name, *(some[i] for some in differing.values())]
-        cells += [f"{len(trajectory):,}", f"{trajectory.steps[0]:,} to {trajectory.steps[-1]:,}"]
-        cells += [counted[i]] if len(set(counted)) > 1 else []
-        cells += [
-            report.format_value(name, values[name], run.errors) if values[name] == values[name] else ""
-            for name in defined
-        ]
-        rows.append(cells)
-    return columns, rows
+    rows = {
+        **differing,
+        "snapshots": [f"{len(trajectory):,}" for trajectory in trajectories],
+        "steps": [f"{trajectory.steps[0]:,} to {trajectory.steps[-1]:,}" for trajectory in trajectories],
+        **({"counted": counted} if len(set(counted)) > 1 else {}),
+        **{name: [_value(run, name) for run in runs] for name in defined},
+    }
+    return ["run", *(run.name for run in runs)], [[name, *cells] for name, cells in rows.items()]
+
+
+def _value(run: Run, name: str) -> str:
+    value = run.summary[name]
+    if value != value:
+        return ""
+    at = f" ({report.saturated_at(run.trajectory)})" if name == "saturation" else ""
+    return report.format_value(name, value, run.errors) + at
 
 
 def shared_sentence(runs: Sequence[Run]) -> str:
     """What all runs have in common, in a sentence: hyperparameters and what is counted."""
-    _, shared = split_hyperparameters(runs)
+    _, shared = split_hyperparameters([run.hyperparameters for run in runs])
     counted = {run.trajectory.counted() for run in runs}
     said = [f"{name}={value}" for name, value in shared.items()]
     unknown = [run.name for run in runs if not run.hyperparameters]
@@ -62,16 +71,16 @@ def shared_sentence(runs: Sequence[Run]) -> str:
 
 
 def comparison_table(runs: Sequence[Run]) -> Table:
-    """The table for a terminal: a column a run, since a row of it all is wider than most."""
+    """The table for a terminal."""
     columns, rows = comparison_rows(runs)
     table = Table(
         title=f"{len(runs)} runs", title_justify="left", caption=escape(shared_sentence(runs)), caption_justify="left"
     )
     table.add_column("", no_wrap=True)
-    for name, *_ in rows:
+    for name in columns[1:]:
         table.add_column(escape(name), justify="right", overflow="fold")
-    for place, column in enumerate(columns[1:], start=1):
-        table.add_row(escape(column), *(escape(row[place]) for row in rows))
+    for row in rows:
+        table.add_row(*map(escape, row))
     return table
 
 
@@ -96,15 +105,3 @@ def write_csv(runs: Sequence[Run], path: str | PathLike[str]) -> None:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-
-
-def split_hyperparameters(runs: Sequence[Run]) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Hyperparameters that differ, each as the runs have it (empty where one doesn't), and those that all share.
-
-    Runs of which none are known have no say in it.
-    """
-    names = list(dict.fromkeys(name for run in runs for name in run.hyperparameters))
-    values = {name: [str(run.hyperparameters.get(name, "")) for run in runs] for name in names}
-    known = [i for i, run in enumerate(runs) if run.hyperparameters]
-    differing = {name: some for name, some in values.items() if len({some[i] for i in known}) > 1}
-    return differing, {name: some[known[0]] for name, some in values.items() if name not in differing}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_traj import layer_plot, page, plot, report
 from lightning_traj.layers import grouped
+from lightning_traj.measures import SATURATED
 from lightning_traj.page import Markup
 from lightning_traj.series_plot import Timeline, series_figures
 from lightning_traj.table import MEASURES
@@ -30,7 +31,7 @@ def trajectory_report(
     *,
     title: str,
     source: Mapping[str, str] | None = None,
-    findings: Sequence[str] = (),
+    findings: Sequence[str] | None = None,
 ) -> str:
     """A report of one trajectory: a page of HTML that needs nothing else, pictures included.
 
@@ -38,7 +39,8 @@ def trajectory_report(
         trajectory: What it is of.
         title: Heading of the page.
         source: Where the snapshots come from, by a name for it, such as ``{"folder": …}``; shown as it is.
-        findings: What is wrong with the snapshots, a sentence each.
+        findings: What is wrong with the snapshots, a sentence each; None: what was found when they were read from
+            checkpoints, which is in the trajectory's settings. Of a run recorded in training nothing is said.
 
     Returns:
         The page, to be written as UTF-8. Texts are escaped, and browsers are told to load nothing and run nothing.
@@ -47,6 +49,7 @@ def trajectory_report(
     said = report.suggestion(trajectory)
     lead = f"{len(trajectory)} snapshots, steps {steps[0]:,} to {steps[-1]:,}; {trajectory.counted()}"
     values, errors = trajectory.summary(), trajectory.standard_errors()
+    found = trajectory.settings.get("findings") if findings is None else findings
     return page.page(
         title,
         page.header(title, lead),
@@ -56,7 +59,7 @@ def trajectory_report(
             for name in _CARDS
             if values[name] == values[name]
         ),
-        page.section("What is wrong with the snapshots", _listed(findings)),
+        *([] if found is None else [page.section("What is wrong with the snapshots", _listed(found))]),
         page.section("What this is of", page.facts([*(source or {}).items(), *recorded(trajectory)])),
         page.section("Measures at the newest snapshot", *_summary(values, errors)),
         page.section("The path as a whole", *_whole(trajectory, errors)),
@@ -90,6 +93,8 @@ def recorded(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
     yield "counted", f"{trajectory.counted()}: every block that has changed since θ_0"
     told = ("blocks", "include", "exclude", "root", "max_snapshots")
     yield from ((name, str(settings[name])) for name in told if settings.get(name) not in (None, ""))
+    if given := settings.get("hyperparameters"):
+        yield "hyperparameters", ", ".join(f"{name}={value}" for name, value in given.items())
     if count := len(trajectory.windows.steps):
         yield "windows of single steps", f"{count}, of {max(trajectory.windows.counts)} steps at most"
 
@@ -154,7 +159,7 @@ def _over_time(trajectory: Trajectory) -> Iterator[Markup]:
         return
     yield page.paragraph(
         "Each measure as it stood at each snapshot. A circle marks saturation: from there on the displacement from θ_0 "
-        "keeps within a cosine of 0.9 of the final one."
+        f"keeps within a cosine of {SATURATED} of the final one."
     )
     yield page.grid(
         page.picture(drawn(draw), f"{name} over time: {MEASURES[name].meaning}.") for name, draw in figures.items()

@@ -26,7 +26,8 @@ class Joint:
         snapshot: Which of that run's it is, int64 [N].
         anchored: Gram matrix of the first run's θ_0 and, from it, the displacements of all others, float64 [N, N]:
             differences are taken before they are multiplied.
-        same_start: Whether all runs start from the same θ_0.
+        starts: Which θ_0 each run starts from, int64 [runs]: runs that start from the same have the same number, the
+            first run's is 0.
         counted: What is counted, in words: every block that has changed in one of the runs.
     """
 
@@ -34,8 +35,23 @@ class Joint:
     owner: NDArray[np.int64]
     snapshot: NDArray[np.int64]
     anchored: Array
-    same_start: bool
+    starts: NDArray[np.int64]
     counted: str
+
+    @property
+    def same_start(self) -> bool:
+        """Whether all runs start from the same θ_0."""
+        return not self.starts.any()
+
+    def by_start(self) -> list[Joint]:
+        """Those that start from the same θ_0 together, about that θ_0; without runs that share theirs with none."""
+        if self.same_start:
+            return [self]
+        return [joint_gram(some) for some in self.runs_by_start() if len(some) > 1]
+
+    def runs_by_start(self) -> list[list[Run]]:
+        """The runs that start from each θ_0."""
+        return [[self.runs[i] for i in np.flatnonzero(self.starts == start)] for start in np.unique(self.starts)]
 
     @property
     def gram(self) -> Array:
@@ -55,9 +71,9 @@ class Joint:
         """Cosines between all displacements from the common θ_0, [N, N]; NaN for θ_0 itself.
 
         Raises:
-            ValueError: the runs start from different points.
+            ValueError: the runs start from different points; each of ``by_start()`` has such a map.
         """
-        self._check_start(relative=True)
+        self._check_start(relative=True, runs=range(len(self.runs)))
         return measures.trajectory_map(self.relative)
 
     def angle(self, i: int, j: int, *, relative: bool = False) -> tuple[float, float]:
@@ -69,10 +85,12 @@ class Joint:
             relative: As seen from the common θ_0, instead of the origin.
 
         Raises:
-            ValueError: relative, and the runs start from different points.
+            ValueError: relative, and their runs start from different points.
         """
-        self._check_start(relative)
-        names, runs = moved_blocks(self.runs), [self.runs[self.owner[some]] for some in (i, j)]
+        owners = self.owner[[i, j]].tolist()
+        self._check_start(relative, owners)
+        same_start = len(set(self.starts[owners])) == 1
+        names, runs = moved_blocks(self.runs), [self.runs[owner] for owner in owners]
         grams = np.zeros((1, len(names), 2, 2))
         for b, name in enumerate(names):
             rows = [block_rows(run, name) for run in runs]
@@ -80,13 +98,13 @@ class Joint:
                 (some[0], some[snapshot] * bool(snapshot))
                 for some, snapshot in zip(rows, self.snapshot[[i, j]].tolist(), strict=True)
             )
-            difference = a - its if relative or self.same_start else (base - other) + (a - its)
+            difference = a - its if same_start else (base - other) + (a - its)
             grams[0, b] = pair_gram(a if relative else base + a, difference)
         angles, errors, _ = pair_angles(grams, runs[0], names)
         return float(angles[0]), float(errors[0])
 
-    def _check_start(self, relative: bool) -> None:
-        if relative and not self.same_start:
+    def _check_start(self, relative: bool, runs: Sequence[int]) -> None:
+        if relative and len(set(self.starts[list(runs)])) > 1:
             raise ValueError("runs: they start from different parameters, so there is no common θ_0 to look from.")
 
     def rows_of(self, run: int) -> NDArray[np.int64]:
@@ -107,36 +125,53 @@ def joint_gram(runs: Sequence[Run]) -> Joint:
         if why := why_apart(runs[0], other):
             raise ValueError(f"runs: {runs[0].name} and {other.name} cannot be compared: {why}.")
     owner = np.concatenate([np.full(len(run.trajectory), i) for i, run in enumerate(runs)])
-    anchored, same = np.zeros((len(owner), len(owner))), True
+    anchored, starts = np.zeros((len(owner), len(owner))), _starts(runs)
     names = moved_blocks(runs)
-    for name in runs[0].blocks:
+    firsts = [starts.tolist().index(start) for start in starts]
+    for name in names:
         rows = [block_rows(run, name) for run in runs]
         base = rows[0][0]
         vectors = []
-        for some in rows:
-            apart = some[0] - base
-            if np.abs(apart).max(initial=0.0) <= SAME * np.abs(base).max(initial=0.0):
-                apart = np.zeros_like(base)
-            same = same and not apart.any()
+        for first, some in zip(firsts, rows, strict=True):
+            apart = rows[first][0] - base  # exactly zero where they start from the same
             vectors.append(np.concatenate([apart[None], apart + some[1:]]))
-        if name in names:
-            stacked = np.concatenate(vectors)  # [N, k]
-            stacked[0] = base
-            anchored += stacked @ stacked.T
+        stacked = np.concatenate(vectors)  # [N, k]
+        stacked[0] = base
+        anchored += stacked @ stacked.T
     numel = sum(runs[0].trajectory.blocks[runs[0].blocks[name]].numel for name in names)
     return Joint(
         runs=tuple(runs),
         owner=owner,
         snapshot=np.concatenate([np.arange(len(run.trajectory)) for run in runs]),
         anchored=anchored,
-        same_start=same,
+        starts=starts,
         counted=f"{len(names)} of {len(runs[0].blocks)} blocks, {numel:,} parameters: all that changed in a run",
     )
 
 
 def joint_grams(runs: Sequence[Run]) -> list[Joint]:
-    """The joint Gram matrices of all runs that can be compared with another."""
-    return [joint_gram([runs[i] for i in group]) for group in comparable(runs) if len(group) > 1]
+    """The joint Gram matrices of all runs that can be compared with another.
+
+    Where such runs start from different θ_0, the matrices of those that share theirs follow the one of them all.
+    """
+    found = [joint_gram([runs[i] for i in group]) for group in comparable(runs) if len(group) > 1]
+    return [joint for whole in found for joint in ([whole] if whole.same_start else [whole, *whole.by_start()])]
+
+
+def _starts(runs: Sequence[Run]) -> NDArray[np.int64]:
+    """Which θ_0 each run starts from, counted in the order of the runs."""
+    firsts: list[Run] = []
+    starts = []
+    for run in runs:
+        start = next((i for i, first in enumerate(firsts) if _same_start(first, run)), len(firsts))
+        firsts += [run] * (start == len(firsts))
+        starts.append(start)
+    return np.array(starts, dtype=np.int64)
+
+
+def _same_start(one: Run, other: Run) -> bool:
+    pairs = ((block_rows(one, name)[0], block_rows(other, name)[0]) for name in one.blocks)
+    return all(np.abs(a - b).max(initial=0.0) <= SAME * np.abs(a).max(initial=0.0) for a, b in pairs)
 
 
 # Rows, block by block, and pairs of them ---------------------------------------------------------------------

@@ -66,6 +66,13 @@ def _without_middle(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - ends - 1]}…{text[-ends:]}"
 
 
+def in_words(names: Sequence[str], most: int | None = None) -> str:
+    """A list of names in a sentence: all of them, or, of more than ``most``, one less and the number of the others."""
+    if most is not None and len(names) > most:
+        return f"{', '.join(names[: most - 1])} and {len(names) - most + 1} more"
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
+
+
 def in_lines(name: str, most: int) -> str:
     """A block's name, in two or three lines if it is long, and cut only where that isn't enough."""
     if len(name) <= most:

@@ -34,6 +34,7 @@ Array = NDArray[np.float64]
 _RESOLUTION = 32 * float(np.finfo(np.float64).eps)
 
 DRIFT_WINDOW = 5  # snapshots that direction drift looks back on
+SATURATED = 0.9  # cosine with the final direction from which on a direction has saturated
 
 _REMEDY = {
     "gram": "For snapshots stacked as rows [n, p], pass rows @ rows.T.",
@@ -112,24 +113,34 @@ def heterogeneity(similarities: ArrayLike) -> float:
     return float(np.ptp(values)) if len(values) > 1 else float("nan")
 
 
-def saturation(gram: ArrayLike, steps: ArrayLike, threshold: float = 0.9) -> float:
+def saturation(gram: ArrayLike, steps: ArrayLike, threshold: float = SATURATED) -> float:
     """First t >= 1 from which on cos(d_t, d_T) >= threshold holds, as (s_t - s_0) / (s_T - s_0).
 
     In [0, 1]. `steps` [n] are the optimizer steps s_t of the snapshots. ValueError for another number of
     steps, and for a threshold that is not a cosine.
     """
-    cosines = relative_trajectory_map(gram)
+    first = saturation_index(gram, threshold)
     steps = _vector(steps, "steps")
     n = len(_square(gram))
     if len(steps) != n:
         raise ValueError(f"steps must hold one step for each of the {n} snapshots of gram, got {len(steps)}.")
+    if first is None or steps[-1] == steps[0]:
+        return float("nan")
+    return float((steps[first] - steps[0]) / (steps[-1] - steps[0]))
+
+
+def saturation_index(gram: ArrayLike, threshold: float = SATURATED) -> int | None:
+    """The first snapshot t >= 1 from which on cos(d_t, d_T) >= threshold holds; None where d_T is undefined.
+
+    ValueError for a threshold that is not a cosine.
+    """
+    cosines = relative_trajectory_map(gram)
     if not -1.0 <= threshold <= 1.0:
         raise ValueError(f"threshold must be a cosine, from -1 to 1, got {threshold!r}.")
-    if n < 2 or np.isnan(cosines[-1, -1]) or steps[-1] == steps[0]:
-        return float("nan")
+    if len(cosines) < 1 or np.isnan(cosines[-1, -1]):
+        return None
     below = np.flatnonzero(~(cosines[-1] >= threshold))  # an undefined direction is not yet the final one
-    first = below[-1] + 2 if len(below) else 1
-    return float((steps[first] - steps[0]) / (steps[-1] - steps[0]))
+    return int(below[-1]) + 2 if len(below) else 1
 
 
 def direction_drift(gram: ArrayLike, window: int = DRIFT_WINDOW) -> float:

@@ -47,6 +47,7 @@ th, td { padding: .35rem .7rem; text-align: left; border-bottom: 1px solid var(-
 tbody tr:last-child > * { border-bottom: 0; }
 th { white-space: nowrap; font-weight: 600; }
 thead th { position: sticky; top: 0; background: var(--card); z-index: 2; }
+thead th, thead th.number { white-space: normal; }
 tbody th { position: sticky; left: 0; background: var(--back); z-index: 1; }
 thead th:first-child { left: 0; z-index: 3; }
 .number { text-align: right; white-space: nowrap; }

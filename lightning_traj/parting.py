@@ -14,7 +14,7 @@ from lightning_traj.joint import Array, Joint, block_rows, joint_grams, moved_bl
 from lightning_traj.report import CLOSE, with_error
 from lightning_traj.runs import Run
 
-PARTED = degrees(acos(CLOSE))  # degrees: directions that differ by more than 1 %
+PARTED = degrees(acos(CLOSE))  # degrees, 8.1: directions that differ by more than 1 %
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class Parting:
         angles: In degrees, [T]; NaN while one of them has not moved.
         errors: Their standard errors, in degrees, [T]; 0 for blocks kept whole.
         same_until: The last step up to which their parameters are the same, to the precision of what is kept.
-        parted: The first step at which the angle exceeds ``PARTED`` (their cosine is below 0.99) by more than twice its
+        parted: The first step at which the angle exceeds ``PARTED`` by more than twice its
             standard error; None where it never does.
     """
 
@@ -59,15 +59,14 @@ class Parting:
 
 
 def joint_partings(runs: Sequence[Run]) -> list[tuple[Joint, list[Parting]]]:
-    """All groups of runs that can be compared snapshot by snapshot, and where each two of a group part."""
-    return [(joint, partings(joint)) for joint in joint_grams(runs)]
+    """The groups of ``joint_grams``, and where each two of a group that has one θ_0 part."""
+    return [(joint, partings(joint) if joint.same_start else []) for joint in joint_grams(runs)]
 
 
 def partings(joint: Joint) -> list[Parting]:
-    """Where each two of the runs part; none where they don't start from the same θ_0."""
-    if not joint.same_start:
-        return []
-    return [_parting(one, other) for one, other in combinations(joint.runs, 2)]
+    """Where each two of the runs that start from the same θ_0 part."""
+    pairs = combinations(range(len(joint.runs)), 2)
+    return [_parting(joint.runs[i], joint.runs[j]) for i, j in pairs if joint.starts[i] == joint.starts[j]]
 
 
 def _parting(one: Run, other: Run) -> Parting:

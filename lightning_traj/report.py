@@ -72,16 +72,26 @@ def group_rows(trajectory: Trajectory, by: str = "layer", select: Select = None)
 
 def suggestion(trajectory: Trajectory, select: Select = None) -> str:
     """From when on the direction from θ_0 was within 1 % of its final one, in one sentence; empty where undefined."""
-    count = len(trajectory) - 1
-    share = measures.saturation(trajectory.displacement_gram(select), range(count + 1), CLOSE)
-    if count < 2 or share != share:
+    index = measures.saturation_index(trajectory.displacement_gram(select), CLOSE)
+    if len(trajectory) < 3 or index is None:
         return ""
+    unit, times = _times(trajectory)
+    if index == len(trajectory) - 1:
+        return f"The direction from θ_0 still changed by more than 1 % before the last snapshot, at {unit} {times[-1]}."
+    return f"The direction from θ_0 was within 1 % of its final one from {unit} {times[index]} of {times[-1]} on."
+
+
+def saturated_at(trajectory: Trajectory) -> str:
+    """The epoch or step at which the direction saturated, such as ``"epoch 4"``; empty where undefined."""
+    index = measures.saturation_index(trajectory.displacement_gram())
+    unit, times = _times(trajectory)
+    return "" if index is None else f"{unit} {times[index]}"
+
+
+def _times(trajectory: Trajectory) -> tuple[str, list[str]]:
     # A stream has no epochs to count by.
     unit, times = ("epoch", trajectory.epochs) if trajectory.epochs[-1] >= 1 else ("step", trajectory.steps)
-    first, last = (f"{x:,.4g}" if x < 10_000 else f"{x:,.0f}" for x in (times[round(share * count)], times[-1]))
-    if share == 1:
-        return f"The direction from θ_0 still changed by more than 1 % before the last snapshot, at {unit} {last}."
-    return f"The direction from θ_0 was within 1 % of its final one from {unit} {first} of {last} on."
+    return unit, [f"{x:,.4g}" if x < 10_000 else f"{x:,.0f}" for x in times.tolist()]
 
 
 def print_summary(

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_traj.blocks import Block
-from lightning_traj.hyperparameters import hyperparameters_beside
+from lightning_traj.hyperparameters import hyperparameters_beside, labelled
+from lightning_traj.labels import in_words
 from lightning_traj.sources import is_trajectory
 from lightning_traj.trajectory import Trajectory
 
 _USUAL = re.compile(r"version_\d+|trajectory")  # what Lightning's loggers call a run's folder, and we its file
-_LISTED = 3  # blocks that a sentence names
+_LISTED = 4  # blocks that a sentence names
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,7 @@ class Run:
         name: What tells it from the others.
         path: Its file.
         trajectory: What was recorded.
-        hyperparameters: Those that were logged beside it, nested ones as ``a/b``.
+        hyperparameters: Those that were logged beside it, or stood in its checkpoints; nested ones as ``a/b``.
         rename: Prefixes of block names, and what to put in their place.
     """
 
@@ -72,7 +73,7 @@ class Run:
 
     def known_as(self, name: str) -> str:
         """The name of a block or a module, renamed, without the prefix that all parameters share."""
-        return self._renamed(name).removeprefix(self._renamed(self._root))
+        return self.renamed(name).removeprefix(self.renamed(self._root))
 
     def sketched_as(self, block: Block) -> tuple[str, int, int] | None:
         """What the random numbers of a block's sketch depend on, and its length; None for one that is kept whole."""
@@ -85,7 +86,8 @@ class Run:
     def _root(self) -> str:
         return str(self.trajectory.settings.get("root", ""))
 
-    def _renamed(self, name: str) -> str:
+    def renamed(self, name: str) -> str:
+        """The name of a block or a module, renamed."""
         prefixes = [prefix for prefix in self.rename if name.startswith(prefix)]
         if not prefixes:
             return name
@@ -100,6 +102,10 @@ def load_runs(paths: Sequence[str | PathLike[str]], *, rename: Mapping[str, str]
         paths: Of each run its trajectory file, or a folder that holds one, itself or in a folder ``version_*``.
         rename: Prefixes of block names and what to put in their place, such as ``{"net.": "model."}``: blocks that are
             called the same then are the same. The prefix that all parameters of a model share needs none.
+
+    Runs that have no name but a number are called by what differs too: ``version_1 (lr=0.02)``. Hyperparameters are
+    those of a ``hparams.yaml`` beside the file or in the folder above, or else those that the checkpoints held which a
+    trajectory was made from.
 
     Raises:
         FileNotFoundError: there is no such file, or no trajectory in a folder.
@@ -119,9 +125,17 @@ def load_runs(paths: Sequence[str | PathLike[str]], *, rename: Mapping[str, str]
             )
         resolved[file.resolve()] = path
     rename = dict(rename or {})
+    trajectories = [Trajectory.load(file) for file in files]
+    chosen = [
+        hyperparameters_beside(file) or trajectory.settings.get("hyperparameters") or {}
+        for file, trajectory in zip(files, trajectories, strict=True)
+    ]
+    names = names_of(list(resolved))
+    if any(_USUAL.fullmatch(name) for name in names):
+        names = labelled(names, chosen)
     runs = [
-        Run(name, file, Trajectory.load(file), hyperparameters_beside(file), rename)
-        for name, file in zip(names_of(list(resolved)), files, strict=True)
+        Run(name, file, trajectory, its, rename)
+        for name, file, trajectory, its in zip(names, files, trajectories, chosen, strict=True)
     ]
     for prefix in rename:
         if not any(block.name.startswith(prefix) for run in runs for block in run.trajectory.blocks):
@@ -192,8 +206,7 @@ def why_apart(one: Run, other: Run) -> str:
             return f"{words}: {name}={settings[0].get(name)!r} and {settings[1].get(name)!r}"
     for run, its in ((one, other), (other, one)):
         if alone := [name for name in run.blocks if name not in its.blocks]:
-            more = f" and {len(alone) - _LISTED} more" if len(alone) > _LISTED else ""
-            listed = ", ".join(map(repr, alone[:_LISTED])) + more
+            listed = in_words([*map(repr, alone)], _LISTED)
             hint = "" if set(run.blocks) & set(its.blocks) else "; where names differ in a prefix alone, rename it"
             return f"another model: {run.name} alone has {listed}{hint}"
     for name in one.blocks:
@@ -231,11 +244,6 @@ def left_out(runs: Sequence[Run]) -> list[str]:
                 reasons.setdefault(why, []).append(other.name)
         sentences += [f"{one.name} with {in_words(others)}: {why}." for why, others in reasons.items()]
     return sentences
-
-
-def in_words(names: Sequence[str]) -> str:
-    """A list of names in a sentence."""
-    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
 # Inside -----------------------------------------------------------------------------------------------------

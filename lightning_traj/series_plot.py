@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from lightning_traj import measures
 from lightning_traj.drawing import BLUE, GREEN, GREY, ORANGE, Array, Times, add_panel, new_figure, own_style
 from lightning_traj.labels import shortened
 from lightning_traj.table import MEASURES
@@ -40,7 +41,9 @@ DRAWN: Mapping[str, float | None] = {
 }
 _REFERENCES = {"update_angle": "random walk", "oscillation_cosine": "neither on nor back"}
 _LEFT, _FOOT, _HIGH, _WIDE, _HEAD = 0.72, 0.5, 1.9, 3.1, 0.8  # inches
-_LETTER, _LINE = 0.072, 0.16  # inches: of a label of 8.5 points
+_LINE = 0.16  # inches: of a label of 8.5 points
+_MARKER = 6.5  # points
+_LONGEST = 30  # letters of a run's label
 
 
 class Timeline:
@@ -58,11 +61,7 @@ class Timeline:
         self.epochs = times.values if times.unit == "epoch" else None
         self.steps: NDArray[np.int64] = trajectory.steps
         self.values: Mapping[str, Array] = trajectory.series() if values is None else values
-        share = self.values["saturation"][-1]
-        self.saturated: int | None = None
-        if share == share:
-            first, last = float(self.steps[0]), float(self.steps[-1])
-            self.saturated = int(np.abs(self.steps - (first + share * (last - first))).argmin())
+        self.saturated = measures.saturation_index(trajectory.displacement_gram())
 
 
 def series_figures(timelines: Mapping[str, Timeline]) -> dict[str, Callable[[], Figure]]:
@@ -84,8 +83,8 @@ def series(timelines: Mapping[str, Timeline], measure: str) -> Figure:
     In epochs, or in steps where a run has no epochs to count by.
     """
     several = len(timelines) > 1
-    labels = shortened(list(timelines)) if several else [""]
-    room = 0.3 + _LETTER * max(map(len, labels)) if several else 0.15
+    labels = run_labels(list(timelines)) if several else [""]
+    room = 0.3 + width_of(labels) if several else 0.15
     high = max(_HIGH, _LINE * 1.1 * len(labels))
     about = MEASURES[measure]
     width, height = _LEFT + _WIDE + room, _FOOT + high + _HEAD
@@ -107,6 +106,7 @@ def series(timelines: Mapping[str, Timeline], measure: str) -> Figure:
     unit = "degrees" if about.unit == "degrees" else ""
     finish_axes(axes, "epoch" if by_epoch else "step", unit, first=min(starts))
     _draw_reference(axes, measure)
+    reveal_markers(axes)
     if several:
         label_ends(axes, ends)
     return figure
@@ -127,6 +127,16 @@ def _draw_reference(axes: Axes, measure: str) -> None:
 # Parts, for other charts of lines too -----------------------------------------------------------------------
 
 
+def run_labels(names: Sequence[str]) -> list[str]:
+    """Names of runs, short enough for charts."""
+    return shortened(names, _LONGEST)
+
+
+def width_of(labels: Sequence[str]) -> float:
+    """Of the longest label of 8.5 points, in inches."""
+    return 0.072 * max(map(len, labels))
+
+
 def draw_line(
     axes: Axes, run: int, times: Array, values: Array, marked: int | None = None, label: str | None = None
 ) -> str:
@@ -141,13 +151,28 @@ def draw_line(
             values[marked : marked + 1],
             MARKERS[run % len(MARKERS)],
             color=colour,
-            markersize=6.5,
+            markersize=_MARKER,
             markeredgecolor="white",
             markeredgewidth=0.8,
             zorder=3,
             label=label,
         )
     return colour
+
+
+def reveal_markers(axes: Axes) -> None:
+    """Draw markers of runs that lie on earlier ones as rings around them, once the axes have their limits."""
+    seen: list[Array] = []
+    for line in axes.lines:
+        if line.get_linestyle() != "None" or line.get_markerfacecolor() == "none":
+            continue
+        x, y = (np.asarray(values, dtype=np.float64) for values in line.get_data())
+        place = axes.transData.transform(np.column_stack([x, y]))[0] * 72 / axes.figure.dpi  # points
+        covered = sum(bool(np.hypot(*(place - other)) < _MARKER) for other in seen)
+        seen.append(place)
+        if covered:
+            line.set(markersize=_MARKER + 4 * covered, markerfacecolor="none", markeredgewidth=1.3)
+            line.set_markeredgecolor(line.get_color())
 
 
 def finish_axes(axes: Axes, unit: str, label: str, first: float) -> None:

@@ -14,9 +14,11 @@ from rich.console import Console
 
 import reference
 from figures import assert_readable, words
-from lightning_traj import comparison_plot
+from lightning_traj import comparison_plot, report
 from lightning_traj.compare import comparison_table, load_runs, write_comparison
-from lightning_traj.hyperparameters import hyperparameters_beside
+from lightning_traj.comparison_html import comparison_report
+from lightning_traj.comparison_words import at_a_glance
+from lightning_traj.hyperparameters import hyperparameters_beside, labelled
 from lightning_traj.joint import joint_gram
 from lightning_traj.parting import PARTED, joint_partings, partings
 from lightning_traj.recorder import Recorder
@@ -163,6 +165,32 @@ def test_hyperparameters_are_flat_plain_and_built_of_nothing(tmp_path):
             hyperparameters_beside(file)
 
 
+def test_hyperparameters_are_those_beside_a_run_or_of_its_checkpoints(saved, tmp_path):
+    for i, held in enumerate(({"lr": 1}, {"lr": 2}, {})):
+        trajectory = saved()
+        settings = {**trajectory.settings, **({"hyperparameters": held} if held else {})}
+        replace(trajectory, settings=settings).save(tmp_path / f"version_{i}/trajectory.safetensors")
+    (tmp_path / "version_1/hparams.yaml").write_text("lr: 3\n")  # what was logged comes first
+    runs = load_runs([tmp_path / f"version_{i}" for i in range(3)])
+    assert [one.hyperparameters for one in runs] == [{"lr": 1}, {"lr": 3}, {}]
+    assert [one.name for one in runs] == ["version_0 (lr=1)", "version_1 (lr=3)", "version_2"]
+
+
+@pytest.mark.parametrize(
+    ("all_of", "labels"),
+    [
+        ([{"learning_rate": 0.1, "n": 1}, {"learning_rate": 0.02, "n": 1}], ["a (lr=0.1)", "b (lr=0.02)"]),
+        ([{"opt/lr": 1, "wd": 0}, {"opt/lr": 2, "wd": 1}], ["a (lr=1, wd=0)", "b (lr=2, wd=1)"]),
+        ([{"a/lr": 1, "b/lr": 3}, {"a/lr": 2, "b/lr": 3}], ["a (lr=1)", "b (lr=2)"]),
+        ([{"a/lr": 1, "b/lr": 3}, {"a/lr": 2, "b/lr": 4}], ["a (a/lr=1, b/lr=3)", "b (a/lr=2, b/lr=4)"]),
+        ([{"l": 1, "x" * 30: 1, "m": 1}, {"l": 2, "x" * 30: 2, "m": 2}], ["a (l=1, m=1)", "b (l=2, m=2)"]),
+        ([{"l": 1}, {"l": 1}], ["a", "b"]),
+    ],
+)
+def test_labels_show_the_hyperparameters_that_differ(all_of, labels):
+    assert labelled("ab", all_of) == labels
+
+
 # Matched block by block
 
 
@@ -275,6 +303,47 @@ def test_runs_from_different_parameters_have_no_common_origin(saved, stacked, wa
     assert angles == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("starts", "said"),
+    [
+        ("aaab", ["0, 1 and 2 start from the same parameters; 3 from others", "0, 1 and 2: at the end the direct"]),
+        ("abab", ["0 and 2 start from the same parameters; 1 and 3 from others", "1 and 3: at the end their direct"]),
+        ("baac", ["1 and 2 start from the same parameters; 0 and 3 each from others"]),
+        ("abcd", ["0, 1, 2 and 3 are of one model, but start from different parameters"]),
+    ],
+)
+def test_runs_that_share_their_start_are_compared_whatever_others_start_from(saved, walk, stacked, starts, said):
+    snapshots = []
+    for seed, start in enumerate(starts):
+        path, origin = walk(SHAPES, 4, seed=seed), walk(SHAPES, 1, seed=ord(start))[0]
+        snapshots.append([{name: origin[name] + some[name] - path[0][name] for name in SHAPES} for some in path])
+    runs = [run(saved(some), str(i)) for i, some in enumerate(snapshots)]
+    whole, *parts = joints = [joint for joint, _ in joint_partings(runs)]
+    thetas = [stacked(some) for some in snapshots]
+    np.testing.assert_allclose(whole.map(), reference.cosine_map(list(np.concatenate(thetas))), rtol=0, atol=1e-6)
+    assert whole.starts.tolist() == [sorted(set(starts), key=starts.index).index(start) for start in starts]
+    alike = [[i for i in range(4) if starts[i] == start] for start in dict.fromkeys(starts) if starts.count(start) > 1]
+    assert [[one.name for one in joint.runs] for joint in parts] == [list(map(str, some)) for some in alike]
+    for joint, members in zip(parts, alike, strict=True):
+        displacements = np.concatenate([thetas[i] - thetas[i][0] for i in members])
+        np.testing.assert_allclose(joint.relative_map(), reference.cosine_map(list(displacements)), rtol=0, atol=1e-5)
+        i, j = members[:2]
+        expected = reference.angle(thetas[i][2] - thetas[i][0], thetas[j][3] - thetas[j][0])
+        assert whole.angle(4 * i + 2, 4 * j + 3, relative=True)[0] == pytest.approx(expected, abs=1e-4)
+        assert len(partings(joint)) == len(members) * (len(members) - 1) // 2
+    assert len(partings(whole)) == sum(len(partings(joint)) for joint in parts)
+    with pytest.raises(ValueError, match="no common θ_0"):
+        whole.angle(1, 4 * next(i for i in range(4) if starts[i] != starts[0]) + 1, relative=True)
+    figures = comparison_plot.comparison_figures(runs, joint_partings(runs))
+    assert sum(name.startswith("joint_relative_map") for name in figures) == len(parts)
+    assert sum(name.startswith("partings") for name in figures) == len(parts)
+    assert_readable(figures["joint_path"](), on_others=("start",))
+    text = " ".join(assert_stands_alone(comparison_report(runs, joint_partings(runs), {})).texts)
+    assert all(words in text for words in said)
+    assert "What is wrong with the runs" not in text
+    assert len(joints) == 1 + len(alike)
+
+
 def test_blocks_of_which_nothing_moved_are_not_counted_and_late_ones_are(saved, walk, stacked):
     runs, thetas = [], []
     for name, seed in (("a", 1), ("b", 2)):
@@ -356,6 +425,47 @@ def test_only_the_same_steps_are_compared(saved, walk):
     assert str(found["a", "c"]) == "a and c: no snapshots at the same steps after the first."
 
 
+# Ranked
+
+
+def ranked(saved, walk, values, steps=None):
+    """The sentence on mds of runs with these values and standard errors."""
+    runs = []
+    for i, (value, error) in enumerate(values):
+        trajectory = saved(walk({"w": (4, 4)}, 3))
+        one = run(replace(trajectory, steps=np.array(steps[i] if steps else [0, 1, 2])), "abcd"[i])
+        one.__dict__.update(summary={**trajectory.summary(), "mds": value}, errors={"mds": error})
+        runs.append(one)
+    return [sentence for sentence in at_a_glance(runs, []) if "mds" in sentence or "ranked" in sentence]
+
+
+def test_runs_are_ranked_where_their_errors_let_them_be_told_apart(saved, walk):
+    def said(*values):
+        (sentence,) = ranked(saved, walk, values)
+        return sentence
+
+    # The standard error of a difference of (0.03, 0.04) is 0.05.
+    assert said((0.5, 0.03), (0.602, 0.04)) == (
+        "mds: a turns most as seen from the origin (0.500 ± 0.030); b turns least (0.602 ± 0.040)."
+    )
+    assert said((0.5, 0.03), (0.598, 0.04)) == "mds: a at 0.500 ± 0.030 and b at 0.598 ± 0.040 are not told apart."
+    assert said((0.2, 0.01), (0.6, 0.01), (0.61, 0.01)) == (
+        "mds: a turns most as seen from the origin (0.200 ± 0.010); which of c at 0.610 ± 0.010 and b at 0.600 ± 0.010 "
+        "turns least is not told apart."
+    )
+    assert said((0.2, 0.0), (0.3, 0.0)).endswith("b turns least (0.3).")
+    assert said((0.2, 0.0), (0.2, 0.0)).endswith("are not told apart.")
+
+
+def test_runs_of_other_steps_are_not_ranked_together(saved, walk):
+    values = [(0.2, 0.0), (0.3, 0.0), (0.1, 0.0)]
+    found = ranked(saved, walk, values, [[0, 1, 2], [0, 1, 2], [0, 1, 3]])
+    assert found == [
+        "mds (among a and b): a turns most as seen from the origin (0.2); b turns least (0.3).",
+        "Runs whose snapshots are of different steps, or that count different blocks, are not ranked together.",
+    ]
+
+
 # Written
 
 
@@ -369,6 +479,8 @@ def four(saved, branches):
         f"c{HOSTILE}".replace("/", "|"): (saved(sketch_dim=64, seed=7), {"optimizer": "SGD", "steps": [1, 2]}),
         "d": (saved(shapes={"w": (4, 4)}, n=1), {}),
     }
+    alone = named["d"][0]
+    named["d"] = replace(alone, settings={**alone.settings, "findings": ["x.ckpt is odd."]}), {}
     return [run(trajectory, name, hyperparameters=its) for name, (trajectory, its) in named.items()]
 
 
@@ -400,6 +512,7 @@ def test_page_stands_alone_and_says_what_was_not_compared(written, four):
     assert "No hyperparameters are known of d. In all other runs: optimizer=SGD." in text
     (parting,) = partings(joint_gram(four[:2]))
     assert parting.at_the_end() in text
+    assert "d: x.ckpt is odd." in text
     assert all(one.name in text for one in four)
     assert len(found.all("img")) == sum(path.suffix == ".png" for path in written[1])
     assert len(source) < 3_000_000
@@ -420,6 +533,7 @@ def test_table_and_csv_hold_the_same(written, four):
     console = Console(width=200, file=io.StringIO())
     console.print(comparison_table(four[:2]))
     shown = " ".join(console.file.getvalue().split())
+    assert f"({report.saturated_at(four[0].trajectory)})" in shown
     for name in ("lr", "snapshots", "mds", "path_length", "direction_drift"):
         assert name in shown
     assert "In all runs: optimizer=SGD, on=True." in shown
@@ -463,6 +577,8 @@ def test_what_is_written_on_figures_can_be_read(saved, branches, count):
     ]
     joints = joint_partings(runs)
     figures = comparison_plot.comparison_figures(runs, joints)
+    axes = figures["joint_path"]().axes[0]
+    assert np.ptp(axes.get_xlim()) / axes.bbox.width == pytest.approx(np.ptp(axes.get_ylim()) / axes.bbox.height)
     for name in ("maps", "relative_maps", "joint_map", "joint_path", "layers_by_runs", "partings", "series_mds"):
         assert_readable(figures[name](), on_others=("start", "neither on nor back", "random walk"))
 
@@ -490,3 +606,20 @@ def test_series_are_the_trajectories_and_saturation_is_marked(saved, walk):
         np.testing.assert_array_equal(line.get_ydata(), trajectory.series()["displacement"])
         assert mark.get_xdata()[0] == trajectory.summary()["saturation"] * trajectory.steps[-1]
     assert {"a", "b", "step", "displacement"} <= set(words(figure))
+
+
+def test_markers_that_coincide_are_all_seen(saved, walk):
+    trajectory = saved(walk(SHAPES, 8, seed=1))
+    others = {"b": saved(walk(SHAPES, 8, seed=1)), "c": saved(walk(SHAPES, 8, seed=5, size=0.3))}
+    figure = series({name: Timeline(some) for name, some in {"a": trajectory, **others}.items()}, "displacement")
+    marks = {line.get_marker(): line for line in figure.axes[0].lines if line.get_linestyle() == "None"}
+    assert [marks[shape].get_markerfacecolor() == "none" for shape in "os^"] == [False, True, False]
+    assert marks["s"].get_markersize() > marks["o"].get_markersize() == marks["^"].get_markersize()
+
+
+def test_layers_are_called_as_in_the_report_of_each_run_where_all_are(saved, walk):
+    shapes = {"net.0.w": (4, 4), "net.1.w": (4, 4)}
+    alike = [run(saved(walk(shapes, 4, seed=seed)), str(seed)) for seed in (1, 2)]
+    other = run(saved(prefixed(walk(shapes, 4), "model.")), "other")
+    assert {"net.0", "net.1"} <= set(words(comparison_plot.layers_by_runs(alike)))
+    assert {"net.0", "net.1"}.isdisjoint(words(comparison_plot.layers_by_runs([*alike, other])))

@@ -140,6 +140,19 @@ def test_a_style_that_would_run_something_is_noticed():
         Page(page.page("x", page.Markup("<p>")))
 
 
+def test_what_was_found_in_checkpoints_is_said(recorded, walk):
+    trajectory = recorded(walk({"w": (4, 4)}, 2), Recorder()).collect()[0]
+    for findings, given, said in (
+        (["a.ckpt is odd."], None, "a.ckpt is odd."),
+        ([], None, "Nothing found."),
+        (["a.ckpt is odd."], ["b.ckpt is odd."], "b.ckpt is odd."),
+    ):
+        found = replace(trajectory, settings={**trajectory.settings, "findings": findings})
+        text = " ".join(Page(trajectory_report(found, title="Found", findings=given)).texts)
+        assert "What is wrong with the snapshots" in text
+        assert said in text
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
@@ -156,7 +169,7 @@ def test_little_to_say(rows, said):
     found = assert_stands_alone(trajectory_report(recorder.collect()[0], title="Little"))
     text = " ".join(found.texts)
     assert said in text
-    assert "Nothing found." in text
+    assert "What is wrong" not in text  # nothing was looked for
     assert "nan" not in text.lower()
 
 

@@ -54,7 +54,7 @@ FLOORS = [
     {"conditions", "drawing", "findings", "layers", "recorder", "report", "runs"},
     {"comparison_table", "crossing", "decisions", "heatmap", "joint", "plot", "series", "series_plot", "state_dicts"},
     {"parting", "small_maps"},
-    {"comparison_plot", "compatibility", "freeze_plot", "layer_plot"},
+    {"comparison_plot", "comparison_words", "compatibility", "freeze_plot", "layer_plot"},
     {"html", "tensorboard"},
     {"comparison_html", "logbook"},
     {"analysis", "callback", "checkpoints", "compare"},

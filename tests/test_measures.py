@@ -113,6 +113,7 @@ TESTED_BY_THEMSELVES = {
     "oscillation",
     "pca",
     "random_walk_first_ratio",
+    "saturation_index",
 }
 
 
@@ -455,6 +456,9 @@ def test_saturation_counts_from_the_last_time_the_direction_was_elsewhere():
     assert measures.saturation(gram, [100, 110, 120, 150, 200]) == 0.5
     assert measures.saturation(gram, [100, 110, 120, 150, 200], threshold=-1) == 0.1
     assert math.isnan(measures.saturation(gram, [7] * 5))  # no step was taken
+    assert measures.saturation_index(gram) == 3
+    assert measures.saturation_index(gram, threshold=-1) == 1
+    assert measures.saturation_index(np.zeros((3, 3))) is None
 
 
 def test_direction_drift_takes_the_last_of_its_window():
