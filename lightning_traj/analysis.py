@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from os import PathLike
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_traj import plot, tensorboard
+from lightning_traj.files import replace_together
 from lightning_traj.html import trajectory_report
 from lightning_traj.trajectory import Trajectory
 
@@ -51,14 +50,10 @@ def write_analysis(
         raise FileExistsError(f"{out} has {', '.join(present)} already: name another folder, or pass overwrite=True.")
     if TRAJECTORY in present and "checkpoints" not in Trajectory.load(out / TRAJECTORY).settings:
         raise FileExistsError(f"{out / TRAJECTORY} was recorded in training, and is not replaced: name another folder.")
-    out.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".analysis-", dir=out) as folder:
-        _write(trajectory, Path(folder), csv)
-        for name in present:
-            earlier = out / name
-            shutil.rmtree(earlier) if earlier.is_dir() else earlier.unlink()
-        made = [name for name in RESULTS if (Path(folder) / name).exists()]
-        return [(Path(folder) / name).rename(out / name) for name in made]
+    with replace_together(out, present) as folder:
+        _write(trajectory, folder, csv)
+        made = [name for name in RESULTS if (folder / name).exists()]
+    return [out / name for name in made]
 
 
 def _write(trajectory: Trajectory, out: Path, csv: bool) -> None:

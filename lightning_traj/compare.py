@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from os import PathLike
@@ -12,11 +13,19 @@ from lightning_traj import plot
 from lightning_traj.comparison_html import comparison_report
 from lightning_traj.comparison_plot import comparison_figures
 from lightning_traj.comparison_table import comparison_table, write_csv
-from lightning_traj.files import replace_atomically
+from lightning_traj.files import replace_together
 from lightning_traj.html import SHARPNESS
 from lightning_traj.joint import joint_gram
 from lightning_traj.parting import joint_partings
 from lightning_traj.runs import Run, load_runs
+from lightning_traj.series_plot import DRAWN
+
+EVENTS = "tensorboard"
+_DRAWN = "|".join(DRAWN)
+_PICTURES = (
+    rf"maps|relative_maps|layers_by_runs|series_({_DRAWN})|(joint_map|joint_relative_map|joint_path|partings)(_\d+)?"
+)
+MADE = re.compile(rf"comparison\.(html|csv)|({_PICTURES})\.png|{EVENTS}")  # names of all that a comparison can leave
 
 __all__ = ["Run", "comparison_table", "joint_gram", "load_runs", "write_comparison"]
 
@@ -26,13 +35,14 @@ def write_comparison(runs: Sequence[Run], out: str | PathLike[str]) -> list[Path
 
     Args:
         runs: At least two, as ``load_runs`` gives them.
-        out: Folder, made if it is missing. Files of these names in it are replaced.
+        out: Folder, made if it is missing. All that an earlier comparison left in it is replaced.
 
     Returns:
         The files, the page first.
 
     Raises:
         ValueError: fewer than two runs, or two of one name.
+        FileExistsError: there is a folder ``tensorboard`` in ``out`` that is of no comparison.
         OSError: a file could not be written.
     """
     if len(runs) < 2:
@@ -40,17 +50,27 @@ def write_comparison(runs: Sequence[Run], out: str | PathLike[str]) -> list[Path
     if len({run.name for run in runs}) < len(runs):
         raise ValueError(f"runs: two have the same name, of {[run.name for run in runs]}; dataclasses.replace one's.")
     out = Path(out)
+    earlier = _earlier(out)
     joints = joint_partings(runs)
     figures = comparison_figures(runs, joints)
     pictures = {name: plot.to_png(draw(), SHARPNESS) for name, draw in figures.items()}
     written = {"comparison.html": comparison_report(runs, joints, pictures).encode()}
     written |= {f"{name}.png": png for name, png in pictures.items()}
-    for name, content in written.items():
-        with replace_atomically(out / name) as temporary:
-            temporary.write_bytes(content)
-    write_csv(runs, out / "comparison.csv")
-    events = write_events(runs, out / "tensorboard")
-    return [*(out / name for name in written), out / "comparison.csv", *events]
+    with replace_together(out, earlier) as folder:
+        for name, content in written.items():
+            (folder / name).write_bytes(content)
+        write_csv(runs, folder / "comparison.csv")
+        events = [path.relative_to(folder) for path in write_events(runs, folder / EVENTS)]
+    return [*(out / name for name in written), out / "comparison.csv", *(out / path for path in events)]
+
+
+def _earlier(out: Path) -> list[str]:
+    """What an earlier comparison left in a folder: it has other pictures and events where its runs were others."""
+    if not (out / "comparison.html").exists():
+        if (out / EVENTS).exists():
+            raise FileExistsError(f"out={str(out)!r} has {EVENTS}/ of something else than a comparison: name another.")
+        return []
+    return sorted(path.name for path in out.iterdir() if MADE.fullmatch(path.name))
 
 
 def write_events(runs: Sequence[Run], folder: Path, prefix: str = "traj") -> list[Path]:
@@ -61,7 +81,7 @@ def write_events(runs: Sequence[Run], folder: Path, prefix: str = "traj") -> lis
 
     Args:
         runs: What is written; a folder each, by their names.
-        folder: The one to point TensorBoard at.
+        folder: The one to point TensorBoard at, in which there are no events yet.
         prefix: First part of the tags.
 
     Returns:
@@ -76,8 +96,6 @@ def write_events(runs: Sequence[Run], folder: Path, prefix: str = "traj") -> lis
     announced = _hparams(together, columns)[0]
     files: list[Path] = []
     for run, its in zip(runs, chosen, strict=True):
-        for earlier in (folder / run.name).glob("events.out.tfevents.*"):
-            earlier.unlink()  # TensorBoard would draw both
         with SummaryWriter(str(folder / run.name)) as writer:
             for event in (announced, *_hparams(its, columns)[1:]):
                 writer.file_writer.add_summary(event)

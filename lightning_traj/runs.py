@@ -197,7 +197,8 @@ def why_apart(one: Run, other: Run) -> str:
     """Why inner products between two runs' snapshots can't be had, in words; empty where they can."""
     for run in (one, other):
         if run.trajectory.settings.get("snapshot") != "sketch":
-            return f"{run.name} has full snapshots, which are not in its trajectory file"
+            remedy = "record it with snapshot='sketch', or analyze its checkpoints with --sketch"
+            return f"{run.name} has full snapshots, which are not in its trajectory file: {remedy}"
         if run.trajectory.sketches is None:
             return f"the file of {run.name} holds no rows of its snapshots, which are saved when training ends"
     settings = [run.trajectory.settings for run in (one, other)]

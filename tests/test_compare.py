@@ -15,7 +15,7 @@ from rich.console import Console
 import reference
 from figures import assert_readable, words
 from lightning_traj import comparison_plot, report
-from lightning_traj.compare import comparison_table, load_runs, write_comparison
+from lightning_traj.compare import MADE, comparison_table, load_runs, write_comparison
 from lightning_traj.comparison_html import comparison_report
 from lightning_traj.comparison_words import at_a_glance
 from lightning_traj.hyperparameters import hyperparameters_beside, labelled
@@ -552,11 +552,25 @@ def test_tensorboard_shows_runs_in_one_table_and_one_chart(written, four):
     assert [event.value for event in found.Scalars("traj/mds")] == pytest.approx(series_of, rel=1e-6)
 
 
-def test_writing_again_leaves_no_events_of_before(four, tmp_path, monkeypatch):
+def test_writing_again_leaves_nothing_of_before(four, tmp_path, monkeypatch):
+    made = comparison_plot.comparison_figures(four, joint_partings(four))
+    assert all(MADE.fullmatch(f"{name}.png") for name in [*made, "joint_relative_map_12", "series_mds"])
     monkeypatch.setattr("lightning_traj.compare.comparison_figures", lambda *_: {})
-    for _ in range(2):
-        files = write_comparison(four[:2], tmp_path)
-    assert sorted(files) == sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    mine = tmp_path / "series_mine.png"
+    write_comparison(four, tmp_path)
+    for path in (mine, tmp_path / "partings.png", tmp_path / "joint_relative_map_2.png"):
+        path.write_bytes(b"")
+    for runs in (four[:2], four[1:3]):
+        files = write_comparison(runs, tmp_path)
+        assert sorted([mine, *files]) == sorted(path for path in tmp_path.rglob("*") if path.is_file())
+        assert {path.name for path in (tmp_path / "tensorboard").iterdir()} == {one.name for one in runs}
+    monkeypatch.setattr("lightning_traj.compare.write_csv", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_comparison(four, tmp_path)
+    assert sorted([mine, *files]) == sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    (tmp_path / "logs/tensorboard/version_0").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match="tensorboard/ of something else"):
+        write_comparison(four, tmp_path / "logs")
     with pytest.raises(ValueError, match="at least two, and was given 1"):
         write_comparison(four[:1], tmp_path)
     with pytest.raises(ValueError, match="two have the same name"):

@@ -147,10 +147,12 @@ def test_what_was_found_in_checkpoints_is_said(recorded, walk):
         ([], None, "Nothing found."),
         (["a.ckpt is odd."], ["b.ckpt is odd."], "b.ckpt is odd."),
     ):
-        found = replace(trajectory, settings={**trajectory.settings, "findings": findings})
+        more = {"findings": findings, "hyperparameters": {"lr": 0.25, "opt/name": HOSTILE}}
+        found = replace(trajectory, settings={**trajectory.settings, **more})
         text = " ".join(Page(trajectory_report(found, title="Found", findings=given)).texts)
         assert "What is wrong with the snapshots" in text
         assert said in text
+        assert f"lr=0.25, opt/name={HOSTILE}" in text
 
 
 @pytest.mark.parametrize(
