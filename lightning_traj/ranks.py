@@ -93,7 +93,9 @@ class Ranks:
         Ranks that hold the same entries (replicas; all ranks where a parameter is a plain tensor) share them out: of
         these entries, parameter after parameter, each has one stretch. All ranks have to call it.
         """
-        held = {name: held_share(name, parameter) for name, parameter in parameters.items()}
+        held: dict[str, Share] = {}
+        # All of them or none: one that cannot tell would leave the others waiting.
+        self.all_do(lambda: held.update((name, held_share(name, tensor)) for name, tensor in parameters.items()))
         if self.size == 1:
             return held
         marks = torch.zeros(self.size, len(held), dtype=torch.int64)
