@@ -212,9 +212,9 @@ def communication(folder: Path) -> None:
     sent: list[int] = []
     reduce = dist.all_reduce
 
-    def counting(tensor: Tensor, *args: Any) -> Any:
+    def counting(tensor: Tensor, **group: Any) -> Any:
         sent.append(tensor.nbytes)
-        return reduce(tensor, *args)
+        return reduce(tensor, **group)
 
     dist.all_reduce = counting
     for mode in MODES:
@@ -250,9 +250,9 @@ def sketching(rows: int) -> tuple[int, int]:
     counts = {"entries": 0, "collectives": 0}
     reduce, sketch = dist.all_reduce, CountSketch._sketch
 
-    def counting(tensor: Tensor) -> None:
+    def counting(tensor: Tensor, **group: Any) -> None:
         counts["collectives"] += 1
-        reduce(tensor)
+        reduce(tensor, **group)
 
     def counted(self: CountSketch, pieces: Any, *args: Any) -> Tensor:
         pieces = list(pieces)
@@ -333,6 +333,39 @@ def test_a_rank_that_fails_does_not_hang_the_others(tmp_path: Path) -> None:
     names = [path.name for path in (tmp_path / "full" / "True").iterdir()]
     assert len(names) == 5 * 3  # nothing is left of the one that failed
     assert not any("step000000003" in name for name in names)
+
+
+def coming_apart(folder: Path, mode: str) -> tuple[int, list[str], list[float]]:
+    """The second rank fails after the sum of the fourth snapshot: what is kept, what is said, training's next sum."""
+    recorder, errors = recorder_of(folder, Ranks.of_world(), snapshot=mode), []
+    update = recorder.gram.update
+
+    def failing(*args: Any) -> None:
+        if len(recorder) == 3 and dist.get_rank() == 1:
+            raise MemoryError("out of memory")
+        update(*args)
+
+    recorder.gram.update = failing  # type: ignore[method-assign]
+    gradient = torch.ones(3)
+    for step in range(STEPS):
+        parameters = placed(step, layouts()["rows"])
+        for do in (recorder.record, recorder.add_to_window, recorder.begin_window):
+            try:
+                do(parameters, step, *([step / 10] if do == recorder.record else []))
+            except (MemoryError, RuntimeError) as error:
+                errors.append(str(error).split(":")[0])
+        dist.all_reduce(gradient)
+    return len(recorder), errors, gradient.tolist()
+
+
+def test_a_rank_that_fails_after_a_sum_ends_the_recording_and_nothing_else(tmp_path: Path) -> None:
+    for mode in MODES:
+        results = launch(coming_apart, 3, tmp_path, mode)
+        assert [kept for kept, *_ in results] == ([4, 3, 4])
+        assert results[1][1][0] == "out of memory"
+        for _, errors, gradient in results:
+            assert "processes no longer record together" in errors[-1]
+            assert gradient == [3.0**STEPS] * 3
 
 
 def not_finite(folder: Path) -> list[list[int]]:
