@@ -64,9 +64,9 @@ def rank_of(rank: int, size: int, port: int, results: SimpleQueue[Any]) -> None:
     sent: list[int] = []
     reduce = dist.all_reduce
 
-    def counting(tensor: torch.Tensor) -> None:
+    def counting(tensor: torch.Tensor, **group: Any) -> None:
         sent.append(tensor.nbytes)
-        reduce(tensor)
+        reduce(tensor, **group)
 
     dist.all_reduce = counting
     answers = {}

@@ -493,6 +493,7 @@ class TrajectoryCallback(Callback):
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self._recorder.ranks.leave()
         if self._temporary is not None:
             self._temporary.cleanup()
             self._temporary = None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from itertools import accumulate
 from typing import Any
 
@@ -13,35 +15,74 @@ from torch import Tensor
 from lightning_traj.blocks import has_entries
 from lightning_traj.shards import Share, held_share, is_sharded
 
+# Shorter than what training's own collectives wait for by default (ten minutes with NCCL, else thirty): where ranks
+# have come apart, the sum here gives up first, and training goes on.
+TIMEOUT = timedelta(minutes=5)
+
+
+GONE = "processes no longer record together, since one has failed or waited in vain: nothing more is recorded"
+
 
 class Ranks:
     """The processes among which parameters are sharded or repeated.
 
+    They sum in a group of their own: whatever goes wrong here, nothing of it can meet a gradient.
+
     Args:
         rank: Which one this is.
         size: How many there are.
+        group: Of these processes, of torch.distributed; None where there is but one.
+
+    Attributes:
+        broken: Whether a sum has failed, or this rank has left: there are no more.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int = 0, size: int = 1, group: Any = None) -> None:
+        self.rank, self.size, self.group = rank, size, group
+        self.broken = False
 
     @staticmethod
     def of_world() -> Ranks:
-        """Those of torch.distributed's default group; one alone where it is not initialised."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        """Those of torch.distributed's default group; one alone where it is not initialised. All have to call it."""
+        dist = torch.distributed
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return Ranks()
-        return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        # NCCL takes tensors on a GPU only, and what belongs to files is on the host.
+        backend = "cpu:gloo,cuda:nccl" if "nccl" in dist.get_backend() else None
+        return Ranks(dist.get_rank(), dist.get_world_size(), dist.new_group(backend=backend, timeout=TIMEOUT))
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all ranks, in place and the same on each of them. All of them have to call it."""
+        """The sum over all ranks, in place and the same on each of them. All of them have to call it.
+
+        Raises:
+            RuntimeError: it failed, or one before did: others no longer take part.
+        """
         if self.size > 1:
-            # NCCL takes tensors on a GPU only, and what belongs to files is on the host.
-            on_gpu = torch.distributed.get_backend() == "nccl" and not values.is_cuda
-            summed = values.cuda() if on_gpu else values
-            torch.distributed.all_reduce(summed)
-            if on_gpu:
-                values.copy_(summed)
+            if self.broken:
+                raise RuntimeError(GONE)
+            with self.alone():
+                try:
+                    torch.distributed.all_reduce(values, group=self.group)
+                except Exception as error:
+                    raise RuntimeError(f"{GONE} ({error})") from error
         return values
+
+    def leave(self) -> None:
+        """Take part no more: to the others the next sum fails at once."""
+        if self.size > 1 and not self.broken:
+            self.broken = True
+            with suppress(Exception):
+                torch.distributed.destroy_process_group(self.group)
+            self.group = None
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """What fails within fails on this rank alone: it no longer keeps step with the others, and leaves."""
+        try:
+            yield
+        except BaseException:
+            self.leave()
+            raise
 
     def sum_of(self, own: Callable[[], Tensor], blank: Tensor) -> tuple[Tensor, Exception | None]:
         """The sum over all ranks of what ``own`` gives on each.
@@ -93,7 +134,9 @@ class Ranks:
         Ranks that hold the same entries (replicas; all ranks where a parameter is a plain tensor) share them out: of
         these entries, parameter after parameter, each has one stretch. All ranks have to call it.
         """
-        held = {name: held_share(name, parameter) for name, parameter in parameters.items()}
+        held: dict[str, Share] = {}
+        # All of them or none: one that cannot tell would leave the others waiting.
+        self.all_do(lambda: held.update((name, held_share(name, tensor)) for name, tensor in parameters.items()))
         if self.size == 1:
             return held
         marks = torch.zeros(self.size, len(held), dtype=torch.int64)
@@ -125,6 +168,10 @@ class Division:
         self.shares: dict[str, Share] = {}
         self._placed: dict[str, tuple[Any, ...]] = {}
 
+    def lacks(self, parameters: Mapping[str, Tensor]) -> bool:
+        """Whether any of these is new, or has moved."""
+        return any(self._placed.get(name) != place for name, place in _places(parameters).items())
+
     def follow(self, ranks: Ranks, parameters: Mapping[str, Tensor], share_out: bool) -> bool:
         """Bring it up to date. What is known, and has not moved, stays with whom it is. All ranks have to call it.
 
@@ -136,11 +183,8 @@ class Division:
         Returns:
             Whether something is new.
         """
-        counted = {name: parameter for name, parameter in parameters.items() if has_entries(parameter)}
-        placed = {
-            name: (p.shape, getattr(p, "device_mesh", None), getattr(p, "placements", None))
-            for name, p in counted.items()
-        }
+        placed = _places(parameters)
+        counted = {name: parameters[name] for name in placed}
         new = [name for name, place in placed.items() if self._placed.get(name) != place]
         if not new:
             return False
@@ -152,6 +196,15 @@ class Division:
         self.shares |= shares
         self._placed |= placed
         return True
+
+
+def _places(parameters: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
+    """Of those that can be recorded: their shapes, and where they are."""
+    return {
+        name: (p.shape, getattr(p, "device_mesh", None), getattr(p, "placements", None))
+        for name, p in parameters.items()
+        if has_entries(p)
+    }
 
 
 def _mark(share: Share) -> int:

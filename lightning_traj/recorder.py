@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, astuple, replace
 from functools import partial
 from itertools import accumulate
@@ -408,7 +408,8 @@ class Recorder:
         else:
             row, failure = self._sketch(partition, parameters)
             self._sketched = (step, row, failure)
-            self.gram.update(row)
+            with self._alone():
+                self.gram.update(row)
         try:
             self.partition = partition
             if new_blocks:
@@ -420,7 +421,8 @@ class Recorder:
             path = walked if self.path is None else self.path + walked
         except BaseException:  # short of memory, or interrupted: what is kept has to stay of one length
             self.gram.keep(range(len(self.gram) - 1))
-            raise
+            with self._alone():
+                raise
         self.path = path
         self.paths.append(path)
         self.steps.append(step)
@@ -447,6 +449,10 @@ class Recorder:
         finally:
             self._settled = None
 
+    def _alone(self) -> AbstractContextManager[None]:
+        """For what comes after a sum: a rank on which it fails would come to the next one at another time."""
+        return self.ranks.alone() if self._division.is_shared else nullcontext()
+
     def _extended(self, parameters: Mapping[str, Tensor]) -> Partition:
         return self.partition.extended(parameters, None if self.model is None else self.model())
 
@@ -458,7 +464,7 @@ class Recorder:
             self._divide(self.partition, parameters)
             self._sketched = (step, *self._sketch(self.partition, parameters))
         _, row, failure = self._sketched
-        with self._changing():
+        with self._changing(), self._alone():
             take(row)
         if failure is not None:
             raise failure
@@ -550,7 +556,8 @@ class Recorder:
             self.snapshots.discard(name)
             said = "has non-finite entries, or failed on another process"
             raise failure or FloatingPointError(f"the snapshot at step {step} {said}: it is left out.")
-        self.gram.update(row, products)
+        with self._alone():
+            self.gram.update(row, products)
         return name
 
     def _write(self, name: str, partition: Partition, held: Sequence[Sequence[Held]], step: int) -> list[Tensor]:

@@ -173,14 +173,13 @@ def held_share(name: str, tensor: Any) -> Share:
     coordinates = tensor.device_mesh.get_coordinate()
     if coordinates is None:  # it is a matter of other processes
         return Share(tuple(tensor.shape), ((), *runs[1:]))
-    for at, count, placement in zip(coordinates, tensor.device_mesh.shape, tensor.placements, strict=True):
-        factor = getattr(placement, "split_factor", None)  # FSDP2 over tensor parallel: it shards each shard
+    for i in _order(tensor.placements):
+        placement = tensor.placements[i]
         if placement.is_replicate():
             continue
-        if not (placement.is_shard() or factor):
+        if not (placement.is_shard() or _is_strided(placement)):
             raise ValueError(f"parameter {name!r} is placed as {placement}: only shards and replicas can be recorded.")
-        pieces = [_chunk(runs[placement.dim], factor, i) for i in range(factor)] if factor else [runs[placement.dim]]
-        runs[placement.dim] = tuple(run for piece in pieces for run in _chunk(piece, count, at))
+        runs[placement.dim] = _chunk(runs[placement.dim], tensor.device_mesh.shape[i], coordinates[i])
     share = Share(tuple(tensor.shape), tuple(_joined(_packed(found)) for found in runs))
     if (sizes := tuple(local_tensor(tensor).shape)) != share.sizes:
         raise ValueError(
@@ -188,6 +187,20 @@ def held_share(name: str, tensor: Any) -> Share:
             f"here where {share.sizes} was expected: this placement is not supported."
         )
     return share
+
+
+def _is_strided(placement: Any) -> bool:
+    """Whether it shards what placements to its right have sharded already, as FSDP2 does over tensor parallel."""
+    return hasattr(placement, "split_factor")
+
+
+def _order(placements: Sequence[Any]) -> list[int]:
+    """The dimensions of the mesh in the order in which they cut: from left to right, then strided ones from the right.
+
+    By the definition of strided shards it is the other way around, which is the same for even sizes alone.
+    """
+    strided = [i for i, placement in enumerate(placements) if _is_strided(placement)]
+    return [*(i for i in range(len(placements)) if i not in strided), *reversed(strided)]
 
 
 def _between(runs: Sequence[Run], first: int, last: int) -> tuple[Run, ...]:

@@ -13,17 +13,21 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.distributed.tensor.placement_types import _StridedShard
 
+import lightning_traj.ranks
 from conftest import Snapshots
 from launch import launch
 from lightning_traj import CountSketch, FusedLayout, Trajectory
 from lightning_traj.ranks import Ranks
 from lightning_traj.recorder import Recorder
+from lightning_traj.shards import Held, held_share, local_tensor
 from lightning_traj.snapshots import SnapshotFiles
 
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -173,6 +177,34 @@ def test_blocks_of_several_tensors(tmp_path: Path) -> None:
     launch(coarser_blocks, 4, tmp_path)
 
 
+def fully_sharded(folder: Path) -> list[list[float]]:
+    """FSDP2's own shards over tensor parallel's, uneven and empty: what each holds, and what is recorded of it."""
+    found = []
+    for rows, shape in product((7, 8, 1), ((3, 2), (2, 3))):
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("data", "tensor"))
+        net = nn.Sequential(nn.Linear(2, rows, bias=False))
+        whole = torch.arange(2.0 * rows).view(rows, 2)
+        with torch.no_grad():
+            net[0].weight.copy_(whole)
+        parallelize_module(net, mesh["tensor"], {"0": ColwiseParallel()})
+        fully_shard(net, mesh=mesh["data"])
+        held = Held(local_tensor(net[0].weight), held_share("w", net[0].weight))
+        for view, (first, _) in held.boxes():
+            assert torch.equal(view, whole[first : first + len(view)])
+        recorder = recorder_of(folder, Ranks.of_world(), snapshot="full")
+        recorder.prepare({"w": net[0].weight})
+        recorder.record({"w": net[0].weight}, 0, 0)
+        assert recorder.collect()[0].anchored.item() == (whole**2).sum()
+        found.append(held.flat().tolist())
+    return found
+
+
+def test_uneven_shards_of_shards(tmp_path: Path) -> None:
+    cases = zip(*launch(fully_sharded, 6, tmp_path), strict=True)
+    for rows, shards in zip((7, 7, 8, 8, 1, 1), cases, strict=True):
+        assert sorted(entry for shard in shards for entry in shard) == [*range(2 * rows)]
+
+
 # Communication ---------------------------------------------------------------------------------------------------
 
 
@@ -180,9 +212,9 @@ def communication(folder: Path) -> None:
     sent: list[int] = []
     reduce = dist.all_reduce
 
-    def counting(tensor: Tensor, *args: Any) -> Any:
+    def counting(tensor: Tensor, **group: Any) -> Any:
         sent.append(tensor.nbytes)
-        return reduce(tensor, *args)
+        return reduce(tensor, **group)
 
     dist.all_reduce = counting
     for mode in MODES:
@@ -218,9 +250,9 @@ def sketching(rows: int) -> tuple[int, int]:
     counts = {"entries": 0, "collectives": 0}
     reduce, sketch = dist.all_reduce, CountSketch._sketch
 
-    def counting(tensor: Tensor) -> None:
+    def counting(tensor: Tensor, **group: Any) -> None:
         counts["collectives"] += 1
-        reduce(tensor)
+        reduce(tensor, **group)
 
     def counted(self: CountSketch, pieces: Any, *args: Any) -> Tensor:
         pieces = list(pieces)
@@ -303,6 +335,39 @@ def test_a_rank_that_fails_does_not_hang_the_others(tmp_path: Path) -> None:
     assert not any("step000000003" in name for name in names)
 
 
+def coming_apart(folder: Path, mode: str) -> tuple[int, list[str], list[float]]:
+    """The second rank fails after the sum of the fourth snapshot: what is kept, what is said, training's next sum."""
+    recorder, errors = recorder_of(folder, Ranks.of_world(), snapshot=mode), []
+    update = recorder.gram.update
+
+    def failing(*args: Any) -> None:
+        if len(recorder) == 3 and dist.get_rank() == 1:
+            raise MemoryError("out of memory")
+        update(*args)
+
+    recorder.gram.update = failing  # type: ignore[method-assign]
+    gradient = torch.ones(3)
+    for step in range(STEPS):
+        parameters = placed(step, layouts()["rows"])
+        for do in (recorder.record, recorder.add_to_window, recorder.begin_window):
+            try:
+                do(parameters, step, *([step / 10] if do == recorder.record else []))
+            except (MemoryError, RuntimeError) as error:
+                errors.append(str(error).split(":")[0])
+        dist.all_reduce(gradient)
+    return len(recorder), errors, gradient.tolist()
+
+
+def test_a_rank_that_fails_after_a_sum_ends_the_recording_and_nothing_else(tmp_path: Path) -> None:
+    for mode in MODES:
+        results = launch(coming_apart, 3, tmp_path, mode)
+        assert [kept for kept, *_ in results] == ([4, 3, 4])
+        assert results[1][1][0] == "out of memory"
+        for _, errors, gradient in results:
+            assert "processes no longer record together" in errors[-1]
+            assert gradient == [3.0**STEPS] * 3
+
+
 def not_finite(folder: Path) -> list[list[int]]:
     kept = []
     for mode in MODES:
@@ -333,6 +398,27 @@ def partial_sums() -> str:
 
 def test_partial_sums_are_refused() -> None:
     assert "parameter 'w' is placed as" in launch(partial_sums, 2)[0]
+
+
+def unknown() -> str:
+    """The second rank cannot tell what it holds."""
+    recorder = Recorder(snapshot="full")
+    recorder.ranks = Ranks.of_world()
+    if dist.get_rank() == 1:
+        lightning_traj.ranks.held_share = broken
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        recorder.prepare({"w": torch.ones(3)})
+    return str(caught.value)
+
+
+def broken(*_: Any) -> Any:
+    raise ValueError("this placement is not supported")
+
+
+def test_a_placement_that_one_rank_does_not_know_is_an_error_on_all() -> None:
+    first, second, third = launch(unknown, 3)
+    assert second == "this placement is not supported"
+    assert first == third == "this failed on 1 of 3 processes, whose messages say why."
 
 
 # Resume on another world size ------------------------------------------------------------------------------------

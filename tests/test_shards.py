@@ -29,7 +29,7 @@ def runs_of(indices: list[int]) -> tuple[tuple[int, int, int], ...]:
 @st.composite
 def shared_tensors(draw: Any) -> tuple[Tensor, list[Held]]:
     """A tensor whose entries are their own positions, cut into parts along all of its dimensions."""
-    shape = draw(st.lists(st.integers(1, 9), min_size=1, max_size=3))
+    shape = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)))
     tensor = torch.arange(int(np.prod(shape))).view(shape)
     parts = [Held(tensor, whole(shape))]
     for dim, size in enumerate(shape):
