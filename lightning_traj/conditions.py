@@ -65,7 +65,9 @@ class Threshold(Condition):
     Args:
         measure: ``"direction_drift"``, ``"mds"``, ``"saturation"``, or any other of the tags.
         below, above: The value; one of the two. Undefined measures are neither.
-        snapshots: How many snapshots in a row, all of them since the group was changed last.
+        snapshots: How many snapshots in a row, all of them since the group was changed last. A pause is not looked back
+            on: after a thaw, ``"direction_drift"`` is judged once the five snapshots before are of the time after it, too.
+            Measures of the whole path count the snapshots of pauses like all others.
 
     Raises:
         TypeError, ValueError: the measure is unknown, none or both values are given, or snapshots is below 1.
@@ -94,8 +96,10 @@ class Threshold(Condition):
     def holds(self, seen: Seen) -> bool:  # noqa: D102 (see Condition)
         trajectory = seen.trajectory
         assert trajectory is not None
-        # Of a snapshot that was taken while the group was frozen, its trajectory says nothing.
-        if int((trajectory.epochs > seen.changed).sum()) < self.snapshots:
+        # Of a snapshot that was taken while the group was frozen, its trajectory says nothing. The one that was taken
+        # where it was thawed is the first to be looked back on.
+        back = 1 if seen.changed < 0 else MEASURES[self.measure].looks_back
+        if int((trajectory.epochs > seen.changed).sum()) < self.snapshots - 1 + back:
             return False
         low, high = -inf if self.above is None else self.above, inf if self.below is None else self.below
         values = trajectory.series(seen.select, [self.measure], last=self.snapshots)[self.measure]
