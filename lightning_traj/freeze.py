@@ -105,6 +105,9 @@ class HybridTraining(Callback):
         self._module: weakref.ref[LightningModule] | None = None  # whose training it is
         self._parameters: dict[str, nn.Parameter] = {}
         self._hooks: list[Any] = []
+        self._before: dict[str, Any] = {}  # monitors as they were logged before the validation that runs
+        self._validated: set[str] = set()  # monitors that validations log
+        self._validations = 0
         self._frozen: dict[str, list[str]] = {}  # of each frozen group, the parameters that were frozen with it
         self._begin()
 
@@ -152,6 +155,7 @@ class HybridTraining(Callback):
         freezing.apply(self._frozen)
         self._freezing, self._frozen, self._module = freezing, freezing.frozen, weakref.ref(pl_module)
         self._guard.forget()
+        self._validated, self._validations = set(), 0
         for optimizer in trainer.optimizers:
             # It alone counts the steps really taken: with accumulation, manual optimisation, and skipped ones.
             self._hooks.append(optimizer.register_step_post_hook(self._on_optimizer_step))
@@ -164,11 +168,11 @@ class HybridTraining(Callback):
         if epoch <= decisions.epoch:  # before it was interrupted
             return
         trajectory = self._trajectory(trainer, freezing)
-        logged = trainer.callback_metrics
-        missing = decisions.note(epoch, {name: float(logged[name]) for name in decisions.monitors if name in logged})
-        if missing and epoch:
-            known = ", ".join(map(str, logged)) or "nothing"
-            self._guard.warn("monitors", f"{', '.join(missing)} was not logged so far, but {known}")
+        decisions.pending |= self._logged_in_training(trainer)
+        decisions.note(epoch)
+        if decisions.missing and epoch and (self._validations or not trainer.enable_validation):
+            known = ", ".join(map(str, trainer.callback_metrics)) or "nothing"
+            self._guard.warn("monitors", f"{', '.join(decisions.missing)} was not logged so far, but {known}")
         if self._search is not None:
             self._try_direction(trainer, pl_module, self._search, freezing)
         changing = decisions.at_epoch(epoch, freezing.groups, freezing.frozen, trajectory)
@@ -189,6 +193,7 @@ class HybridTraining(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.timeline.pause()
+        self._before = self._monitored(trainer)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -198,6 +203,14 @@ class HybridTraining(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.timeline.go_on()
+        if self._freezing is None:
+            return
+        self._validations += 1
+        for monitor, value in self._monitored(trainer).items():
+            # What this validation has not logged is still there, from before.
+            if value is not self._before.get(monitor):
+                self._validated.add(monitor)
+                self._decisions.pending[monitor] = float(value)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.timeline.epoch_ends(trainer.current_epoch)
@@ -229,6 +242,11 @@ class HybridTraining(Callback):
             "timeline": self.timeline.state_dict(),
             "search": None if self._search is None else self._search.state_dict(),
         }
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # What the coming epoch's start is going to note is in no other part of a checkpoint.
+        if self._restored is None and (state := checkpoint.get("callbacks", {}).get(self.state_key)):
+            state["decisions"]["pending"] |= self._logged_in_training(trainer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict  # taken up when training starts
@@ -280,6 +298,16 @@ class HybridTraining(Callback):
         size = sum(p.numel() * p.element_size() for p in self._parameters.values() if p.requires_grad)
         copies = f"keeps a copy of the weights ({size / 1e6:.3g} MB, in each checkpoint too)"
         return f"{words}{conditions}; {self.line_search}: {copies}, another while it searches, and the batches"
+
+    def _monitored(self, trainer: Trainer) -> dict[str, Any]:
+        """The monitors' values as they stand: Lightning keeps the latest of each."""
+        monitors = self._decisions.monitors
+        logged = trainer.callback_metrics if monitors else {}
+        return {monitor: logged[monitor] for monitor in monitors if monitor in logged}
+
+    def _logged_in_training(self, trainer: Trainer) -> dict[str, float]:
+        values = self._monitored(trainer)
+        return {monitor: float(values[monitor]) for monitor in values if monitor not in self._validated}
 
     def _trajectory(self, trainer: Trainer, freezing: Freezing) -> Trajectory | None:
         """The trajectory that conditions look at, on the host; None where none does."""

@@ -153,11 +153,13 @@ def test_monitors_are_remembered_since_the_last_change() -> None:
     decisions.changed["straight"] = 3
     held = []
     for epoch, value in enumerate([9.0, 1.0, 1.0, 1.0, 5.0, float("nan"), 5.0, 5.0]):
-        assert decisions.note(epoch, {"loss": value}) == []
+        decisions.pending["loss"] = value
+        decisions.note(epoch)
         held.append(bool(decisions.at_epoch(epoch, {"straight": GROUPS["straight"]}, ["straight"], None)))
         decisions.load_state_dict(decisions.state_dict())
     assert held == [False] * 7 + [True]
-    assert decisions.note(8, {"other": 1.0}) == ["loss"]
+    assert decisions.missing == []
+    assert Decisions(None, Plateau("other")).missing == ["other"]
 
 
 WRONG: dict[str, tuple[Any, str]] = {
@@ -187,7 +189,7 @@ def test_in_words() -> None:
     others = [as_condition("when", 3), as_condition("when", AtSteps([7]))]
     assert [str(condition) for condition in [*conditions, *others]] == [
         "mds above 0.5 for 3 snapshots",
-        "loss no better for 3 epochs",
+        "loss no better for 3 logged values",
         "after 2 epochs",
         "epoch 3",
         "AtSteps(steps=(7,))",

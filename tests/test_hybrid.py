@@ -227,6 +227,44 @@ SAVES: dict[str, dict[str, Any]] = {
 }
 
 
+class Scripted(Validated):
+    """Whose validation loss is written down."""
+
+    VALUES = (9.0, 8.0, 7.0, 6.5, 6.5, 6.5, 6.0, 5.0)
+
+    def __init__(self) -> None:
+        super().__init__(mlp(nn.BatchNorm1d(8)))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/loss", self.VALUES[self.current_epoch])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.log("train/loss", self.VALUES[self.current_epoch], on_epoch=True, on_step=False)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("monitor", ["val/loss", "train/loss"])
+def test_a_plateau_is_seen_from_every_checkpoint(fit: Any, tmp_path: Path, monitor: str) -> None:
+    def train(*others: Any, **arguments: Any) -> Any:
+        hybrid = HybridTraining(when=Plateau(monitor, patience=2))
+        fit(hybrid, *others, module=Scripted, max_epochs=7, **arguments)
+        return events(hybrid)
+
+    saving = ModelCheckpoint(tmp_path / "saved", save_top_k=-1, every_n_epochs=1, save_on_train_epoch_end=True)
+    whole = train(saving)
+    assert whole == [(6, "frozen", ("model",))]  # two values that are no better than the first 6.5
+    for checkpoint in (tmp_path / "saved").glob("epoch=[0-5]-*"):  # after the last one there is nothing left to train
+        assert train(ckpt_path=checkpoint) == whole, checkpoint.name
+
+
+@pytest.mark.parametrize(("every", "frozen"), [(1, [6]), (2, []), (3, [])])
+def test_only_what_a_validation_has_logged_counts(fit: Any, every: int, frozen: list[int]) -> None:
+    """Every second epoch logs 8, 6.5, 6.5 and 5: nothing that stands still is logged twice in between."""
+    hybrid = HybridTraining(when=Plateau("val/loss", patience=2))
+    fit(hybrid, module=Scripted, max_epochs=8, check_val_every_n_epoch=every)  # and warns of nothing
+    assert [epoch for epoch, *_ in events(hybrid)] == frozen
+
+
 class Deterministic(Normed):
     """Without dropout: random numbers are not part of a checkpoint."""
 
