@@ -22,7 +22,11 @@ UNSUPPORTED = {"FSDPStrategy": "flattens parameters", "DeepSpeedStrategy": "keep
 
 
 def check_run(
-    trainer: Any, parameters: Mapping[str, nn.Parameter], decisions: Decisions, line_search: LineSearch | None
+    trainer: Any,
+    parameters: Mapping[str, nn.Parameter],
+    decisions: Decisions,
+    line_search: LineSearch | None,
+    keep_state: bool,
 ) -> None:
     """Raise ValueError where the strategy, an optimizer or the length of the run does not go with what is asked for.
 
@@ -31,6 +35,7 @@ def check_run(
         parameters: Of the module, by name.
         decisions: When to freeze and thaw.
         line_search: What to try, if anything.
+        keep_state: Whether optimizers keep their state of what is frozen.
     """
     if lazy := [name for name, p in parameters.items() if is_lazy(p)]:
         raise ValueError(
@@ -38,7 +43,7 @@ def check_run(
             "told; run a batch through the model before fit."
         )
     if decisions.conditions:
-        _check_strategy(trainer)
+        _check_strategy(trainer, keep_state)
     for optimizer in trainer.optimizers:
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ValueError(
@@ -79,8 +84,34 @@ def check_recorded(trajectory: Trajectory, name: str, groups: Mapping[str, Group
             )
 
 
-def _check_strategy(trainer: Any) -> None:
+def check_state(trainer: Any, epoch: int, steps: int) -> None:
+    """Raise ValueError where freezing before the first step would make checkpoints that cannot be loaded.
+
+    Args:
+        trainer: Of the run.
+        epoch: In which something is to be frozen.
+        steps: Optimizer steps taken before.
+    """
+    if not steps and is_sharded(trainer):
+        raise ValueError(
+            f"when: freezing in epoch {epoch}, before any step, leaves optimizers without state of what is frozen, and "
+            "ModelParallelStrategy could not resume from such checkpoints: freeze from epoch 1 on, or set "
+            "requires_grad=False in configure_model."
+        )
+
+
+def is_sharded(trainer: Any) -> bool:
+    """Whether checkpoints are loaded by torch.distributed.checkpoint, which expects state of all that is trained."""
+    return any(cls.__name__ == "ModelParallelStrategy" for cls in type(trainer.strategy).__mro__)
+
+
+def _check_strategy(trainer: Any, keep_state: bool) -> None:
     strategy = type(trainer.strategy).__name__
+    if is_sharded(trainer) and not keep_state:
+        raise ValueError(
+            "keep_state=False: under ModelParallelStrategy a checkpoint from which the state of something is missing "
+            "cannot be loaded: pass keep_state=True."
+        )
     if strategy in UNSUPPORTED:
         raise ValueError(
             f"{strategy} {UNSUPPORTED[strategy]}, which cannot be frozen midway: use ModelParallelStrategy (FSDP2) or "

@@ -15,7 +15,7 @@ from torch import nn
 from lightning_traj import tensorboard
 from lightning_traj.blocks import clean_name
 from lightning_traj.callback import TrajectoryCallback
-from lightning_traj.compatibility import check_recorded, check_run
+from lightning_traj.compatibility import check_recorded, check_run, check_state
 from lightning_traj.conditions import Condition, as_condition
 from lightning_traj.decisions import Decisions
 from lightning_traj.freezing import MODEL, UNITS, Freezing, Train, Unit, grouped_parameters
@@ -53,7 +53,7 @@ class HybridTraining(Callback):
         running_statistics: Whether BatchNorm layers in what is frozen (all of them with ``by="model"``) go on updating
             their running statistics. They normalise by the batch in any case.
         keep_state: Whether optimizers keep their state of what is frozen: then thawed parameters go on with it. False
-            frees the memory; thawed parameters begin with an empty state.
+            frees the memory; thawed parameters begin with an empty state. Not under ModelParallelStrategy.
         name: Prefix of the tags, and part of the state's key.
 
     Conditions on the trajectory look at that of the first ``TrajectoryCallback`` of the weights in the same Trainer;
@@ -140,7 +140,7 @@ class HybridTraining(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Only here is everything restored, under every strategy, and nothing trained yet.
-        check_run(trainer, self._parameters, self._decisions, self.line_search)
+        check_run(trainer, self._parameters, self._decisions, self.line_search, self.keep_state)
         groups = grouped_parameters(self._parameters, pl_module, self.train, self.by)
         freezing = Freezing(
             groups, self.by, self._parameters, pl_module, trainer.optimizers, self.running_statistics, self.keep_state
@@ -329,6 +329,8 @@ class HybridTraining(Callback):
         thawing = [label for label in labels if label in freezing.frozen]
         for label in thawing:
             freezing.thaw(label)
+        if len(labels) > len(thawing):
+            check_state(trainer, trainer.current_epoch, self._steps)
         # A group of which the user has frozen everything is left alone.
         frozen = [label for label in labels if label not in thawing and freezing.freeze(label)]
         for what, changed, condition in (("thawed", thawing, self.thaw), ("frozen", frozen, self.when)):
