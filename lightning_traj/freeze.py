@@ -15,8 +15,8 @@ from torch import nn
 from lightning_traj import tensorboard
 from lightning_traj.blocks import clean_name
 from lightning_traj.callback import TrajectoryCallback
-from lightning_traj.compatibility import check_recorded, check_run, check_state
-from lightning_traj.conditions import Condition, as_condition
+from lightning_traj.compatibility import check_emptied, check_recorded, check_run, check_state
+from lightning_traj.conditions import Condition, Threshold, as_condition
 from lightning_traj.decisions import Decisions
 from lightning_traj.freezing import MODEL, UNITS, Freezing, Train, Unit, grouped_parameters
 from lightning_traj.guard import Guard
@@ -45,7 +45,8 @@ class HybridTraining(Callback):
         when: An epoch, counted from 0, from whose start on the others are frozen; a schedule, such as
             ``AtSteps([1000])``; a condition, such as ``Threshold("direction_drift", below=0.01, snapshots=5)``; None:
             never.
-        thaw: The same for training them again; after that, ``when`` is asked anew. A plain epoch acts once.
+        thaw: The same for training them again; after that, ``when`` is asked anew. A plain epoch acts once. No
+            Threshold: the trajectory of what is frozen stands still.
         by: What is frozen and thawed together, each judged by the trajectory of its own parameters: ``"model"``, all;
             ``"layer"``, each module; ``"depth"``, each numbered block of the network.
         line_search: Steps along the recent direction, taken where they lower the loss, of all that is trained together
@@ -96,6 +97,13 @@ class HybridTraining(Callback):
                 f"when={when!r}, thaw={thaw!r}, line_search={line_search!r}: there is nothing to do; pass when= an "
                 "epoch or a condition, or line_search=LineSearch() alone."
             )
+        if isinstance(thaw, Threshold):
+            raise ValueError(
+                f"thaw={thaw!r}: the trajectory of what is frozen stands still and says nothing: pass After(…) or "
+                "Plateau(…)."
+            )
+        if isinstance(when, int) and isinstance(thaw, int) and thaw <= when:
+            raise ValueError(f"thaw={thaw} is not after when={when}: nothing is frozen by then; pass a later epoch.")
         self.train, self.by, self.line_search, self.name = train, by, line_search, name
         self.when, self.thaw = as_condition("when", when), as_condition("thaw", thaw)
         self.running_statistics, self.keep_state = running_statistics, keep_state
@@ -146,6 +154,8 @@ class HybridTraining(Callback):
             groups, self.by, self._parameters, pl_module, trainer.optimizers, self.running_statistics, self.keep_state
         )
         freezing.check(self.train)
+        if self._decisions.conditions:
+            check_emptied(trainer, freezing.emptied())
         restored, self._restored = self._restored, None
         same = self._module is not None and self._module() is pl_module
         if restored is not None:
@@ -219,6 +229,8 @@ class HybridTraining(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:
+            if self.when is not None and not any(event.what == "frozen" for event in self.timeline.events):
+                rank_zero_info(f"{self.name}: nothing was frozen: when={self.when} did not hold at any time.")
             if self.by != MODEL:
                 self._guard("the picture", self._log_picture, trainer, tuple(self._running.groups))
             self._guard("the summary", print_timeline, self.timeline, self._running.trained())
@@ -293,6 +305,8 @@ class HybridTraining(Callback):
         groups = "the rest is" if self.by == MODEL else f"all {len(freezing.groups)} groups are"
         words = f"trains {left:,} of {total:,} parameters once {groups} frozen"
         conditions = "".join(f"; {argument}: {c}" for argument, c in self._decisions.conditions.items())
+        if conditions and (emptied := freezing.emptied()):
+            conditions += f"; leaves nothing to train to optimizer {', '.join(map(str, emptied))}"
         if self.line_search is None:
             return words + conditions
         size = sum(p.numel() * p.element_size() for p in self._parameters.values() if p.requires_grad)

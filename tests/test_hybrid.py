@@ -12,6 +12,7 @@ import pytorch_lightning
 import torch
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
+    EarlyStopping,
     EMAWeightAveraging,
     LearningRateMonitor,
     ModelCheckpoint,
@@ -153,6 +154,7 @@ REFUSED: dict[str, tuple[type, dict[str, Any], list[Any], str]] = {
     "LBFGS": (Quasi, {"when": 1}, [], "LBFGS.*would move frozen ones"),
     "too late": (Normed, {"when": 2}, [], "when: epoch 2 is not within.*max_epochs=2"),
     "a step too late": (Normed, {"when": AtEpochs([2])}, [], "when: AtEpochs.*not within"),
+    "after the last step": (Normed, {"when": AtSteps([8])}, [], "not within this run.* at most 8 steps"),
     "thawed too late": (Normed, {"when": 1, "thaw": 5}, [], "thaw: epoch 5 is not within"),
     "not recorded": (
         Normed,
@@ -199,6 +201,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an empty list": ({"train": [], "when": 1}, "pass a role"),
     "by": ({"by": "block", "when": 1}, "by='block': pass one of 'model', 'layer', 'depth'"),
     "when": ({"when": "soon"}, "when='soon': pass an epoch"),
+    "thawed by standing still": ({"when": 1, "thaw": DRIFT}, r"stands still.*pass After\(…\) or Plateau"),
+    "thawed before": ({"when": 5, "thaw": 2}, "thaw=2 is not after when=5"),
     "line search": ({"line_search": True}, "line_search=True: pass LineSearch"),
 }
 
@@ -369,6 +373,15 @@ def test_a_report_that_fails_warns_once(fit: Any, tmp_path: Path) -> None:
 def test_a_monitor_that_is_not_logged_is_said(fit: Any) -> None:
     with pytest.warns(UserWarning, match="val/accuracy was not logged so far, but.*val/loss"):
         fit(HybridTraining(when=Plateau("val/accuracy")), module=Normed)
+
+
+def test_that_nothing_was_frozen_is_said(fit: Any, caplog: pytest.LogCaptureFixture) -> None:
+    for when in (AtSteps([7]), AtSteps([8])):  # of four epochs, of which two are trained
+        fit(
+            HybridTraining(when=when), EarlyStopping("val/loss", patience=1, min_delta=9.0), module=Normed, max_epochs=4
+        )
+    assert caplog.text.count("nothing was frozen: when=AtSteps(steps=(8,)) did not hold at any time") == 1
+    assert "when=AtSteps(steps=(7,)) did" not in caplog.text
 
 
 # Beside others --------------------------------------------------------------------------------------------------
