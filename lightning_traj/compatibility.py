@@ -22,7 +22,11 @@ UNSUPPORTED = {"FSDPStrategy": "flattens parameters", "DeepSpeedStrategy": "keep
 
 
 def check_run(
-    trainer: Any, parameters: Mapping[str, nn.Parameter], decisions: Decisions, line_search: LineSearch | None
+    trainer: Any,
+    parameters: Mapping[str, nn.Parameter],
+    decisions: Decisions,
+    line_search: LineSearch | None,
+    keep_state: bool,
 ) -> None:
     """Raise ValueError where the strategy, an optimizer or the length of the run does not go with what is asked for.
 
@@ -31,6 +35,7 @@ def check_run(
         parameters: Of the module, by name.
         decisions: When to freeze and thaw.
         line_search: What to try, if anything.
+        keep_state: Whether optimizers keep their state of what is frozen.
     """
     if lazy := [name for name, p in parameters.items() if is_lazy(p)]:
         raise ValueError(
@@ -38,18 +43,20 @@ def check_run(
             "told; run a batch through the model before fit."
         )
     if decisions.conditions:
-        _check_strategy(trainer)
+        _check_strategy(trainer, keep_state)
     for optimizer in trainer.optimizers:
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ValueError(
                 "LBFGS steps along what it remembers of all parameters, and would move frozen ones: use another one."
             )
-    max_steps, max_epochs = (inf if x in (None, -1) else x for x in (trainer.max_steps, trainer.max_epochs))
+    max_epochs = inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
+    steps = _most_steps(trainer, max_epochs)
     for argument, condition in decisions.conditions.items():
-        if not trainer.fast_dev_run and not condition.begins_by(max_steps, max_epochs):
+        # After the last step there is nothing left to train.
+        if not trainer.fast_dev_run and not condition.begins_by(steps - 1, max_epochs):
             raise ValueError(
-                f"{argument}: {condition} is not within max_steps={max_steps} and max_epochs={max_epochs} (epochs are "
-                "counted from 0): name an earlier one."
+                f"{argument}: {condition} is not within this run, of max_epochs={max_epochs} (epochs are counted from "
+                f"0) and at most {steps} steps, after the last of which it would be too late: name an earlier one."
             )
     if line_search is not None:
         _check_line_search(trainer, parameters, line_search)
@@ -79,8 +86,59 @@ def check_recorded(trajectory: Trajectory, name: str, groups: Mapping[str, Group
             )
 
 
-def _check_strategy(trainer: Any) -> None:
+def check_state(trainer: Any, epoch: int, steps: int) -> None:
+    """Raise ValueError where freezing before the first step would make checkpoints that cannot be loaded.
+
+    Args:
+        trainer: Of the run.
+        epoch: In which something is to be frozen.
+        steps: Optimizer steps taken before.
+    """
+    if not steps and is_sharded(trainer):
+        raise ValueError(
+            f"when: freezing in epoch {epoch}, before any step, leaves optimizers without state of what is frozen, and "
+            "ModelParallelStrategy could not resume from such checkpoints: freeze from epoch 1 on, or set "
+            "requires_grad=False in configure_model."
+        )
+
+
+def check_emptied(trainer: Any, emptied: Collection[int]) -> None:
+    """Raise ValueError where a GradScaler would fail at optimizers that are left without anything to train.
+
+    Args:
+        trainer: Of the run.
+        emptied: Numbers of these optimizers.
+    """
+    if emptied and getattr(trainer.precision_plugin, "scaler", None) is not None:
+        raise ValueError(
+            f"optimizer {min(emptied)} would be left without anything to train, which a GradScaler does not "
+            "go on with: let train= choose something of each optimizer, or use precision='bf16-mixed'."
+        )
+
+
+def is_sharded(trainer: Any) -> bool:
+    """Whether checkpoints are loaded by torch.distributed.checkpoint, which expects state of all that is trained."""
+    return any(cls.__name__ == "ModelParallelStrategy" for cls in type(trainer.strategy).__mro__)
+
+
+def _most_steps(trainer: Any, max_epochs: float) -> float:
+    """Optimizer steps that a run can have, as far as it can be told: how many a batch has, if not one, is not known."""
+    max_steps = inf if trainer.max_steps in (None, -1) else trainer.max_steps
+    batches = trainer.num_training_batches
+    if not trainer.lightning_module.automatic_optimization or trainer.reload_dataloaders_every_n_epochs:
+        return max_steps
+    if inf in (batches, max_epochs):
+        return max_steps
+    return min(max_steps, batches * max_epochs)  # fewer where gradients are accumulated, which may change
+
+
+def _check_strategy(trainer: Any, keep_state: bool) -> None:
     strategy = type(trainer.strategy).__name__
+    if is_sharded(trainer) and not keep_state:
+        raise ValueError(
+            "keep_state=False: under ModelParallelStrategy a checkpoint from which the state of something is missing "
+            "cannot be loaded: pass keep_state=True."
+        )
     if strategy in UNSUPPORTED:
         raise ValueError(
             f"{strategy} {UNSUPPORTED[strategy]}, which cannot be frozen midway: use ModelParallelStrategy (FSDP2) or "

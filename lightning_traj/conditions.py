@@ -24,7 +24,7 @@ class Seen:
         changed: Epoch in which the group was frozen or thawed last; −1 before.
         trajectory: Up to now; None where no condition asks for it.
         select: The group's blocks in it.
-        values: Of the condition's ``monitor`` as it stood at the start of each epoch since the group was changed.
+        values: Of the condition's ``monitor``, as logged since the group was changed: of each epoch the last.
     """
 
     epoch: int
@@ -65,7 +65,9 @@ class Threshold(Condition):
     Args:
         measure: ``"direction_drift"``, ``"mds"``, ``"saturation"``, or any other of the tags.
         below, above: The value; one of the two. Undefined measures are neither.
-        snapshots: How many snapshots in a row, all of them since the group was changed last.
+        snapshots: How many snapshots in a row, all of them since the group was changed last. A pause is not looked back
+            on: after a thaw, ``"direction_drift"`` is judged once the five snapshots before are of the time after it,
+            too. Measures of the whole path count the snapshots of pauses like all others.
 
     Raises:
         TypeError, ValueError: the measure is unknown, none or both values are given, or snapshots is below 1.
@@ -94,8 +96,10 @@ class Threshold(Condition):
     def holds(self, seen: Seen) -> bool:  # noqa: D102 (see Condition)
         trajectory = seen.trajectory
         assert trajectory is not None
-        # Of a snapshot that was taken while the group was frozen, its trajectory says nothing.
-        if int((trajectory.epochs > seen.changed).sum()) < self.snapshots:
+        # Of a snapshot that was taken while the group was frozen, its trajectory says nothing. The one that was taken
+        # where it was thawed is the first to be looked back on.
+        back = 1 if seen.changed < 0 else MEASURES[self.measure].looks_back
+        if int((trajectory.epochs > seen.changed).sum()) < self.snapshots - 1 + back:
             return False
         low, high = -inf if self.above is None else self.above, inf if self.below is None else self.below
         values = trajectory.series(seen.select, [self.measure], last=self.snapshots)[self.measure]
@@ -108,7 +112,8 @@ class Plateau(Condition):
 
     Args:
         monitor: Its name, as the module logs it. Values that are not finite are left out.
-        patience: Epochs in a row that did not improve on the best before, since the group was changed last.
+        patience: Logged values in a row that did not improve on the best before, since the group was changed last. An
+            epoch counts one: of several validations the last, and where none was run, none.
         mode: Whether ``"min"`` or ``"max"`` is better.
         min_delta: What is less of an improvement is none.
 
@@ -127,7 +132,7 @@ class Plateau(Condition):
             raise ValueError(f"Plateau(mode={self.mode!r}): pass 'min' or 'max'.")
 
     def __str__(self) -> str:
-        return f"{self.monitor} no better for {self.patience} epochs"
+        return f"{self.monitor} no better for {self.patience} logged values"
 
     def holds(self, seen: Seen) -> bool:  # noqa: D102 (see Condition)
         sign = 1.0 if self.mode == "min" else -1.0

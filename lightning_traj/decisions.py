@@ -21,6 +21,7 @@ class Decisions:
         epoch: For which was decided last; −1 before.
         step: Optimizer steps up to which schedules were asked.
         changed: Epoch in which each group was frozen or thawed last.
+        pending: Values of monitors that were logged since ``note`` was called last.
     """
 
     def __init__(self, when: Condition | None, thaw: Condition | None) -> None:
@@ -28,6 +29,7 @@ class Decisions:
         self.epoch = -1
         self.step = 0
         self.changed: dict[str, int] = {}
+        self.pending: dict[str, float] = {}
         self._values: dict[str, list[tuple[int, float]]] = {}  # of each monitor, at the start of an epoch
 
     @property
@@ -40,12 +42,18 @@ class Decisions:
         """Logged values that are looked at."""
         return [condition.monitor for condition in self.conditions.values() if condition.monitor is not None]
 
-    def note(self, epoch: int, logged: Mapping[str, float]) -> list[str]:
-        """Remember the monitors' values as they stand at the start of an epoch; the monitors that are missing."""
-        for monitor in self.monitors:
-            if isfinite(value := logged.get(monitor, float("nan"))):
-                self._values.setdefault(monitor, []).append((epoch, value))
-        return [monitor for monitor in self.monitors if monitor not in logged]
+    def note(self, epoch: int) -> None:
+        """Remember, at the start of an epoch, the values that are pending."""
+        for monitor, value in self.pending.items():
+            values = self._values.setdefault(monitor, [])
+            if isfinite(value):
+                values.append((epoch, value))
+        self.pending = {}
+
+    @property
+    def missing(self) -> list[str]:
+        """Monitors of which no value was ever noted."""
+        return [monitor for monitor in self.monitors if monitor not in self._values]
 
     def at_epoch(
         self, epoch: int, groups: Mapping[str, Group], frozen: Collection[str], trajectory: Trajectory | None
@@ -72,12 +80,14 @@ class Decisions:
     def state_dict(self) -> dict[str, Any]:
         """Everything, as primitives."""
         values = {monitor: list(listed) for monitor, listed in self._values.items()}
-        return {"epoch": self.epoch, "step": self.step, "changed": dict(self.changed), "values": values}
+        decided = {"epoch": self.epoch, "step": self.step, "changed": dict(self.changed)}
+        return {**decided, "values": values, "pending": dict(self.pending)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state_dict`` was taken."""
         self.epoch, self.step, self.changed = state["epoch"], state["step"], dict(state["changed"])
         self._values = {monitor: [(at, value) for at, value in listed] for monitor, listed in state["values"].items()}
+        self.pending = dict(state["pending"])
 
     def _asked(self, label: str, frozen: Collection[str]) -> Condition | None:
         return self.conditions.get("thaw" if label in frozen else "when")

@@ -15,8 +15,8 @@ from torch import nn
 from lightning_traj import tensorboard
 from lightning_traj.blocks import clean_name
 from lightning_traj.callback import TrajectoryCallback
-from lightning_traj.compatibility import check_recorded, check_run
-from lightning_traj.conditions import Condition, as_condition
+from lightning_traj.compatibility import check_emptied, check_recorded, check_run, check_state
+from lightning_traj.conditions import Condition, Threshold, as_condition
 from lightning_traj.decisions import Decisions
 from lightning_traj.freezing import MODEL, UNITS, Freezing, Train, Unit, grouped_parameters
 from lightning_traj.guard import Guard
@@ -45,7 +45,8 @@ class HybridTraining(Callback):
         when: An epoch, counted from 0, from whose start on the others are frozen; a schedule, such as
             ``AtSteps([1000])``; a condition, such as ``Threshold("direction_drift", below=0.01, snapshots=5)``; None:
             never.
-        thaw: The same for training them again; after that, ``when`` is asked anew. A plain epoch acts once.
+        thaw: The same for training them again; after that, ``when`` is asked anew. A plain epoch acts once. No
+            Threshold: the trajectory of what is frozen stands still.
         by: What is frozen and thawed together, each judged by the trajectory of its own parameters: ``"model"``, all;
             ``"layer"``, each module; ``"depth"``, each numbered block of the network.
         line_search: Steps along the recent direction, taken where they lower the loss, of all that is trained together
@@ -53,7 +54,7 @@ class HybridTraining(Callback):
         running_statistics: Whether BatchNorm layers in what is frozen (all of them with ``by="model"``) go on updating
             their running statistics. They normalise by the batch in any case.
         keep_state: Whether optimizers keep their state of what is frozen: then thawed parameters go on with it. False
-            frees the memory; thawed parameters begin with an empty state.
+            frees the memory; thawed parameters begin with an empty state. Not under ModelParallelStrategy.
         name: Prefix of the tags, and part of the state's key.
 
     Conditions on the trajectory look at that of the first ``TrajectoryCallback`` of the weights in the same Trainer;
@@ -96,6 +97,13 @@ class HybridTraining(Callback):
                 f"when={when!r}, thaw={thaw!r}, line_search={line_search!r}: there is nothing to do; pass when= an "
                 "epoch or a condition, or line_search=LineSearch() alone."
             )
+        if isinstance(thaw, Threshold):
+            raise ValueError(
+                f"thaw={thaw!r}: the trajectory of what is frozen stands still and says nothing: pass After(…) or "
+                "Plateau(…)."
+            )
+        if isinstance(when, int) and isinstance(thaw, int) and thaw <= when:
+            raise ValueError(f"thaw={thaw} is not after when={when}: nothing is frozen by then; pass a later epoch.")
         self.train, self.by, self.line_search, self.name = train, by, line_search, name
         self.when, self.thaw = as_condition("when", when), as_condition("thaw", thaw)
         self.running_statistics, self.keep_state = running_statistics, keep_state
@@ -105,6 +113,9 @@ class HybridTraining(Callback):
         self._module: weakref.ref[LightningModule] | None = None  # whose training it is
         self._parameters: dict[str, nn.Parameter] = {}
         self._hooks: list[Any] = []
+        self._before: dict[str, Any] = {}  # monitors as they were logged before the validation that runs
+        self._validated: set[str] = set()  # monitors that validations log
+        self._validations = 0
         self._frozen: dict[str, list[str]] = {}  # of each frozen group, the parameters that were frozen with it
         self._begin()
 
@@ -137,12 +148,14 @@ class HybridTraining(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Only here is everything restored, under every strategy, and nothing trained yet.
-        check_run(trainer, self._parameters, self._decisions, self.line_search)
+        check_run(trainer, self._parameters, self._decisions, self.line_search, self.keep_state)
         groups = grouped_parameters(self._parameters, pl_module, self.train, self.by)
         freezing = Freezing(
             groups, self.by, self._parameters, pl_module, trainer.optimizers, self.running_statistics, self.keep_state
         )
         freezing.check(self.train)
+        if self._decisions.conditions:
+            check_emptied(trainer, freezing.emptied())
         restored, self._restored = self._restored, None
         same = self._module is not None and self._module() is pl_module
         if restored is not None:
@@ -152,6 +165,7 @@ class HybridTraining(Callback):
         freezing.apply(self._frozen)
         self._freezing, self._frozen, self._module = freezing, freezing.frozen, weakref.ref(pl_module)
         self._guard.forget()
+        self._validated, self._validations = set(), 0
         for optimizer in trainer.optimizers:
             # It alone counts the steps really taken: with accumulation, manual optimisation, and skipped ones.
             self._hooks.append(optimizer.register_step_post_hook(self._on_optimizer_step))
@@ -164,11 +178,11 @@ class HybridTraining(Callback):
         if epoch <= decisions.epoch:  # before it was interrupted
             return
         trajectory = self._trajectory(trainer, freezing)
-        logged = trainer.callback_metrics
-        missing = decisions.note(epoch, {name: float(logged[name]) for name in decisions.monitors if name in logged})
-        if missing and epoch:
-            known = ", ".join(map(str, logged)) or "nothing"
-            self._guard.warn("monitors", f"{', '.join(missing)} was not logged so far, but {known}")
+        decisions.pending |= self._logged_in_training(trainer)
+        decisions.note(epoch)
+        if decisions.missing and epoch and (self._validations or not trainer.enable_validation):
+            known = ", ".join(map(str, trainer.callback_metrics)) or "nothing"
+            self._guard.warn("monitors", f"{', '.join(decisions.missing)} was not logged so far, but {known}")
         if self._search is not None:
             self._try_direction(trainer, pl_module, self._search, freezing)
         changing = decisions.at_epoch(epoch, freezing.groups, freezing.frozen, trajectory)
@@ -189,6 +203,7 @@ class HybridTraining(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.timeline.pause()
+        self._before = self._monitored(trainer)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -198,6 +213,14 @@ class HybridTraining(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.timeline.go_on()
+        if self._freezing is None:
+            return
+        self._validations += 1
+        for monitor, value in self._monitored(trainer).items():
+            # What this validation has not logged is still there, from before.
+            if value is not self._before.get(monitor):
+                self._validated.add(monitor)
+                self._decisions.pending[monitor] = float(value)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.timeline.epoch_ends(trainer.current_epoch)
@@ -206,6 +229,8 @@ class HybridTraining(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:
+            if self.when is not None and not any(event.what == "frozen" for event in self.timeline.events):
+                rank_zero_info(f"{self.name}: nothing was frozen: when={self.when} did not hold at any time.")
             if self.by != MODEL:
                 self._guard("the picture", self._log_picture, trainer, tuple(self._running.groups))
             self._guard("the summary", print_timeline, self.timeline, self._running.trained())
@@ -229,6 +254,11 @@ class HybridTraining(Callback):
             "timeline": self.timeline.state_dict(),
             "search": None if self._search is None else self._search.state_dict(),
         }
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # What the coming epoch's start is going to note is in no other part of a checkpoint.
+        if self._restored is None and (state := checkpoint.get("callbacks", {}).get(self.state_key)):
+            state["decisions"]["pending"] |= self._logged_in_training(trainer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict  # taken up when training starts
@@ -275,11 +305,23 @@ class HybridTraining(Callback):
         groups = "the rest is" if self.by == MODEL else f"all {len(freezing.groups)} groups are"
         words = f"trains {left:,} of {total:,} parameters once {groups} frozen"
         conditions = "".join(f"; {argument}: {c}" for argument, c in self._decisions.conditions.items())
+        if conditions and (emptied := freezing.emptied()):
+            conditions += f"; leaves nothing to train to optimizer {', '.join(map(str, emptied))}"
         if self.line_search is None:
             return words + conditions
         size = sum(p.numel() * p.element_size() for p in self._parameters.values() if p.requires_grad)
         copies = f"keeps a copy of the weights ({size / 1e6:.3g} MB, in each checkpoint too)"
         return f"{words}{conditions}; {self.line_search}: {copies}, another while it searches, and the batches"
+
+    def _monitored(self, trainer: Trainer) -> dict[str, Any]:
+        """The monitors' values as they stand: Lightning keeps the latest of each."""
+        monitors = self._decisions.monitors
+        logged = trainer.callback_metrics if monitors else {}
+        return {monitor: logged[monitor] for monitor in monitors if monitor in logged}
+
+    def _logged_in_training(self, trainer: Trainer) -> dict[str, float]:
+        values = self._monitored(trainer)
+        return {monitor: float(values[monitor]) for monitor in values if monitor not in self._validated}
 
     def _trajectory(self, trainer: Trainer, freezing: Freezing) -> Trajectory | None:
         """The trajectory that conditions look at, on the host; None where none does."""
@@ -301,6 +343,8 @@ class HybridTraining(Callback):
         thawing = [label for label in labels if label in freezing.frozen]
         for label in thawing:
             freezing.thaw(label)
+        if len(labels) > len(thawing):
+            check_state(trainer, trainer.current_epoch, self._steps)
         # A group of which the user has frozen everything is left alone.
         frozen = [label for label in labels if label not in thawing and freezing.freeze(label)]
         for what, changed, condition in (("thawed", thawing, self.thaw), ("frozen", frozen, self.when)):

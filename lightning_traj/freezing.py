@@ -120,6 +120,15 @@ class Freezing:
                 "not require gradients or are in no optimizer; choose others."
             )
 
+    def emptied(self) -> list[int]:
+        """Numbers of the optimizers that would be left without anything to train once all groups are frozen."""
+        frozen = {id(self.parameters[name]) for group in self.groups.values() for name in group.parameters}
+        trained = [
+            {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+            for optimizer in self.optimizers
+        ]
+        return [i for i, parameters in enumerate(trained) if parameters and parameters <= frozen]
+
     def freeze(self, label: str) -> int:
         """Freeze a group; how many parameter tensors that has changed."""
         current = self._current()

@@ -104,6 +104,7 @@ class Measure:
         group: The chart group it is shown in.
         formula, range, unit, meaning: As documented; θ are snapshots, d displacements from θ_0, u updates.
         error: How its standard error is had; None where no formula covers.
+        looks_back: On how many snapshots before the newest, where it is on the latest ones only.
     """
 
     value: Callable[[Counted], float]
@@ -113,6 +114,7 @@ class Measure:
     unit: str
     meaning: str
     error: Error | None = None
+    looks_back: int = 1
 
 
 def _local_norm(vector: int) -> Error:
@@ -283,6 +285,7 @@ MEASURES: dict[str, Measure] = {
         "",
         "small: the direction no longer changes",
         Error("displacements", lambda c: uncertainty.direction_drift_gradient(c.relative[1:, 1:])),
+        looks_back=measures.DRIFT_WINDOW,
     ),
     "oscillation_cosine": Measure(
         lambda c: c.oscillation.cosine,

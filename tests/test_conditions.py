@@ -51,7 +51,27 @@ def test_any_measure_will_do(measure: str) -> None:
 def test_so_many_snapshots_in_a_row_since_the_last_change() -> None:
     drift = Threshold("direction_drift", below=0.1, snapshots=3)
     assert [drift.holds(seen(epoch)) for epoch in (2, 3, 4, 5)] == [False, False, True, True]  # undefined with one
-    assert [drift.holds(seen(8, changed)) for changed in (3, 5, 6)] == [True, True, False]
+    mds = Threshold("mds", above=0.1, snapshots=3)
+    assert [mds.holds(seen(8, changed)) for changed in (3, 5, 6)] == [True, True, False]
+    assert [drift.holds(seen(8, changed)) for changed in (0, 1, 2)] == [True, True, False]  # looks back on five
+
+
+@pytest.mark.parametrize("pause", [2, 6])
+def test_a_layer_is_not_judged_by_its_own_standing_still(pause: int) -> None:
+    """One that turns by 5 degrees an epoch has a drift of 0.041: it never qualifies, also not after a pause."""
+    frozen, thawed = 8, 8 + pause
+    recorder, angles = Recorder(window=0), [0.0]
+    for t in range(24):
+        angle = np.radians(angles[-1])
+        displacement = torch.tensor([np.cos(angle), np.sin(angle)]) * (t > 0)
+        recorder.record({"straight": 1 + displacement.float()}, 10 * t, float(t))
+        angles.append(angles[-1] + 5.0 * (not frozen <= t < thawed))
+        if t > thawed:
+            held = Seen(t, thawed, recorder.collect()[0], GROUPS["straight"].has, ())
+            assert not Threshold("direction_drift", below=0.03, snapshots=2).holds(held)
+    series = recorder.collect()[0].series(names=["direction_drift"])["direction_drift"]
+    assert series[frozen] == pytest.approx(0.0414, abs=1e-3) == series[thawed + 5]
+    assert series[thawed + 1 : thawed + 3].max() < 0.03  # what it would have been judged by
 
 
 def test_series_of_a_few_measures_and_the_latest_snapshots_are_those_of_all() -> None:
@@ -133,11 +153,13 @@ def test_monitors_are_remembered_since_the_last_change() -> None:
     decisions.changed["straight"] = 3
     held = []
     for epoch, value in enumerate([9.0, 1.0, 1.0, 1.0, 5.0, float("nan"), 5.0, 5.0]):
-        assert decisions.note(epoch, {"loss": value}) == []
+        decisions.pending["loss"] = value
+        decisions.note(epoch)
         held.append(bool(decisions.at_epoch(epoch, {"straight": GROUPS["straight"]}, ["straight"], None)))
         decisions.load_state_dict(decisions.state_dict())
     assert held == [False] * 7 + [True]
-    assert decisions.note(8, {"other": 1.0}) == ["loss"]
+    assert decisions.missing == []
+    assert Decisions(None, Plateau("other")).missing == ["other"]
 
 
 WRONG: dict[str, tuple[Any, str]] = {
@@ -167,7 +189,7 @@ def test_in_words() -> None:
     others = [as_condition("when", 3), as_condition("when", AtSteps([7]))]
     assert [str(condition) for condition in [*conditions, *others]] == [
         "mds above 0.5 for 3 snapshots",
-        "loss no better for 3 epochs",
+        "loss no better for 3 logged values",
         "after 2 epochs",
         "epoch 3",
         "AtSteps(steps=(7,))",

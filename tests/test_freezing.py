@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -224,7 +225,7 @@ class TwoNormed(TwoOptimizers):
         super().__init__(nn.Sequential(nn.Linear(INPUTS, 8), nn.LayerNorm(8), nn.Sequential(nn.Linear(8, CLASSES))))
 
 
-def test_an_optimizer_may_be_left_without_anything_to_train(fit: Any) -> None:
+def test_an_optimizer_may_be_left_without_anything_to_train(fit: Any, caplog: pytest.LogCaptureFixture) -> None:
     watch = Watch()
     hybrid = HybridTraining(train="layer:net.2", when=AtSteps([8]))  # two steps a batch
     fit(hybrid, watch, module=TwoNormed, max_epochs=2)
@@ -232,6 +233,17 @@ def test_an_optimizer_may_be_left_without_anything_to_train(fit: Any) -> None:
     for name in ("net.0.weight", "net.0.bias"):
         assert torch.equal(watch.states[3][name], watch.states[-1][name])
     assert not torch.equal(watch.states[3]["net.2.0.weight"], watch.states[-1]["net.2.0.weight"])
+    assert "leaves nothing to train to optimizer 0" in caplog.text
+
+
+def test_but_not_under_a_grad_scaler(fit: Any) -> None:
+    def train(select: Any) -> None:
+        precision = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
+        fit(HybridTraining(train=select, when=1), module=TwoNormed, max_epochs=2, plugins=[precision])
+
+    with pytest.raises(ValueError, match=r"optimizer 0 would be left without anything to train.*bf16-mixed"):
+        train("layer:net.2")
+    train("bias")  # some of each
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])

@@ -12,6 +12,7 @@ import pytorch_lightning
 import torch
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
+    EarlyStopping,
     EMAWeightAveraging,
     LearningRateMonitor,
     ModelCheckpoint,
@@ -153,6 +154,7 @@ REFUSED: dict[str, tuple[type, dict[str, Any], list[Any], str]] = {
     "LBFGS": (Quasi, {"when": 1}, [], "LBFGS.*would move frozen ones"),
     "too late": (Normed, {"when": 2}, [], "when: epoch 2 is not within.*max_epochs=2"),
     "a step too late": (Normed, {"when": AtEpochs([2])}, [], "when: AtEpochs.*not within"),
+    "after the last step": (Normed, {"when": AtSteps([8])}, [], "not within this run.* at most 8 steps"),
     "thawed too late": (Normed, {"when": 1, "thaw": 5}, [], "thaw: epoch 5 is not within"),
     "not recorded": (
         Normed,
@@ -199,6 +201,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an empty list": ({"train": [], "when": 1}, "pass a role"),
     "by": ({"by": "block", "when": 1}, "by='block': pass one of 'model', 'layer', 'depth'"),
     "when": ({"when": "soon"}, "when='soon': pass an epoch"),
+    "thawed by standing still": ({"when": 1, "thaw": DRIFT}, r"stands still.*pass After\(…\) or Plateau"),
+    "thawed before": ({"when": 5, "thaw": 2}, "thaw=2 is not after when=5"),
     "line search": ({"line_search": True}, "line_search=True: pass LineSearch"),
 }
 
@@ -225,6 +229,44 @@ SAVES: dict[str, dict[str, Any]] = {
     "at the end of an epoch": {"every_n_epochs": 3, "save_on_train_epoch_end": True},
     "within an epoch": {"every_n_train_steps": 14},
 }
+
+
+class Scripted(Validated):
+    """Whose validation loss is written down."""
+
+    VALUES = (9.0, 8.0, 7.0, 6.5, 6.5, 6.5, 6.0, 5.0)
+
+    def __init__(self) -> None:
+        super().__init__(mlp(nn.BatchNorm1d(8)))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/loss", self.VALUES[self.current_epoch])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.log("train/loss", self.VALUES[self.current_epoch], on_epoch=True, on_step=False)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("monitor", ["val/loss", "train/loss"])
+def test_a_plateau_is_seen_from_every_checkpoint(fit: Any, tmp_path: Path, monitor: str) -> None:
+    def train(*others: Any, **arguments: Any) -> Any:
+        hybrid = HybridTraining(when=Plateau(monitor, patience=2))
+        fit(hybrid, *others, module=Scripted, max_epochs=7, **arguments)
+        return events(hybrid)
+
+    saving = ModelCheckpoint(tmp_path / "saved", save_top_k=-1, every_n_epochs=1, save_on_train_epoch_end=True)
+    whole = train(saving)
+    assert whole == [(6, "frozen", ("model",))]  # two values that are no better than the first 6.5
+    for checkpoint in (tmp_path / "saved").glob("epoch=[0-5]-*"):  # after the last one there is nothing left to train
+        assert train(ckpt_path=checkpoint) == whole, checkpoint.name
+
+
+@pytest.mark.parametrize(("every", "frozen"), [(1, [6]), (2, []), (3, [])])
+def test_only_what_a_validation_has_logged_counts(fit: Any, every: int, frozen: list[int]) -> None:
+    """Every second epoch logs 8, 6.5, 6.5 and 5: nothing that stands still is logged twice in between."""
+    hybrid = HybridTraining(when=Plateau("val/loss", patience=2))
+    fit(hybrid, module=Scripted, max_epochs=8, check_val_every_n_epoch=every)  # and warns of nothing
+    assert [epoch for epoch, *_ in events(hybrid)] == frozen
 
 
 class Deterministic(Normed):
@@ -331,6 +373,15 @@ def test_a_report_that_fails_warns_once(fit: Any, tmp_path: Path) -> None:
 def test_a_monitor_that_is_not_logged_is_said(fit: Any) -> None:
     with pytest.warns(UserWarning, match="val/accuracy was not logged so far, but.*val/loss"):
         fit(HybridTraining(when=Plateau("val/accuracy")), module=Normed)
+
+
+def test_that_nothing_was_frozen_is_said(fit: Any, caplog: pytest.LogCaptureFixture) -> None:
+    for when in (AtSteps([7]), AtSteps([8])):  # of four epochs, of which two are trained
+        fit(
+            HybridTraining(when=when), EarlyStopping("val/loss", patience=1, min_delta=9.0), module=Normed, max_epochs=4
+        )
+    assert caplog.text.count("nothing was frozen: when=AtSteps(steps=(8,)) did not hold at any time") == 1
+    assert "when=AtSteps(steps=(7,)) did" not in caplog.text
 
 
 # Beside others --------------------------------------------------------------------------------------------------

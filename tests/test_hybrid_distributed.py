@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from numpy.typing import NDArray
 from torch import nn
@@ -63,10 +65,13 @@ class Epochs(pl.Callback):
         self.states.append({name: whole(p) for name, p in self.parameters.items()})
 
 
-def train(strategy: Any, module: Any, root: Path, epochs: int, arguments: dict[str, Any]) -> dict[str, Any]:
+def train(
+    strategy: Any, module: Any, root: Path, epochs: int, arguments: dict[str, Any], *others: Any, ckpt_path: Any = None
+) -> dict[str, Any]:
     hybrid, seen = HybridTraining(**arguments), Epochs()
     strategy = strategy() if callable(strategy) else strategy
-    fit(hybrid, seen, root=root, module=module, strategy=strategy, devices=2, max_epochs=epochs)
+    settings = {"strategy": strategy, "devices": 2, "max_epochs": epochs, "ckpt_path": ckpt_path}
+    fit(hybrid, seen, *others, root=root, module=module, **settings)
     events = [[event.epoch, event.what, list(event.groups)] for event in hybrid.timeline.events]
     return {"states": seen.states, "events": events}
 
@@ -88,7 +93,7 @@ STRATEGIES = {
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_frozen_stands_still(tmp_path: Path, strategy: str, optimizer: str) -> None:
     how, module = STRATEGIES[strategy]
-    arguments = {"train": "norm", "when": 1, "thaw": 3, "keep_state": False}
+    arguments = {"train": "norm", "when": 1, "thaw": 3, "keep_state": strategy == "FSDP2"}
     one, other = launch(train, 2, how, lambda: module(optimizer), tmp_path, 4, arguments)
     assert_alike(one, other)
     assert one["events"] == [[1, "frozen", ["model"]], [3, "thawed", ["model"]]]
@@ -128,17 +133,43 @@ def test_thresholds_look_at_the_trajectory_of_shards(tmp_path: Path, monkeypatch
     assert {"net.0.weight", "net.3.weight"} <= still
 
 
-def refused(strategy: str, root: Path) -> str:
-    try:
-        train(strategy, lambda: Net("SGD"), root, 2, {"when": 1})
-    except ValueError as error:
-        return str(error)
-    return ""
+def resumed(strategy: Any, module: Any, root: Path) -> list[dict[str, Any]]:
+    """The whole run, and one that goes on from a checkpoint of the frozen phase."""
+    saving = ModelCheckpoint(root / "saved", save_top_k=-1, filename="{epoch}")
+    arguments = {"train": "norm", "when": 1, "thaw": 3}
+    whole = train(strategy, module, root, 4, arguments, saving)
+    warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint")
+    return [whole, train(strategy, module, root, 4, arguments, ckpt_path=root / "saved" / "epoch=1.ckpt")]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_run_goes_on_from_the_frozen_phase(tmp_path: Path, strategy: str) -> None:
+    how, module = STRATEGIES[strategy]
+    for whole, other in launch(resumed, 2, how, lambda: module("AdamW"), tmp_path):
+        assert whole["events"] == other["events"] == [[1, "frozen", ["model"]], [3, "thawed", ["model"]]]
+        assert_alike({**whole, "states": whole["states"][2:]}, other)
+
+
+def refused(strategy: Any, root: Path, arguments: Any) -> list[str]:
+    said = []
+    for each in arguments:
+        try:
+            train(strategy, lambda: Sharded("SGD") if callable(strategy) else Net("SGD"), root, 2, each)
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
+def test_what_shards_could_not_go_on_from_is_refused(tmp_path: Path) -> None:
+    said, others = launch(refused, 2, STRATEGIES["FSDP2"][0], tmp_path, [{"when": 1, "keep_state": False}, {"when": 0}])
+    assert said == others
+    assert "pass keep_state=True" in said[0]
+    assert "freeze from epoch 1 on" in said[1]
 
 
 def test_plain_ddp_is_refused_before_training(tmp_path: Path) -> None:
-    said = launch(refused, 2, "ddp", tmp_path)
-    assert said[0] == said[1]
+    said, others = launch(refused, 2, "ddp", tmp_path, [{"when": 1}])
+    assert said == others
     assert 'strategy="ddp_find_unused_parameters_true"' in said[0]
 
 

@@ -63,7 +63,7 @@ def step_time_table(seconds: Seconds, parts: Sequence[str] = PARTS) -> str:
     return "\n".join(f"| {' | '.join([label, *cells])} |" for label, cells in [*heading, *rows])
 
 
-def step_time(setting: Setting = Setting(), rounds: int = 30, threads: int = 1) -> None:  # noqa: B008 (frozen)
+def step_time(setting: Setting = Setting(), rounds: int = 40, threads: int = 1) -> None:  # noqa: B008 (frozen)
     """Print the table.
 
     Args:

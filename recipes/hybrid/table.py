@@ -31,7 +31,8 @@ def comparison_table(rows: Sequence[Row]) -> str:
         finals = {row["seed"]: row["accuracy"][-1] for row in runs}
         targets = {seed: reference[seed]["accuracy"][-1] - MARGIN for seed in finals}
         reached = [(row, epochs) for row in runs if (epochs := epochs_to(row, targets[row["seed"]]))]
-        never = f" ({len(runs) - len(reached)} never)" if reached and len(reached) < len(runs) else ""
+        missed = len(runs) - len(reached)  # a median without them would be of the better seeds alone
+        never = f"never for {missed} of {len(runs)}" if reached else "never"
         changed = [row for row in runs if changed_from(row) < len(row["cpu"])]
         lines.append(
             (
@@ -42,8 +43,8 @@ def comparison_table(rows: Sequence[Row]) -> str:
                 spread((final - reference[seed]["accuracy"][-1] for seed, final in finals.items()), 1, "+"),
                 spread((row["train_loss"][-1] for row in runs), 3),
                 f"{median(map(epoch_ratio, changed)):.2f}" if changed else "",
-                f"{median(epochs for _, epochs in reached):g}{never}" if reached else "never",
-                f"{median(cost(row, epochs) for row, epochs in reached):.1f}" if reached else "",
+                never if missed else f"{median(epochs for _, epochs in reached):g}",
+                "" if missed else f"{median(cost(row, epochs) for row, epochs in reached):.1f}",
             )
         )
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
