@@ -123,8 +123,8 @@ def is_sharded(trainer: Any) -> bool:
 
 def _most_steps(trainer: Any, max_epochs: float) -> float:
     """Optimizer steps that a run can have, as far as it can be told: how many a batch has, if not one, is not known."""
-    max_steps = inf if trainer.max_steps in (None, -1) else trainer.max_steps
-    batches = trainer.num_training_batches
+    max_steps: float = inf if trainer.max_steps in (None, -1) else trainer.max_steps
+    batches: float = trainer.num_training_batches
     if not trainer.lightning_module.automatic_optimization or trainer.reload_dataloaders_every_n_epochs:
         return max_steps
     if inf in (batches, max_epochs):
