@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -25,14 +27,48 @@ COMPARED = 2**20  # entries that are compared at once
 EQUAL = 1e-12  # of the largest squared displacement: snapshots that are closer may be equal, which is then looked up
 
 
+@dataclass(frozen=True)
+class Clock:
+    """When checkpoints were written.
+
+    Attributes:
+        unit: ``"step"`` or ``"epoch"``.
+        values: Of the checkpoints, in their order.
+        guessed: Whether some of them are bare numbers of names.
+    """
+
+    unit: str
+    values: tuple[int, ...]
+    guessed: bool = False
+
+    @property
+    def increases(self) -> bool:
+        """Whether the order is that of time."""
+        return all(before < after for before, after in pairwise(self.values))
+
+
+def clock(checkpoints: Sequence[Checkpoint]) -> Clock | None:
+    """When checkpoints were written, all in one unit: steps, else epochs, else numbers; None if not known."""
+    for unit, values, guessed in (
+        ("step", [c.step for c in checkpoints], False),
+        ("epoch", [c.epoch if c.step is None else None for c in checkpoints], False),
+        ("step", [c.number if c.step is None else c.step for c in checkpoints], True),
+    ):
+        known = [value for value in values if value is not None]
+        if known and len(known) == len(values):
+            return Clock(unit, tuple(known), guessed)
+    return None
+
+
 def in_files(checkpoints: Sequence[Checkpoint], names: Collection[str]) -> list[str]:
-    """Averaged weights among raw ones, steps left out, mixed precisions, and parameters that come or go.
+    """A late start, averaged weights among raw ones, steps left out, mixed precisions, parameters that come or go.
 
     Args:
         checkpoints: In order.
         names: Of the parameters.
     """
-    return [*_averaged(checkpoints), *_gaps([c.step for c in checkpoints]), *_precisions(checkpoints, names)]
+    when = clock(checkpoints)
+    return [*_start(when), *_averaged(checkpoints), *_gaps(when), *_precisions(checkpoints, names)]
 
 
 def in_trajectory(trajectory: Trajectory, checkpoints: Sequence[Checkpoint], names: Collection[str]) -> list[str]:
@@ -99,6 +135,17 @@ def label(checkpoint: Checkpoint) -> str:
 # Before anything is read ------------------------------------------------------------------------------------
 
 
+def _start(when: Clock | None) -> list[str]:
+    if when is None or not when.increases or (when.unit == "step" and when.values[0] == 0):
+        return []
+    first = f"{when.unit} {when.values[0]:,}"
+    known = "may not be" if when.values[0] == 0 else "is not"  # epoch 0 is the end of the first one in many files
+    return [
+        f"the first checkpoint is of {first}: what is called θ_0 here {known} initialisation; displacement, relative "
+        f"maps, turn and saturation are from {first} on (save one before the first step)."
+    ]
+
+
 def _averaged(checkpoints: Sequence[Checkpoint]) -> list[str]:
     averaged = [label(c) for c in checkpoints if c.averaged or AVERAGED_IN_NAME.search(c.path.name)]
     if not averaged or len(averaged) == len(checkpoints):
@@ -106,18 +153,18 @@ def _averaged(checkpoints: Sequence[Checkpoint]) -> list[str]:
     return [f"{_listed(averaged)} averaged weights among raw ones: angles to and from them say nothing of training."]
 
 
-def _gaps(steps: Sequence[int | None]) -> list[str]:
-    known = [step for step in steps if step is not None]
-    gaps = np.diff(known)
-    if len(gaps) < 3:
+def _gaps(when: Clock | None) -> list[str]:
+    if when is None or not when.increases or len(when.values) < 4:
         return []
-    usual, count = Counter(gaps.tolist()).most_common(1)[0]
-    if usual <= 0 or count < REGULAR * len(gaps):
+    gaps = np.diff(when.values).tolist()
+    usual, count = Counter(gaps).most_common(1)[0]
+    if count < REGULAR * len(gaps):
         return []
+    apart = f"{usual:,} {when.unit}{'s' if usual > 1 else ''} apart"
     return [
-        f"no checkpoint between step {known[i]:,} and {known[i + 1]:,}, where others are {usual:,} steps apart."
-        for i, gap in enumerate(gaps.tolist())
-        if gap > usual and gap % usual == 0
+        f"no checkpoint between {when.unit} {before:,} and {after:,}, where others are {apart}."
+        for before, after in pairwise(when.values)
+        if after - before > usual and (after - before) % usual == 0
     ]
 
 

@@ -10,14 +10,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
 from lightning_traj.blocks import clean_name
+from lightning_traj.dates import epoch_in, epoch_in_name, epochs_of_lightning, number_in_name, step_in, step_in_name
 from lightning_traj.dcp import METADATA, DistributedCheckpoint, read_metadata
+from lightning_traj.hyperparameters import hyperparameters_beside, plain_hyperparameters
 from lightning_traj.sources import (
+    TRAJECTORY,
     Copied,
     SafetensorsFile,
     Sharded,
@@ -33,23 +37,10 @@ Weights = Literal["raw", "average"]
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".tar")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-SINGLE = ("model.safetensors", "pytorch_model.bin")
+SINGLE = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin")  # last: PEFT's
 NESTED = ("state_dict", "model_state_dict", "model", "module")  # where frameworks keep the weights
+HYPERPARAMETERS = ("datamodule_hyper_parameters", "hyper_parameters")  # in Lightning's checkpoints
 RAW_BESIDE_AVERAGE = "current_model_state"  # of Lightning's WeightAveraging, whose state_dict is the average
-STEPS = ("global_step", "step", "steps", "iteration", "iter_num", "iter")
-# epoch=3-step=120, step1000, global_step500, step_10k, 500_steps; iter_000500; checkpoint-500; 000500
-STEPS_IN_NAME = [
-    re.compile(pattern, re.IGNORECASE)
-    for pattern in (
-        r"steps?[ =_.-]*(\d+)([km])?(?![a-z]*\d)",
-        r"(?<![a-z\d])(\d+)([km])?[ _-]?steps?(?![a-z])",
-        r"iter(?:ation)?s?[ =_.-]*(\d+)([km])?(?![a-z]*\d)",
-        r"(?:checkpoint|ckpt)[ =_.-]*(\d+)([km])?(?![a-z]*\d)",
-        r"^(\d+)([km])?$",
-    )
-]
-EPOCH_IN_NAME = re.compile(r"epochs?[ =_.-]*(\d+)", re.IGNORECASE)
-THOUSANDS = {"": 1, "k": 10**3, "m": 10**6}
 
 
 class CheckpointError(ValueError):
@@ -70,9 +61,12 @@ class Checkpoint:
         path: The file or folder.
         source: Where the tensors are.
         step: Optimizer steps taken when it was written; None where neither the file nor its name says so.
-        epoch: Completed epochs; None where it was written within one, or nothing is known.
+        epoch: Completed epochs; None where it was written within one, or nothing is known. Where the step is not known
+            either, the epoch that the file or its name says, whatever is counted.
+        number: In its name, which doesn't say what it counts; None where the step is known, or there is none.
         averaged: Whether these are averaged weights, as far as the file tells.
         config: What the config.json of a Hugging Face folder says; else empty.
+        logged: Hyperparameters that stand in the file, flat.
         shapes: Every tensor on the meta device, by its name, free of ``_orig_mod.``.
     """
 
@@ -80,8 +74,10 @@ class Checkpoint:
     source: Source
     step: int | None = None
     epoch: int | None = None
+    number: int | None = None
     averaged: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
+    logged: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shapes = self.source.shapes()
@@ -100,6 +96,15 @@ class Checkpoint:
             return self.source.read(self._names[name])
         except Exception as error:
             raise unreadable(self.path, error) from error
+
+    @cached_property
+    def hyperparameters(self) -> dict[str, int | float | bool | str]:
+        """Those of the run: plain ones, nested ones as ``a/b``, from the file or the hparams.yaml beside or above it.
+
+        Raises:
+            ValueError: there is an hparams.yaml, and it cannot be read.
+        """
+        return plain_hyperparameters(self.logged or hyperparameters_beside(self.path))
 
     def release(self) -> None:
         """Close its files: they are opened again when they are used."""
@@ -175,20 +180,18 @@ def _inside(name: str) -> Iterator[None]:
 def _safetensors(path: Path) -> Checkpoint:
     file = SafetensorsFile(path)
     metadata = file.metadata()
-    if "lightning_traj" in metadata:
+    if TRAJECTORY in metadata:
         raise CheckpointError("it is a trajectory, not a checkpoint; compare takes those")
-    steps = [int(metadata[name]) for name in STEPS if metadata.get(name, "").isdecimal()]
-    return _dated(path, file, steps[0] if steps else None)
+    return _dated(path, file, {name: int(value) for name, value in metadata.items() if value.isdecimal()})
 
 
 def _torch(path: Path, key: str | None, weights: Weights) -> Checkpoint:
     state = load(path)
     inside = _where(state, key, weights)
     source: Source = TorchFile(path, inside, state) if is_mappable(path) else Copied(tensors_of(_at(state, inside)))
-    step, epoch = _progress(state) if inside else (None, None)
     names = source.shapes()
     averaged = "n_averaged" in names or (RAW_BESIDE_AVERAGE in state and inside == ("state_dict",))
-    return _dated(path, source, step, epoch, averaged=averaged)
+    return _dated(path, source, state if inside else {}, averaged=averaged)
 
 
 def _hugging_face(path: Path) -> Checkpoint:
@@ -208,8 +211,7 @@ def _hugging_face(path: Path) -> Checkpoint:
         if not names:
             raise CheckpointError(f"the folder holds none of {', '.join((METADATA, *INDEXES, *SINGLE))}")
         source = _weights_file(path, names[0])
-    step = read_json(path / "trainer_state.json").get("global_step")
-    return _dated(path, source, step, config=read_json(path / "config.json"))
+    return _dated(path, source, read_json(path / "trainer_state.json"), config=read_json(path / "config.json"))
 
 
 def _weights_file(folder: Path, name: Any) -> Source:
@@ -242,38 +244,33 @@ def _distributed(path: Path, key: str | None, weights: Weights) -> Checkpoint:
         found = rest
     with _inside("meta.pt"):
         meta = load(path / "meta.pt") if (path / "meta.pt").is_file() else {}  # Lightning's
-        step, epoch = _progress(meta)
+        if not isinstance(meta, Mapping):
+            raise CheckpointError(f"there is a {type(meta).__name__}, not what Lightning writes")
     averaged = RAW_BESIDE_AVERAGE in meta
     if averaged and weights == "raw":
         raise CheckpointError('its weights are averaged, and of the raw ones it has no shards: say weights="average"')
-    return _dated(path, DistributedCheckpoint(found), step, epoch, averaged=averaged)
+    return _dated(path, DistributedCheckpoint(found), meta, averaged=averaged)
 
 
 def _dated(
     path: Path,
     source: Source,
-    step: Any = None,
-    epoch: int | None = None,
+    said: Mapping[str, Any],
     *,
     averaged: bool = False,
     config: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
-    """The checkpoint, dated by what its content says, or else by its name."""
+    """The checkpoint, dated by what is said in it besides the tensors, or else by its name."""
     named = path.parent if path.name.startswith(SINGLE) else path
     name = named.stem if named.suffix in SUFFIXES else named.name
-    if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < 2**63:
-        step = _step_in(name)
-    if epoch is None and step is None:
-        epoch = int(found[-1]) if (found := EPOCH_IN_NAME.findall(name)) else None
-    return Checkpoint(path, source, step, epoch, averaged, config or {})
-
-
-def _step_in(name: str) -> int | None:
-    for pattern in STEPS_IN_NAME:
-        if found := pattern.findall(name):
-            step = int(found[-1][0]) * THOUSANDS[found[-1][1].lower()]
-            return step if step < 2**63 else None
-    return None
+    step, epoch, number = step_in(said), epochs_of_lightning(said), None
+    if step is None:
+        step = step_in_name(name, folder=named.is_dir())
+    if step is None:
+        number = number_in_name(name)
+        epoch = next((found for found in (epoch, epoch_in(said), epoch_in_name(name)) if found is not None), None)
+    logged = plain_hyperparameters(*(said.get(name) for name in HYPERPARAMETERS))
+    return Checkpoint(path, source, step, epoch, number, averaged, config or {}, logged)
 
 
 # Inside a file that torch.save wrote ------------------------------------------------------------------------
@@ -306,12 +303,3 @@ def _at(state: Any, inside: Sequence[str]) -> Any:
 
 def _listing(state: Mapping[Any, Any]) -> str:
     return ", ".join(repr(name) for name in list(state)[:20])
-
-
-def _progress(state: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Optimizer steps taken, and epochs completed where that is a whole number: after the last batch of one."""
-    step = next((state[name] for name in STEPS if isinstance(state.get(name), int)), None)
-    epochs = _at(state, ("loops", "fit_loop", "epoch_progress", "current", "ready"))
-    batches = _at(state, ("loops", "fit_loop", "epoch_loop.batch_progress"))
-    at_end = isinstance(batches, Mapping) and batches.get("is_last_batch") is True
-    return step, epochs if at_end and isinstance(epochs, int) and epochs >= 0 else None

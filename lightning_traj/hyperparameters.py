@@ -1,8 +1,9 @@
-"""Hyperparameters as Lightning's loggers leave them beside a run, and which of them tell runs apart."""
+"""Hyperparameters as Lightning leaves them beside a run and in its checkpoints, and which of them tell runs apart."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,24 @@ def hyperparameters_beside(file: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ValueError(f"{found} holds no hyperparameters but {type(values).__name__}; mend or remove it.")
+    return _named(values)
+
+
+def plain_hyperparameters(*said: Any) -> dict[str, int | float | bool | str]:
+    """Numbers, truth values and texts of what was logged, flat as above; the last of several mappings is believed."""
+    values = {
+        name: value for mapping in said if isinstance(mapping, Mapping) for name, value in _named(mapping).items()
+    }
     return {
-        name: value for name, value in _flat(values) if not name.rpartition("/")[2].startswith("_")
-    }  # LightningCLI's own
+        name: value
+        for name, value in values.items()
+        if isinstance(value, (int, str)) or (isinstance(value, float) and isfinite(value))
+    }
+
+
+def _named(values: Mapping[Any, Any]) -> dict[str, Any]:
+    flat = dict(_flat(values))
+    return {name: flat[name] for name in flat if not name.rpartition("/")[2].startswith("_")}  # LightningCLI's own
 
 
 def split_hyperparameters(all_of: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[str]], dict[str, str]]:

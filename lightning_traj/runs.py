@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lightning_traj.blocks import Block
 from lightning_traj.hyperparameters import hyperparameters_beside, labelled
 from lightning_traj.labels import in_words
+from lightning_traj.sources import is_trajectory
 from lightning_traj.trajectory import Trajectory
 
 _USUAL = re.compile(r"version_\d+|trajectory")  # what Lightning's loggers call a run's folder, and we its file
@@ -157,7 +158,7 @@ def find_trajectory(path: Path) -> Path:
     if not path.is_dir():
         raise FileNotFoundError(f"path={str(path)!r}: no such file or folder; pass a trajectory file or a log folder.")
     for pattern in ("*.safetensors", "version_*/*.safetensors"):
-        found = sorted(file for file in path.glob(pattern) if not file.name.startswith(".") and _is_trajectory(file))
+        found = sorted(file for file in path.glob(pattern) if not file.name.startswith(".") and is_trajectory(file))
         if len(found) > 1:
             listed = ", ".join(str(file) for file in found[:8]) + (", …" if len(found) > 8 else "")
             raise ValueError(
@@ -259,13 +260,3 @@ def _check_rows(run: Run) -> None:
         raise ValueError(
             f"path={str(run.path)!r} holds rows of the shape {shape}, not {expected}: it is damaged; leave it out."
         )
-
-
-def _is_trajectory(file: Path) -> bool:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            return "lightning_traj" in (opened.metadata() or {})
-    except (SafetensorError, OSError):
-        return False

@@ -12,8 +12,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_traj.findings import label
+from lightning_traj.findings import Clock, clock, label
 from lightning_traj.formats import SUFFIXES, Checkpoint, CheckpointError, Weights, is_checkpoint, open_checkpoint
+from lightning_traj.sources import is_trajectory, natural
 
 Order = Literal["step", "given"]
 FOLDERS = ("", "checkpoints")  # where in a folder checkpoints are looked for; Lightning's logs have the second
@@ -27,7 +28,7 @@ class Series:
 
     Attributes:
         checkpoints: Opened.
-        steps: Optimizer steps, int64 [n], increasing.
+        steps: Optimizer steps, int64 [n], increasing; of files that say only epochs, those.
         epochs: Completed epochs, float64 [n]; zeros where nothing is known of them.
         findings: What was left out or guessed, in sentences.
     """
@@ -49,22 +50,25 @@ def find(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> li
     for path in map(Path, [paths] if isinstance(paths, (str, os.PathLike)) else paths):
         if not path.exists():
             raise FileNotFoundError(f"{path}: there is no such file or folder.")
-        folders = [child for child in sorted(path.glob("*")) if child.is_dir() and is_checkpoint(child)]
+        folders = [child for child in _children(path) if child.is_dir() and is_checkpoint(child)]
         if is_checkpoint(path) and len(folders) >= LEAST:  # transformers' Trainer puts the last model beside them
             found += folders
             continue
         if path.is_file() or is_checkpoint(path):
             found.append(path)
             continue
-        inside = [child for folder in FOLDERS for child in sorted((path / folder).glob("*")) if is_checkpoint(child)]
-        # A log folder has the trajectory of the run beside its checkpoints.
-        inside = [child for child in inside if child.name != "trajectory.safetensors"]
+        inside = [child for folder in FOLDERS for child in _children(path / folder) if is_checkpoint(child)]
+        inside = [child for child in inside if not is_trajectory(child)]  # log folders have those of the run
         if not inside:
             raise ValueError(
                 f"{path} holds no checkpoint: neither files that end in {', '.join(SUFFIXES)} nor folders with a model."
             )
         found += inside
     return list(dict.fromkeys(found))
+
+
+def _children(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*"), key=lambda path: natural(path.name))
 
 
 def open_series(
@@ -106,36 +110,62 @@ def open_series(
 
 
 def _given(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[int], list[str]]:
-    steps = [c.step for c in opened if c.step is not None]
-    if len(steps) == len(opened) and all(a < b for a, b in pairwise(steps)):
-        return opened, steps, []
-    return opened, list(range(len(opened))), ["steps are not those of the optimizer: checkpoints are counted as given."]
+    when = clock(opened)
+    if when is not None and when.increases:
+        return opened, list(when.values), _notes(when, opened)
+    counted = "steps are not those of the optimizer: checkpoints are counted as given."
+    return opened, list(range(len(opened))), [counted, *_backwards(opened)]
 
 
 def _by_step(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[int], list[str]]:
-    notes = []
-    if all(c.step is None and c.epoch is not None for c in opened):
-        notes.append("steps are not known, epochs are: these are what is counted as steps.")
-        dated = [(c.epoch or 0, c) for c in opened]
-    else:
+    when = clock(opened)
+    if when is None:
         unknown = [str(c.path) for c in opened if c.step is None]
-        if unknown:
-            raise ValueError(
-                f"{unknown[0]}{f' and {len(unknown) - 1} more' if len(unknown) > 1 else ''}: neither the file nor its "
-                "name says at which step it was written; name the files by step (step=1000.pt), or give the paths in "
-                'order and say order="given" (--order given).'
-            )
-        dated = [(c.step or 0, c) for c in opened]
-    dated.sort(key=lambda pair: pair[0])  # stable: of the same step, the first that was given comes first
+        raise ValueError(
+            f"{unknown[0]}{f' and {len(unknown) - 1} more' if len(unknown) > 1 else ''}: neither the file nor its "
+            "name says at which step it was written; name the files by step (step=1000.pt), or give the paths in "
+            'order and say order="given" (--order given).'
+        )
+    notes = _notes(when, opened)
+    # Stable: of the same step, the first that was given comes first.
+    dated = sorted(zip(when.values, opened, strict=True), key=lambda pair: pair[0])
     kept: list[tuple[int, Checkpoint]] = []
-    for step, checkpoint in dated:
-        if kept and kept[-1][0] == step:
-            notes.append(f"step {step:,} occurs twice: {label(kept[-1][1])} is taken, {label(checkpoint)} left out.")
+    for value, checkpoint in dated:
+        if kept and kept[-1][0] == value:
+            both = f"{label(kept[-1][1])} is taken, {label(checkpoint)} left out"
+            notes.append(f"{when.unit} {value:,} occurs twice: {both}.")
         else:
-            kept.append((step, checkpoint))
+            kept.append((value, checkpoint))
     if len(kept) < LEAST:
-        raise ValueError(f"all checkpoints are of step {kept[0][0]}: a trajectory takes two different ones at least.")
-    return [checkpoint for _, checkpoint in kept], [step for step, _ in kept], notes
+        raise ValueError(
+            f"all checkpoints are of {when.unit} {kept[0][0]}: a trajectory takes two different ones at least."
+        )
+    return [checkpoint for _, checkpoint in kept], [value for value, _ in kept], notes
+
+
+def _notes(when: Clock, opened: Sequence[Checkpoint]) -> list[str]:
+    """What the steps are, where they are not the optimizer's."""
+    if when.unit == "epoch":
+        return ["steps are not known, epochs are: these are what is counted as steps."]
+    if when.guessed:
+        first = next(c for c in opened if c.step is None)
+        return [f"steps are guessed from the numbers of names, such as {label(first)}: they may be epochs."]
+    return []
+
+
+def _backwards(opened: Sequence[Checkpoint]) -> list[str]:
+    """Where the given order is not that of time, as far as that is known, or only that of letters."""
+    times = [(c.step, c.epoch, c.number) for c in opened]
+    for (before, one), (after, other) in pairwise(zip(times, opened, strict=True)):
+        for unit, was, then in zip(("step", "epoch", "number"), before, after, strict=True):
+            if was is not None and then is not None and then < was:
+                return [f"in the order given {label(one)} comes before {label(other)}: {unit} {was:,} before {then:,}."]
+    paths = [str(c.path) for c in opened]
+    for path, natural_one in zip(paths, sorted(paths, key=natural), strict=True) if paths == sorted(paths) else ():
+        if path != natural_one:
+            names = f"{Path(path).name} before {Path(natural_one).name}"
+            return [f"the order given is that of letters, {names}: is it meant?"]
+    return []
 
 
 def _epochs(checkpoints: Sequence[Checkpoint], steps: Sequence[int]) -> NDArray[np.float64]:
@@ -144,4 +174,5 @@ def _epochs(checkpoints: Sequence[Checkpoint], steps: Sequence[int]) -> NDArray[
     if not known:
         return np.zeros(len(steps))
     per_step = np.float64(known[-1][1] or 0) / known[-1][0]
-    return np.array([per_step * step if not c.epoch else c.epoch for step, c in zip(steps, checkpoints, strict=True)])
+    epochs = [per_step * step if not c.epoch else c.epoch for step, c in zip(steps, checkpoints, strict=True)]
+    return np.array(epochs, dtype=np.float64)

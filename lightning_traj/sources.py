@@ -19,6 +19,8 @@ from typing import IO, Any, Protocol
 import torch
 from torch import Tensor
 
+TRAJECTORY = "lightning_traj"  # what the header of our own files is called
+
 
 class Source(Protocol):
     """Named tensors in files: opened when they are used, and let go of when that is asked for."""
@@ -47,7 +49,7 @@ class SafetensorsFile:
 
     def shapes(self) -> Mapping[str, Tensor]:
         if self._shapes is None:
-            self._shapes = {name: self.read(name).to("meta") for name in sorted(self._file().keys(), key=_natural)}
+            self._shapes = {name: self.read(name).to("meta") for name in sorted(self._file().keys(), key=natural)}
         return self._shapes
 
     def read(self, name: str) -> Tensor:
@@ -63,6 +65,18 @@ class SafetensorsFile:
         if self._open is None:
             self._open = safe_open(self.path, framework="pt")
         return self._open
+
+
+def is_trajectory(path: Path) -> bool:
+    """Whether a file is what ``Trajectory.save`` writes, as its header says."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    from safetensors import SafetensorError
+
+    try:
+        return TRAJECTORY in SafetensorsFile(path).metadata()
+    except (SafetensorError, OSError):
+        return False
 
 
 class TorchFile:
@@ -191,6 +205,6 @@ def _check_archive(file: Path | IO[bytes]) -> None:
                 raise ValueError("it is a compressed archive, which torch.save does not write: unpack it")
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts h.2 before h.10."""
+def natural(name: str) -> list[tuple[int, str]]:
+    """As a key for sorting, puts h.2 before h.10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -6,10 +6,12 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parameter import is_lazy
 
 from lightning_traj.blocks import clean_name, has_entries
@@ -19,7 +21,9 @@ from lightning_traj.partition import root_of
 
 # What of a config.json is not taken: what names code, kernels or weights elsewhere.
 ELSEWHERE = re.compile(r"auto_map|implementation|kernels|backbone|timm|pretrained|quantization|_name_or_path")
-LAYERS = re.compile(r"layer|block|depth")
+# What a config counts, and how much of it goes with so many tensors, or with their largest dimension; more is made up.
+MODULES, TO_A_TENSOR = re.compile(r"layer|block|depth|expert|stage|level|codebook|quantizer"), 16
+WIDTHS, NARROW = re.compile(r"head|group|label"), 64
 # Last parts of the names of what state dicts hold besides parameters, without telling them apart.
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "inv_freq", "masked_bias", "n_averaged")
 
@@ -74,15 +78,16 @@ def network(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> nn.Module 
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures or not isinstance(config.get("model_type"), str):
         return None
-    if max(_layers(config), default=0) > len(checkpoint.shapes):
-        return None  # it would take for ever, or all memory
+    if not _is_modest(config, tensors):
+        return None
     try:
         import transformers
 
         kind = getattr(transformers, architectures[0])
         if not issubclass(kind, transformers.PreTrainedModel):
             return None
-        with torch.device("meta"), warnings.catch_warnings():
+        # Many layers times many experts.
+        with torch.device("meta"), warnings.catch_warnings(), _at_most(4 * TO_A_TENSOR * len(tensors)):
             warnings.simplefilter("ignore")
             model = _fitted(kind(transformers.AutoConfig.for_model(**config)), tensors)
         _check_shapes(architectures[0], _parameters(model), checkpoint.shapes)
@@ -103,13 +108,47 @@ def _plain(config: Any) -> Any:
     return {key: _plain(value) for key, value in config.items() if not ELSEWHERE.search(key)}
 
 
-def _layers(config: Mapping[str, Any]) -> Iterator[int]:
-    """Numbers of layers that a config asks for."""
+def _is_modest(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a model of a config is no larger than tensors like these may be: others take for ever, or all memory."""
+    widest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
+    return all(
+        not (MODULES.search(key) and count > TO_A_TENSOR * len(tensors))
+        and not (WIDTHS.search(key) and count > max(widest, NARROW))
+        for key, count in _counts(config)
+    )
+
+
+def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Integers of a config, with the sums of lists."""
     for key, value in config.items():
         if isinstance(value, Mapping):
-            yield from _layers(value)
-        elif isinstance(value, int) and LAYERS.search(key):
-            yield value
+            yield from _counts(value)
+        else:
+            yield key, _sum(value)
+
+
+def _sum(value: Any) -> int:
+    if isinstance(value, (list, tuple)):
+        return sum(map(_sum, value))
+    return abs(value) if isinstance(value, int) else 0
+
+
+@contextmanager
+def _at_most(modules: int) -> Iterator[None]:
+    """Making more modules than that is an error."""
+    made = 0
+
+    def count(*_: Any) -> None:
+        nonlocal made
+        made += 1
+        if made > modules:
+            raise ValueError(f"more than {modules} modules")
+
+    handle = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _check_shapes(kind: str, parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

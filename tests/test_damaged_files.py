@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from torch.distributed.checkpoint import metadata as dcp_metadata
 from lightning_traj import from_checkpoints
 from lightning_traj.dcp import read_metadata
 from lightning_traj.formats import CheckpointError, open_checkpoint
+from lightning_traj.state_dicts import _at_most, network
 from saved import FORMATS, Malicious, write_all
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -288,6 +290,56 @@ def test_an_absurd_header_of_safetensors(tmp_path: Path) -> None:
             open_checkpoint(tmp_path / f"step{step}.safetensors")
 
 
+HUGE = 10**8
+TINY_SWIN = {"embed_dim": 8, "num_heads": [1, 1], "depths": [1, 1]}
+TINY_SWITCH = {"d_model": 8, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 1, "num_experts": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "model_type", "change"),
+    [
+        ("SwinModel", "swin", TINY_SWIN | {"depths": [HUGE]}),
+        ("SwinModel", "swin", TINY_SWIN | {"depths": [20, HUGE], "num_heads": [1, 1]}),
+        ("SwitchTransformersModel", "switch_transformers", TINY_SWITCH | {"num_experts": HUGE}),
+        ("BertModel", "bert", {"num_labels": HUGE}),
+        ("BertModel", "bert", {"nested": {"num_hidden_layers": HUGE}, "num_hidden_layers": HUGE}),
+    ],
+)
+def test_a_small_config_of_a_huge_model(tmp_path: Path, kind: str, model_type: str, change: dict[str, Any]) -> None:
+    """It is not made, and takes no memory."""
+    folder = next(write_all("Hugging Face", tmp_path / "x", {1: weights(0)}).iterdir())
+    (folder / "config.json").write_text(json.dumps({"architectures": [kind], "model_type": model_type, **change}))
+    checkpoint = open_checkpoint(folder)
+    tracemalloc.start()
+    try:
+        assert network(checkpoint, checkpoint.shapes) is None
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_layers_times_experts_are_bounded() -> None:
+    def make() -> torch.nn.Module:
+        return torch.nn.Sequential(*[torch.nn.Sequential(torch.nn.Tanh()) for _ in range(4)])
+
+    with _at_most(8):
+        make()
+    with pytest.raises(ValueError, match="more than 7 modules"), _at_most(7):
+        make()
+    make()
+
+
+@pytest.mark.parametrize(("kind", "model_type", "config"), [("SwinModel", "swin", TINY_SWIN)])
+def test_a_small_config_of_a_small_model(tmp_path: Path, kind: str, model_type: str, config: dict[str, Any]) -> None:
+    """The same are made where they are believable."""
+    import transformers
+
+    model = getattr(transformers, kind)(transformers.AutoConfig.for_model(model_type, **config))
+    model.save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    assert type(network(checkpoint, checkpoint.shapes)).__name__ == kind
+
+
 def test_a_malicious_resume_file_is_ignored(tmp_path: Path, marker: Path) -> None:
     write_all(".pt", tmp_path / "x", {step: weights(step) for step in range(3)})
     expected = from_checkpoints(tmp_path / "x").gram()
@@ -393,7 +445,7 @@ seen = {"refused": 0, "read": 0}
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-@given(kind=st.sampled_from(TARGETS), which=st.integers(0, 9), change=damage(), whole=st.integers(0, 9))
+@given(kind=st.sampled_from(TARGETS), which=st.integers(0, 9), change=damage(), whole=st.integers(0, 19))
 def test_damaged_files(good: dict[str, Path], kind: str, which: int, change: Any, whole: int) -> None:
     """An error that names the checkpoint, or a result; with skip_bad the rest in any case."""
     paths = sorted(good[kind].iterdir())

@@ -86,6 +86,29 @@ def test_missing_steps(found: Any, steps: list[int], gaps: list[str]) -> None:
     assert [s.partition(",")[0] for s in said] == [f"no checkpoint between step {gap}" for gap in gaps]
 
 
+def test_missing_epochs(found: Any) -> None:
+    said = found(names={i: f"epoch={epoch}.pt" for i, epoch in enumerate((0, 1, 2, 4, 5, 6))})
+    assert said == [
+        "steps are not known, epochs are: these are what is counted as steps.",
+        "the first checkpoint is of epoch 0: what is called θ_0 here may not be initialisation; displacement, relative "
+        "maps, turn and saturation are from epoch 0 on (save one before the first step).",
+        "no checkpoint between epoch 2 and 4, where others are 1 epoch apart.",
+    ]
+
+
+def test_a_first_checkpoint_that_is_not_initialisation(found: Any) -> None:
+    (said,) = found(steps=range(2000, 2600, 100))
+    assert said == (
+        "the first checkpoint is of step 2,000: what is called θ_0 here is not initialisation; displacement, relative "
+        "maps, turn and saturation are from step 2,000 on (save one before the first step)."
+    )
+
+
+def test_in_an_order_that_is_not_of_time_nothing_is_said_of_gaps(found: Any) -> None:
+    names = {i: f"{i}-step{step}.pt" for i, step in enumerate((40, 20, 10, 0, 80, 90))}
+    assert len(found(names=names, order="given")) == 2  # counted as given, and not in the order of time
+
+
 @pytest.mark.parametrize(
     ("name", "is_average"),
     [("step20-ema.pt", True), ("swa_step20.pt", True), ("step20.averaged.pt", True), ("schema-step20.pt", False)],

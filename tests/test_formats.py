@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 
 from lightning_traj import EveryNSteps, Trajectory, TrajectoryCallback, from_checkpoints
+from lightning_traj.formats import open_checkpoint
 from models import Module, batches, fit
 from saved import FORMATS, agree, normalised, savers, states_of, write_all
 
@@ -208,6 +209,30 @@ def test_hugging_face_folders(tmp_path: Path, name: str, size: str) -> None:
     assert [block.name for block in offline.blocks] == renamed
 
 
+# peft 0.21 uses what transformers 5.23 deprecates
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("safe", [True, False])
+def test_adapters(tmp_path: Path, safe: bool) -> None:
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    config = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
+    network = peft.get_peft_model(NETWORKS["GPT-2"](), config)
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    rows = []
+    for step in (0, 500, 1000):
+        network.save_pretrained(tmp_path / f"checkpoint-{step}", safe_serialization=safe)
+        rows.append(torch.cat([p.detach().double().flatten() for p in trained.values()]))
+        with torch.no_grad():
+            for p in trained.values():
+                p += torch.randn_like(p)
+    trajectory = from_checkpoints(tmp_path)
+    assert trajectory.steps.tolist() == [0, 500, 1000]
+    assert {block.name for block in trajectory.blocks} == {name.replace(".default.", ".") for name in trained}
+    assert {block.role for block in trajectory.blocks} == {"lora_a", "lora_b"}
+    assert "adapter_model" in {file.stem for file in (tmp_path / "checkpoint-500").iterdir()}
+    theta = torch.stack(rows)
+    np.testing.assert_allclose(trajectory.gram(), (theta @ theta.T).numpy(), rtol=1e-10)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -260,6 +285,53 @@ def test_the_folder_of_transformers_trainer(run: Run, tmp_path: Path) -> None:
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
         torch.save([1], tmp_path / f"checkpoint-{step}" / "training_args.bin")
     agree(from_checkpoints(tmp_path), dataclasses.replace(run[0], epochs=np.zeros(4)))
+
+
+# Hyperparameters --------------------------------------------------------------------------------------------
+
+HYPERPARAMETERS = {
+    "lr": 0.1,
+    "nested": {"depth": 3, "name": "x", "_class_path": "y"},
+    "amsgrad": True,
+    "betas": [0.9, 0.99],
+    "none": None,
+    "infinite": float("inf"),
+}
+PLAIN = {"lr": 0.1, "nested/depth": 3, "nested/name": "x", "amsgrad": True}
+
+
+class Logged(Module):
+    def __init__(self, **hyperparameters: Any) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
+def test_hyperparameters_of_lightning(tmp_path: Path) -> None:
+    trainer = pl.Trainer(logger=False, accelerator="cpu", default_root_dir=tmp_path)
+    trainer.strategy.connect(Logged(**HYPERPARAMETERS))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    assert open_checkpoint(tmp_path / "a.ckpt").hyperparameters == PLAIN
+    content = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    content["datamodule_hyper_parameters"] = {"batch": 8, "lr": 5}
+    torch.save(content, tmp_path / "a.ckpt")
+    assert open_checkpoint(tmp_path / "a.ckpt").hyperparameters == PLAIN | {"batch": 8}
+
+
+def test_hyperparameters_of_a_sharded_run(tmp_path: Path) -> None:
+    (folder,) = write_all("distributed", tmp_path, {1: {"w": torch.ones(2)}}).iterdir()
+    assert open_checkpoint(folder).hyperparameters == {}
+    torch.save({"global_step": 1, "hyper_parameters": HYPERPARAMETERS}, folder / "meta.pt")
+    assert open_checkpoint(folder).hyperparameters == PLAIN
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "Hugging Face", "distributed", "model"])
+def test_hyperparameters_beside(tmp_path: Path, kind: str) -> None:
+    (path,) = write_all(kind, tmp_path / "checkpoints", {1: {"w": torch.ones(2)}}).iterdir()
+    (tmp_path / "hparams.yaml").write_text("lr: 0.1\nnested:\n  depth: 3\nbetas: !!python/tuple [0.9, 0.99]\nx: null\n")
+    assert open_checkpoint(path).hyperparameters == {"lr": 0.1, "nested/depth": 3}
+    (tmp_path / "hparams.yaml").write_text("a: [1")
+    with pytest.raises(ValueError, match=r"hparams\.yaml cannot be read as hyperparameters"):
+        _ = open_checkpoint(path).hyperparameters
 
 
 # Sharded ----------------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ FLOORS = [
     {"freeze"},
     {"cli"},
 ]
-FLOORS[0] |= {"sources", "strategies", "thinning"}
+FLOORS[0] |= {"dates", "sources", "strategies", "thinning"}
 
 
 def imported_modules(source):

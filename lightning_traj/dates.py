@@ -1,0 +1,77 @@
+"""When in training a checkpoint was written, from its name or from what a framework has written in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+STEPS = ("global_step", "step", "steps", "iteration", "iter_num", "iter")
+_THOUSANDS = {"": 1, "k": 10**3, "m": 10**6}
+# epoch=3-step=120, step1000, global_step500, step_10k, 500_steps; iter_000500; fairseq's checkpoint_EPOCH_STEP
+_STEP = [
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"steps?[ =_.-]*(\d+)([km])?(?![a-z]*\d)",
+        r"(?<![a-z\d])(\d+)([km])?[ _-]?steps?(?![a-z])",
+        r"iter(?:ation)?s?[ =_.-]*(\d+)([km])?(?![a-z]*\d)",
+        r"^checkpoint_\d+_(\d+)()$",
+    )
+]
+_FOLDER = [re.compile(r"^checkpoint-(\d+)()$")]  # of transformers' Trainer
+# checkpoint500, ckpt_500, 000500
+_NUMBER = [
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (r"(?:checkpoint|ckpt)[ =_.-]*(\d+)([km])?(?![a-z]*\d)", r"^(\d+)([km])?$")
+]
+_EPOCH = [re.compile(r"epochs?[ =_.-]*(\d+)()", re.IGNORECASE)]
+
+
+def step_in_name(name: str, folder: bool = False) -> int | None:
+    """The optimizer step that a name says; None if it says none."""
+    return _found(_STEP + _FOLDER if folder else _STEP, name)
+
+
+def number_in_name(name: str) -> int | None:
+    """The only number of a name, of which it doesn't say what it counts."""
+    return _found(_NUMBER, name)
+
+
+def epoch_in_name(name: str) -> int | None:
+    """The epoch that a name says."""
+    return _found(_EPOCH, name)
+
+
+def step_in(state: Mapping[str, Any]) -> int | None:
+    """Optimizer steps taken, as a file says."""
+    return next((step for name in STEPS if (step := _count(state.get(name))) is not None), None)
+
+
+def epochs_of_lightning(state: Mapping[str, Any]) -> int | None:
+    """Epochs completed where that is a whole number: after the last batch of one."""
+    loop = _at(state, ("loops", "fit_loop"))
+    at_end = _at(loop, ("epoch_loop.batch_progress", "is_last_batch")) is True
+    return _count(_at(loop, ("epoch_progress", "current", "ready"))) if at_end else None
+
+
+def epoch_in(state: Mapping[str, Any]) -> int | None:
+    """The epoch that a file says in so many words; Lightning's is the one that was running."""
+    return None if "loops" in state else _count(state.get("epoch"))
+
+
+def _found(patterns: Iterable[re.Pattern[str]], name: str) -> int | None:
+    for pattern in patterns:
+        if found := pattern.findall(name):
+            digits, unit = (found[-1], "") if isinstance(found[-1], str) else found[-1]
+            return _count(int(digits) * _THOUSANDS[unit.lower()])
+    return None
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None
+
+
+def _at(state: Any, keys: Iterable[str]) -> Any:
+    for key in keys:
+        state = state.get(key) if isinstance(state, Mapping) else None
+    return state
