@@ -168,7 +168,7 @@ class TrajectoryCallback(Callback):
         Raises:
             RuntimeError: nothing has been recorded yet.
         """
-        self._book.collect()
+        self._book.collect(drop=False)  # it may be one rank alone that asks
         if self._book.trajectory is None:
             raise RuntimeError(f"TrajectoryCallback(name={self.name!r}) has recorded nothing yet: it begins with fit.")
         return self._book.trajectory

@@ -60,11 +60,11 @@ class Logbook:
         """Count what has been recorded so far as logged."""
         self._logged = self.recorder.scheduled
 
-    def collect(self) -> None:
-        """Bring ``trajectory`` up to date."""
+    def collect(self, drop: bool = True) -> None:
+        """Bring ``trajectory`` up to date; ``drop`` snapshots that are not finite where all ranks do."""
         if not len(self.recorder):
             return
-        trajectory, dropped = self.recorder.collect()
+        trajectory, dropped = self.recorder.collect(drop)
         if dropped:
             self.guard.warn(
                 "recording",

@@ -69,6 +69,7 @@ def mirrored(
     first = len(old.order)  # what is new comes last
     device_part = torch.cat(
         [
+            paths[-1].new_empty(0),  # where nothing is new
             *(finite.double().view(1) for finite in gram.finite[first:]),
             *(torch.nn.functional.pad(x.flatten(), (0, b * 16 - x.numel())) for x in gram.local[first:]),
             *paths[first:],

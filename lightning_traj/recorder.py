@@ -264,12 +264,20 @@ class Recorder:
         with self._changing():
             self.windows.end(step)
 
-    def collect(self) -> tuple[Trajectory, list[int]]:
+    def collect(self, drop: bool = True) -> tuple[Trajectory, list[int]]:
         """The Trajectory so far, and the steps of snapshots that were dropped for being non-finite.
 
         Copies to the host what is new since the last call.
+
+        Args:
+            drop: Whether they are dropped from what is kept; on all ranks then, or what they keep comes apart.
+                Otherwise they are but left out of the Trajectory.
         """
-        unchanged = self._mirror is not None and self._mirror.order == tuple(self.order)
+        unchanged = (
+            self._mirror is not None
+            and self._mirror.order == tuple(self.order)
+            and (bool(self._mirror.finite.all()) or not drop)
+        )
         if self._collected is not None and unchanged and self._collected.windows.steps == tuple(self.windows.steps):
             return self._collected, []
         mirror, windows = mirrored(self.order, self.gram, self.paths, self._mirror, self.windows.fresh())
@@ -278,20 +286,22 @@ class Recorder:
         dropped = [self.steps[i] for i in np.flatnonzero(~mirror.finite)]
         if 0 not in good:  # without a finite θ_0 nothing is defined: start anew with the next snapshot
             good = []
-        if dropped:
-            mirror = mirror.taken(good)
+        taken = mirror.taken(good)
         trajectory = Trajectory(
             blocks=self.blocks,
             steps=np.array(self.steps, dtype=np.int64)[good],
             epochs=np.array(self.epochs, dtype=np.float64)[good],
-            anchored=mirror.anchored,
-            local=mirror.local,
-            paths=mirror.paths,
+            anchored=taken.anchored,
+            local=taken.local,
+            paths=taken.paths,
             windows=Windows(
                 self.windows.on_host(len(self.blocks)), tuple(self.windows.steps), tuple(self.windows.counts)
             ),
             settings={**self.settings, "root": self.partition.root},
         )
+        if not drop:
+            self._mirror, self._collected = mirror, trajectory
+            return trajectory, []
         if not good:
             division = self._division
             self.clear()
@@ -300,7 +310,7 @@ class Recorder:
         if dropped:
             with self._changing():
                 self._keep(good)
-        self._mirror, self._collected = mirror, trajectory
+        self._mirror, self._collected = taken, trajectory
         return trajectory, dropped
 
     def rows(self) -> np.ndarray | None:

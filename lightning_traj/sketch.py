@@ -92,6 +92,7 @@ class CountSketch:
         self._primes = _primes(3 * self.buckets // 4, self.buckets)
         self._shared: dict[torch.device, _Shared] = {}
         self._hashes: dict[str, tuple[int, int, list[float]]] = {}
+        self._chunk_signs: dict[tuple[str, torch.device], Tensor] = {}
 
     def __call__(
         self, tensor: Tensor, name: str, start: int = 0, numel: int | None = None, *, index: Tensor | None = None
@@ -208,12 +209,12 @@ class CountSketch:
         for entries, positions in zip(torch.split(flat, self.chunk), torch.split(index, self.chunk), strict=True):
             values = entries.to(torch.float64)
             if numel > self.dim:
-                m, step, chunk_signs = self._hash(name, numel)
+                m, step, _ = self._hash(name, numel)
                 size = self.chunk // m * m
                 signs = self._shared_on(flat.device).signs
                 chunk = positions // size
                 values = values * signs[(chunk + 1) * step % m + positions % size]
-                values *= torch.tensor(chunk_signs, dtype=torch.float64, device=flat.device)[chunk]
+                values *= self._chunk_signs_on(flat.device, name, numel)[chunk]
                 positions = positions % m
             buckets.index_add_(0, positions, values)
 
@@ -225,6 +226,13 @@ class CountSketch:
             m = int(self._primes[int(words[0]) % len(self._primes)])
             self._hashes[name] = m, 1 + int(words[1]) % (m - 1), _signs(words[2:]).tolist()
         return self._hashes[name]
+
+    def _chunk_signs_on(self, device: torch.device, name: str, numel: int) -> Tensor:
+        """The sign of each chunk of a block: copied to a device once, since that has to wait for it."""
+        signs, kept = self._hash(name, numel)[2], self._chunk_signs.get((name, device))
+        if kept is None or len(kept) < len(signs):
+            kept = self._chunk_signs[name, device] = torch.tensor(signs, dtype=torch.float64, device=device)
+        return kept
 
     def _shared_on(self, device: torch.device) -> _Shared:
         if device not in self._shared:

@@ -741,6 +741,27 @@ def test_path_lengths_outlive_snapshots_that_were_dropped(new, walk, stacked, re
     assert collected(recorder).summary()["path_length"] == pytest.approx(path_lengths(thetas)[-1], rel=1e-12)
 
 
+@pytest.mark.parametrize("bad", [0, 3])
+def test_one_may_look_without_dropping(new, walk, recorded, bad):
+    """What one process asks for by itself changes nothing of what it keeps; the drop that is due comes all the same."""
+    snapshots = walk(SHAPES, 6)
+    snapshots[bad] = spoilt(snapshots[bad])
+    asked, other = new(), new()
+    for t, snapshot in enumerate(snapshots[:5]):
+        for recorder in (asked, other):
+            recorded([snapshot], recorder, first=t)
+        seen, dropped = asked.collect(drop=False)
+        assert dropped == []
+        assert len(asked) == t + 1
+        assert seen.steps.tolist() == [step for step in range(t + 1) if step != bad and bad]
+    (ours, dropped), (theirs, expected) = asked.collect(), other.collect()
+    assert dropped == expected == [bad]
+    for recorder in (asked, other):
+        recorded(snapshots[5:], recorder, first=5)
+    assert_same(ours, theirs)
+    assert_same(collected(asked), collected(other))
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_non_finite_full_snapshots_are_not_written(new, walk, recorded, tmp_path, value):
     snapshots = walk(SHAPES, 4)

@@ -176,6 +176,14 @@ def test_entries_by_index_may_come_in_any_order_and_twice(sketch):
     same(twice, 2 * sketch(a, "w"))
 
 
+def test_nothing_is_copied_to_the_device_time_and_again(sketch, monkeypatch):
+    """Signs of chunks go there once: such a copy waits for the device."""
+    a, index = gaussian(LONG), torch.arange(LONG)
+    first = sketch(a, "w", index=index)
+    monkeypatch.setattr(torch, "tensor", None)
+    assert torch.equal(sketch(a, "w", index=index), first)
+
+
 # Statistics over seeds
 
 SEEDS = 200
