@@ -173,6 +173,12 @@ class TrajectoryCallback(Callback):
             raise RuntimeError(f"TrajectoryCallback(name={self.name!r}) has recorded nothing yet: it begins with fit.")
         return self._book.trajectory
 
+    def parameters_moved(self, pl_module: LightningModule) -> None:
+        """Say that something else than an optimizer step has moved parameters: a window of steps begins after it."""
+        if self._recorder.windows.running:
+            parameters = self._quantity.parameters.of(pl_module)
+            self._guard("recording", self._recorder.restart_window, parameters, self._steps)
+
     # Before training
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

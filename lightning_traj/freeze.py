@@ -397,6 +397,9 @@ class HybridTraining(Callback):
             found = search.search(probe, freezing.together(), freezing.parameters)
             if taken := [label for label, result in found.items() if result.factor]:
                 self._report(trainer, freezing, "moved", taken, in_words(found))
+                for callback in trainer.callbacks:
+                    if isinstance(callback, TrajectoryCallback):
+                        callback.parameters_moved(pl_module)
             if trainer.is_global_zero:
                 values = {f"{self.name}/line_search_{tag}": value for tag, value in summarised(found).items()}
                 self._guard("logging", tensorboard.log_scalars, trainer.loggers, values, last_step(trainer))

@@ -264,6 +264,14 @@ class Recorder:
         with self._changing():
             self.windows.end(step)
 
+    def restart_window(self, parameters: Mapping[str, Tensor], step: int) -> None:
+        """Begin the running window, if there is one, again at these parameters: no optimizer step has led to them."""
+        if self.windows.running:
+            self.end_window(step)
+            self.windows.cancel()
+            self._sketched = None  # of where they were after the same step
+            self.begin_window(parameters, step)
+
     def collect(self, drop: bool = True) -> tuple[Trajectory, list[int]]:
         """The Trajectory so far, and the steps of snapshots that were dropped for being non-finite.
 

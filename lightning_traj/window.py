@@ -95,6 +95,10 @@ class StepWindows:
                 setattr(self, attribute, [getattr(self, attribute)[i] for i in keep])
         self._rows, self._parts = [], []
 
+    def cancel(self) -> None:
+        """Forget the running window."""
+        self._rows, self._parts = [], []
+
     def fresh(self) -> list[Tensor]:
         """The sums that are not on the host yet."""
         return [window for window, order in zip(self.sums, self.order, strict=True) if order not in self._landed]

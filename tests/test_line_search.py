@@ -7,13 +7,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lightning_traj import HybridTraining, LineSearch
+from lightning_traj import HybridTraining, LineSearch, TrajectoryCallback
 from lightning_traj.line_search import DirectionSearch, Probe, in_words, summarised
 from models import BATCHES, Validated, batches, mlp
 
@@ -156,6 +157,27 @@ def test_steps_in_a_run_are_those_of_the_definition(fit: Any, loss: Callable[...
     assert taken
     for ours, expected in zip(trainer.lightning_module.parameters(), module.parameters(), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_move_is_no_step_of_a_window(fit: Any) -> None:
+    """Windows of an epoch each: their steps are as long as those that the optimizer has taken."""
+    steps: list[float] = []
+
+    class Lengths(pl.Callback):
+        def on_before_zero_grad(self, trainer: Any, module: Any, optimizer: Any) -> None:
+            self.before = [p.detach().clone() for p in module.parameters()]
+
+        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+            moves = [(p.detach() - q).flatten() for p, q in zip(module.parameters(), self.before, strict=True)]
+            steps.append(float(torch.cat(moves).norm()))
+
+    recording = TrajectoryCallback(snapshot="full", window=BATCHES)
+    hybrid = HybridTraining(train="bias", line_search=LineSearch(factors=[4.0]))
+    fit(hybrid, recording, Lengths(), module=lambda: Validated(mlp()), max_epochs=4)
+    assert hybrid.timeline.events
+    expected = [sum(steps[at : at + BATCHES]) / BATCHES for at in range(0, len(steps), BATCHES)]
+    measured = recording.trajectory.series(names=["oscillation_step_length"])["oscillation_step_length"]
+    np.testing.assert_allclose(measured[1:], expected, rtol=1e-4)
 
 
 def test_batches_are_kept_as_they_were() -> None:
