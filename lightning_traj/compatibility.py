@@ -63,7 +63,7 @@ def check_run(
 
 
 def check_recorded(trajectory: Trajectory, name: str, groups: Mapping[str, Group], measures: Collection[str]) -> None:
-    """Raise ValueError where the trajectory lacks a group of parameters, or what a measure needs.
+    """Raise ValueError where the trajectory lacks some of a group of parameters, or what a measure needs.
 
     Args:
         trajectory: On which conditions look.
@@ -73,10 +73,10 @@ def check_recorded(trajectory: Trajectory, name: str, groups: Mapping[str, Group
     """
     recorded = {block.name for block in trajectory.blocks}
     for label, group in groups.items():
-        if not group.blocks & recorded:
+        if missing := sorted(group.blocks - recorded):
             raise ValueError(
-                f"of the group {label!r} nothing is recorded by the TrajectoryCallback {name!r}, on which a condition "
-                "looks: give that one blocks='tensor' and no include= or exclude= that leaves the group out."
+                f"of the group {label!r}, {missing[0]!r} is not recorded by the TrajectoryCallback {name!r}, on which "
+                "a condition looks: give that one blocks='tensor' and no include= or exclude= that leaves it out."
             )
     for measure in measures:
         if MEASURES[measure].group == "Oscillation" and not trajectory.settings["window"]:
@@ -123,8 +123,8 @@ def is_sharded(trainer: Any) -> bool:
 
 def _most_steps(trainer: Any, max_epochs: float) -> float:
     """Optimizer steps that a run can have, as far as it can be told: how many a batch has, if not one, is not known."""
-    max_steps = inf if trainer.max_steps in (None, -1) else trainer.max_steps
-    batches = trainer.num_training_batches
+    max_steps: float = inf if trainer.max_steps in (None, -1) else trainer.max_steps
+    batches: float = trainer.num_training_batches
     if not trainer.lightning_module.automatic_optimization or trainer.reload_dataloaders_every_n_epochs:
         return max_steps
     if inf in (batches, max_epochs):
