@@ -63,7 +63,7 @@ def check_run(
 
 
 def check_recorded(trajectory: Trajectory, name: str, groups: Mapping[str, Group], measures: Collection[str]) -> None:
-    """Raise ValueError where the trajectory lacks a group of parameters, or what a measure needs.
+    """Raise ValueError where the trajectory lacks some of a group of parameters, or what a measure needs.
 
     Args:
         trajectory: On which conditions look.
@@ -73,10 +73,10 @@ def check_recorded(trajectory: Trajectory, name: str, groups: Mapping[str, Group
     """
     recorded = {block.name for block in trajectory.blocks}
     for label, group in groups.items():
-        if not group.blocks & recorded:
+        if missing := sorted(group.blocks - recorded):
             raise ValueError(
-                f"of the group {label!r} nothing is recorded by the TrajectoryCallback {name!r}, on which a condition "
-                "looks: give that one blocks='tensor' and no include= or exclude= that leaves the group out."
+                f"of the group {label!r}, {missing[0]!r} is not recorded by the TrajectoryCallback {name!r}, on which "
+                "a condition looks: give that one blocks='tensor' and no include= or exclude= that leaves it out."
             )
     for measure in measures:
         if MEASURES[measure].group == "Oscillation" and not trajectory.settings["window"]:

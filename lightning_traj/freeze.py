@@ -25,7 +25,7 @@ from lightning_traj.logbook import batches_of, last_step
 from lightning_traj.partition import function_name
 from lightning_traj.schedule import Schedule
 from lightning_traj.table import MEASURES
-from lightning_traj.timeline import Event, Timeline, print_timeline
+from lightning_traj.timeline import LISTED, Event, Timeline, print_timeline
 from lightning_traj.trajectory import Trajectory
 
 Trainer: TypeAlias = Any  # as in callback.py
@@ -311,7 +311,9 @@ class HybridTraining(Callback):
             return words + conditions
         size = sum(p.numel() * p.element_size() for p in self._parameters.values() if p.requires_grad)
         copies = f"keeps a copy of the weights ({size / 1e6:.3g} MB, in each checkpoint too)"
-        return f"{words}{conditions}; {self.line_search}: {copies}, another while it searches, and the batches"
+        passes = len(freezing.together()) * (len(self.line_search.factors) + 1) * self.line_search.batches
+        cost = f"{passes} forward passes a search, {copies}, another while it searches, and the batches"
+        return f"{words}{conditions}; {self.line_search}: {cost}"
 
     def _monitored(self, trainer: Trainer) -> dict[str, Any]:
         """The monitors' values as they stand: Lightning keeps the latest of each."""
@@ -357,8 +359,8 @@ class HybridTraining(Callback):
         self.timeline.add(event)
         rank_zero_info(f"{self.name}: {event}")
         if trainer.is_global_zero:
-            # All of them each time: TensorBoard shows a few of the latest texts.
-            words = "\n".join(f"- {event}" for event in self.timeline.events)
+            # The latest ones each time: TensorBoard shows a few of the latest texts.
+            words = "\n".join(f"- {event}" for event in self.timeline.events[-LISTED:])
             self._guard(
                 "logging", tensorboard.log_text, trainer.loggers, f"{self.name}/events", words, batches_of(trainer)
             )

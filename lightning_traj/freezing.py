@@ -108,7 +108,12 @@ class Freezing:
     _stopped: list[_BatchNorm] = field(default_factory=list)
 
     def check(self, train: Train) -> None:
-        """Raise ValueError where nothing would be left to train once all groups are frozen."""
+        """Raise ValueError where nothing would be left to train once all is frozen, or no statistics to stop."""
+        if not self.running_statistics and self.by != MODEL and not self._norms_in(self.groups):
+            raise ValueError(
+                f"running_statistics=False: with by={self.by!r} and train={train!r} no BatchNorm layer is in what is "
+                "frozen: leave it out, or use by='model'."
+            )
         optimized = {
             id(p) for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]
         }
@@ -205,17 +210,21 @@ class Freezing:
                 for optimizer in self.optimizers:
                     optimizer.state.pop(self.parameters[name], None)
 
-    def _stop_statistics(self, labels: Iterable[str]) -> None:
-        """Let BatchNorm's running statistics rest in these groups, and go on in all others."""
-        for norm in self._stopped:
-            norm.track_running_stats = True
-        resting = set() if self.running_statistics else set(labels)
-        self._stopped = [
+    def _norms_in(self, labels: Iterable[str]) -> list[_BatchNorm]:
+        """BatchNorm layers with running statistics in groups: all of them in the model as a whole."""
+        inside = set(labels)
+        return [
             module
             for name, module in self.module.named_modules()
             if isinstance(module, _BatchNorm)
             and module.track_running_stats
-            and (resting if self.by == MODEL else resting.intersection(enclosing(clean_name(name))))
+            and (inside if self.by == MODEL else inside.intersection(enclosing(clean_name(name))))
         ]
+
+    def _stop_statistics(self, labels: Iterable[str]) -> None:
+        """Let BatchNorm's running statistics rest in these groups, and go on in all others."""
+        for norm in self._stopped:
+            norm.track_running_stats = True
+        self._stopped = self._norms_in(() if self.running_statistics else labels)
         for norm in self._stopped:
             norm.track_running_stats = False  # it normalises by the batch all the same

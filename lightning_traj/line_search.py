@@ -250,7 +250,13 @@ def _copied(module: nn.Module) -> nn.Module:
 
     for part in module.modules():
         detach(vars(part))
-    return copy.deepcopy(module, detached)
+    try:
+        return copy.deepcopy(module, detached)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"line_search: works on a copy of the module, which holds something that cannot be copied ({error}): keep "
+            "it outside the module, or leave line_search out."
+        ) from error
 
 
 def _is_plain(value: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -132,6 +133,12 @@ class Quasi(Normed):
         return torch.optim.LBFGS(self.parameters())
 
 
+class Locked(Normed):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = Lock()
+
+
 class NeedsTrainer(Normed):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         return super().training_step(batch, batch_idx) * (1 + self.trainer.current_epoch)
@@ -166,8 +173,16 @@ REFUSED: dict[str, tuple[type, dict[str, Any], list[Any], str]] = {
         Normed,
         {"when": DRIFT, "by": "layer"},
         [TrajectoryCallback(exclude="net.0.*")],
-        "of the group 'net.0' nothing is recorded by the TrajectoryCallback 'traj'",
+        "of the group 'net.0', 'net.0.bias' is not recorded by the TrajectoryCallback 'traj'",
     ),
+    "half a group not recorded": (
+        Normed,
+        {"when": DRIFT, "by": "layer"},
+        [TrajectoryCallback(exclude="net.0.weight")],
+        "'net.0.weight' is not",
+    ),
+    "no statistics": (Normed, {"when": 1, "by": "layer", "running_statistics": False}, [], "no BatchNorm layer is in"),
+    "no copy": (Locked, {"line_search": LineSearch(), "train": "bias"}, [], "cannot be copied .*lock"),
     "coarser blocks": (Normed, {"when": DRIFT}, [TrajectoryCallback(blocks="role")], "blocks='tensor'"),
     "needs the Trainer": (
         NeedsTrainer,
@@ -221,6 +236,7 @@ RESUMED: dict[str, dict[str, Any]] = {
     "steps": {"when": AtSteps([14]), "thaw": AtSteps([21])},  # saved at the very step, before it is acted on
     "the trajectory": {"when": DRIFT, "thaw": After(3)},
     "layer by layer": {"when": Threshold("direction_drift", below=0.2), "thaw": After(1), "by": "layer"},
+    "block by block": {"when": After(1), "thaw": After(2), "by": "depth"},
     "a loss": {"when": Plateau("val/loss", patience=1), "thaw": After(1), "keep_state": False},
     "line search": {"when": 4, "line_search": LineSearch(batches=2), "running_statistics": False},
     "line search by layer": {"by": "layer", "line_search": LineSearch(factors=[1], batches=2, every=2, data="val")},
