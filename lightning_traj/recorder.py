@@ -235,8 +235,12 @@ class Recorder:
         key = (step, epoch)
         if self.latest_key is not None and key <= self.latest_key:
             return False
+        if not self.blocks:  # what is summed depends on what was read
+            self.ranks.all_do(partial(_raise, parameters))
         if not isinstance(parameters, Exception):
             partition = self._extended(parameters)
+            if self.blocks and (len(partition.blocks) > len(self.blocks) or self._division.lacks(parameters)):
+                self._ask()
             self._divide(partition, parameters)
         elif self._division.is_shared and self.blocks:
             partition = self.partition
@@ -456,6 +460,19 @@ class Recorder:
         self._keep(keep)
         return failure
 
+    def _ask(self) -> None:
+        """Before sums of what is new: a rank that failed knows nothing of it, and has come for the usual one."""
+        if not self._division.is_shared:
+            return
+        if self.snapshot == "full":
+            usual = torch.zeros(self.gram.products_numel(len(self.blocks)), dtype=torch.float64)
+        else:
+            numel = sum(min(block.numel, self.sketch.dim) for block in self.blocks)
+            usual = torch.zeros(numel, dtype=torch.float64, device=self.device)
+        if not torch.isfinite(self.ranks.sum(usual)).all():
+            self.ranks.leave()
+            raise RuntimeError("another process failed at a snapshot with new parameters: nothing more is recorded")
+
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """What is changed meanwhile is not seen by a checkpoint, which a signal may ask for at any moment."""
@@ -636,6 +653,11 @@ def _twin(original: Object) -> Object:
         {name: list(value) if isinstance(value, list) else value for name, value in vars(original).items()}
     )
     return twin
+
+
+def _raise(given: object) -> None:
+    if isinstance(given, Exception):
+        raise given
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

@@ -16,6 +16,7 @@ class Schedule(ABC):
     """What a schedule answers. θ_0, the state before the first step, is recorded under every schedule.
 
     Schedules are joined by ``|``: ``EveryNEpochs(1) | LogSpaced(1000)`` is due whenever one of them is.
+    Where several processes train together, all of them have to get the same answers: they sum when one is due.
     """
 
     @abstractmethod

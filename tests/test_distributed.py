@@ -368,6 +368,25 @@ def test_a_rank_that_fails_after_a_sum_ends_the_recording_and_nothing_else(tmp_p
             assert gradient == [3.0**STEPS] * 3
 
 
+def unread(folder: Path, mode: str, at: int) -> tuple[list[int], list[float]]:
+    """The second rank cannot read the first snapshot, or one that brings a new parameter."""
+    recorder, gradient = recorder_of(folder, Ranks.of_world(), snapshot=mode), torch.ones(3)
+    for step in range(5):
+        parameters = placed(step, layouts()["rows"])
+        if not step:
+            recorder.prepare(parameters)
+        given = MemoryError("out of memory") if step == at and dist.get_rank() == 1 else parameters
+        with suppress(MemoryError, RuntimeError, FloatingPointError):
+            recorder.record(given, step, step / 10)
+        dist.all_reduce(gradient)
+    return recorder.collect()[0].steps.tolist(), gradient.tolist()
+
+
+def test_a_rank_that_cannot_read_what_is_new(tmp_path: Path) -> None:
+    for mode, (at, kept) in product(MODES, ((0, [1, 2, 3, 4]), (2, [0, 1]))):
+        assert launch(unread, 3, tmp_path / mode, mode, at) == [(kept, [3.0**5] * 3)] * 3
+
+
 def not_finite(folder: Path) -> list[list[int]]:
     kept = []
     for mode in MODES:
