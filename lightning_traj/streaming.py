@@ -37,7 +37,7 @@ Advance = Callable[[int], None]  # is told how many entries have been taken in
 
 STRETCH = 2**20  # entries of all checkpoints that are taken in at once: 8 MiB in float64, which a cache holds
 LEAST = 2**10  # of one checkpoint, however many there are
-MAPPED = 2**28  # bytes of files that are mapped at once
+MAPPED = 2**27  # bytes of files that are mapped at once
 
 
 @dataclass(frozen=True)
