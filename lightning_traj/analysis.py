@@ -79,7 +79,6 @@ def _write(trajectory: Trajectory, out: Path, csv: bool) -> None:
             "weights": "averaged" if settings["track"] == "average" else "as they were trained",
             "left out (buffers)": settings["left_out"] or "nothing",
         },
-        findings=settings["findings"],
     )
     (out / "report.html").write_text(report, encoding="utf-8")
 

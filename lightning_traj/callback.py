@@ -26,7 +26,7 @@ from lightning_traj.partition import Granularity
 from lightning_traj.quantities import quantity, zeros_like
 from lightning_traj.ranks import Ranks
 from lightning_traj.recorder import Recorder
-from lightning_traj.schedule import EveryNEpochs, Schedule
+from lightning_traj.schedule import EveryNEpochs, Schedule, limit
 from lightning_traj.strategies import check_strategy
 from lightning_traj.trajectory import Trajectory
 
@@ -346,9 +346,7 @@ class TrajectoryCallback(Callback):
         self._book.skip()
 
     def _check_trainer(self, trainer: Trainer) -> None:
-        max_steps, max_epochs = (
-            inf if limit in (None, -1) else limit for limit in (trainer.max_steps, trainer.max_epochs)
-        )
+        max_steps, max_epochs = limit(trainer.max_steps), limit(trainer.max_epochs)
         if not trainer.fast_dev_run and not self.schedule.begins_by(max_steps, max_epochs):
             raise ValueError(
                 f"schedule={self.schedule!r}: none of these is within max_steps={max_steps} and "

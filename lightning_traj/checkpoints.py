@@ -126,6 +126,7 @@ def _trajectory(
     progress: bool,
 ) -> Trajectory:
     n = len(series.checkpoints)
+    hyperparameters = series.checkpoints[-1].hyperparameters  # before hours of reading: it may fail
     parameters, model, left_out, notes = parameters_of(series.checkpoints, model)
     recorder.check(parameters, model)
     partition = recorder.partition
@@ -150,7 +151,7 @@ def _trajectory(
     notes += in_files(checkpoints, parameters) + in_trajectory(trajectory, checkpoints, parameters)
     about = {
         "checkpoints": [str(checkpoint.path) for checkpoint in checkpoints],
-        "hyperparameters": checkpoints[-1].hyperparameters,
+        "hyperparameters": hyperparameters,
         "left_out": left_out,
         "findings": [*series.findings, *notes],
     }

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from lightning_traj.decisions import Decisions
 from lightning_traj.freezing import Group
 from lightning_traj.line_search import LineSearch
+from lightning_traj.schedule import limit
 from lightning_traj.table import MEASURES
 from lightning_traj.trajectory import Trajectory
 
@@ -49,7 +50,7 @@ def check_run(
             raise ValueError(
                 "LBFGS steps along what it remembers of all parameters, and would move frozen ones: use another one."
             )
-    max_epochs = inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
+    max_epochs = limit(trainer.max_epochs)
     steps = _most_steps(trainer, max_epochs)
     for argument, condition in decisions.conditions.items():
         # After the last step there is nothing left to train.
@@ -123,7 +124,7 @@ def is_sharded(trainer: Any) -> bool:
 
 def _most_steps(trainer: Any, max_epochs: float) -> float:
     """Optimizer steps that a run can have, as far as it can be told: how many a batch has, if not one, is not known."""
-    max_steps: float = inf if trainer.max_steps in (None, -1) else trainer.max_steps
+    max_steps = limit(trainer.max_steps)
     batches: float = trainer.num_training_batches
     if not trainer.lightning_module.automatic_optimization or trainer.reload_dataloaders_every_n_epochs:
         return max_steps

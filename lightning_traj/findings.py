@@ -18,8 +18,10 @@ from torch import Tensor
 
 from lightning_traj.blocks import flat_range
 from lightning_traj.formats import Checkpoint
+from lightning_traj.labels import in_words
 from lightning_traj.trajectory import Trajectory
 
+MOST = 4  # names in a sentence
 REGULAR = 0.6  # share of the gaps between steps that have to be alike for a longer one to be a hole
 FAR = 3.0  # times as far from both neighbours as they are from each other
 AVERAGED_IN_NAME = re.compile(r"(?:^|[^a-z])(?:ema|swa|averaged?)(?:$|[^a-z])", re.IGNORECASE)
@@ -178,7 +180,7 @@ def _precisions(checkpoints: Sequence[Checkpoint], names: Collection[str]) -> li
         counts.setdefault(" and ".join(dtypes), []).append(label(checkpoint))
         everywhere &= set(shapes)
     if len(counts) > 1:
-        parts = "; ".join(f"{dtypes} in {_some(which)}" for dtypes, which in counts.items())
+        parts = "; ".join(f"{dtypes} in {in_words(which, MOST)}" for dtypes, which in counts.items())
         found.append(f"precisions are mixed: {parts}. Rounding adds to the updates between them.")
     if partly := [name for name in names if name not in everywhere]:
         found.append(
@@ -208,7 +210,7 @@ def _duplicates(squares: NDArray[np.float64], checkpoints: Sequence[Checkpoint],
         else:
             groups.append([j])
     return [
-        f"{_some([label(checkpoints[i]) for i in group])} hold exactly the same weights."
+        f"{in_words([label(checkpoints[i]) for i in group], MOST)} hold exactly the same weights."
         for group in groups
         if len(group) > 1
     ]
@@ -262,11 +264,4 @@ def _parts(size: int) -> Iterator[tuple[int, int]]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return f"{_some(names)} {'is' if len(names) == 1 else 'are'}"
-
-
-def _some(names: Sequence[str]) -> str:
-    """All of a few names, the first of many."""
-    if len(names) <= 4:
-        return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-    return f"{', '.join(names[:3])} and {len(names) - 3} more"
+    return f"{in_words(names, MOST)} {'is' if len(names) == 1 else 'are'}"

@@ -178,7 +178,7 @@ class Recorder:
         partition = self._extended(parameters)
         blocks, n = partition.blocks, self.max_snapshots
         count, numel = len(blocks), sum(block.numel for block in blocks)
-        sketch = 8 * sum(min(block.numel, self.sketch.dim) for block in blocks)
+        sketch = 8 * sum(self._sizes(blocks))
         # Gram matrices, local ones, path lengths; windows, and the three sketches of the running one.
         grams = n * (count * (8 * n + 128 + 24 * self.window) + 8 * len(block_groups(blocks))) + 3 * sketch
         rows = 0
@@ -239,7 +239,8 @@ class Recorder:
             self.ranks.all_do(partial(_raise, parameters))
         if not isinstance(parameters, Exception):
             partition = self._extended(parameters)
-            if self.blocks and (len(partition.blocks) > len(self.blocks) or self._division.lacks(parameters)):
+            shared = self._division.is_shared and self.blocks
+            if shared and (len(partition.blocks) > len(self.blocks) or self._division.lacks(parameters)):
                 self._ask()
             self._divide(partition, parameters)
         elif self._division.is_shared and self.blocks:
@@ -462,13 +463,10 @@ class Recorder:
 
     def _ask(self) -> None:
         """Before sums of what is new: a rank that failed knows nothing of it, and has come for the usual one."""
-        if not self._division.is_shared:
-            return
         if self.snapshot == "full":
             usual = torch.zeros(self.gram.products_numel(len(self.blocks)), dtype=torch.float64)
         else:
-            numel = sum(min(block.numel, self.sketch.dim) for block in self.blocks)
-            usual = torch.zeros(numel, dtype=torch.float64, device=self.device)
+            usual = torch.zeros(sum(self._sizes(self.blocks)), dtype=torch.float64, device=self.device)
         if not torch.isfinite(self.ranks.sum(usual)).all():
             self.ranks.leave()
             raise RuntimeError("another process failed at a snapshot with new parameters: nothing more is recorded")
@@ -506,7 +504,7 @@ class Recorder:
 
     def _divide(self, partition: Partition, parameters: Mapping[str, Tensor]) -> None:
         """Find out which entries this rank answers for: of plain parameters all, unless it pays to share them out."""
-        sent = sum(min(block.numel, self.sketch.dim) for block in partition.blocks)
+        sent = sum(self._sizes(partition.blocks))
         numel = sum(block.numel for block in partition.blocks)
         pays = numel >= DIVIDED[1] and numel >= DIVIDED[0] * sent
         if self._division.follow(self.ranks, parameters, self.snapshot == "full" or pays):
@@ -518,10 +516,14 @@ class Recorder:
         """Sketches of all blocks: where they are divided, the sum over ranks, in one piece; and what failed here."""
         if not self._division.is_shared:
             return self._own_sketches(partition, parameters), None
-        sizes = [min(block.numel, self.sketch.dim) for block in partition.blocks]
+        sizes = self._sizes(partition.blocks)
         blank = torch.full((sum(sizes),), torch.nan, dtype=torch.float64, device=self.device)
         row, failure = self.ranks.sum_of(lambda: torch.cat(self._own_sketches(partition, parameters)), blank)
         return list(torch.split(row, sizes)), failure
+
+    def _sizes(self, blocks: Iterable[Block]) -> list[int]:
+        """Lengths of their sketches."""
+        return [min(block.numel, self.sketch.dim) for block in blocks]
 
     def _own_sketches(self, partition: Partition, parameters: Mapping[str, Tensor] | Exception) -> list[Tensor]:
         """Sketches of what this rank answers for."""

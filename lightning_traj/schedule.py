@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 from operator import index
 
 
@@ -203,6 +204,11 @@ def _listed(schedule: str, argument: str, values: object) -> tuple[int, ...]:
     if not listed:
         raise ValueError(f"{schedule}({argument}={values!r}) is never due: name at least one.")
     return tuple(sorted(set(listed)))
+
+
+def limit(value: int | None) -> float:
+    """A limit of the Trainer, ``max_steps`` or ``max_epochs``, as a number: None and -1 are none."""
+    return inf if value is None or value == -1 else value
 
 
 def _check_interval(schedule: str, value: object, argument: str = "n", least: int = 1) -> None:

@@ -18,6 +18,7 @@ from lightning_traj import measures
 from lightning_traj.blocks import Block, Select, block_groups, group_blocks, select_blocks
 from lightning_traj.files import replace_atomically
 from lightning_traj.gram import displacement_gram, snapshot_gram
+from lightning_traj.sources import TRAJECTORY
 from lightning_traj.table import MEASURES, Counted, standard_errors
 
 Array = NDArray[np.float64]
@@ -227,7 +228,7 @@ class Trajectory:
         arrays = {**{name: getattr(self, name) for name in _TENSORS if name not in windows}, **windows}
         tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
         with replace_atomically(path) as temporary:
-            save_file(tensors, temporary, metadata={"lightning_traj": json.dumps(header)})
+            save_file(tensors, temporary, metadata={TRAJECTORY: json.dumps(header)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trajectory:
@@ -244,7 +245,7 @@ class Trajectory:
             raise FileNotFoundError(f"path={str(path)!r}: no such file; pass a trajectory.safetensors.")
         try:
             with safe_open(path, framework="numpy") as file:
-                header = json.loads((file.metadata() or {}).get("lightning_traj", "{}"))
+                header = json.loads((file.metadata() or {}).get(TRAJECTORY, "{}"))
                 if not isinstance(header, dict) or header.get("format") != FORMAT:
                     raise ValueError("it is a safetensors file, but holds no trajectory")
                 if header["version"] > FORMAT_VERSION:

@@ -93,7 +93,7 @@ class StepWindows:
             keep, self.stride = thinned(self.order, self.stride, self.limit)
             for attribute in ("sums", "steps", "counts", "order"):
                 setattr(self, attribute, [getattr(self, attribute)[i] for i in keep])
-        self._rows, self._parts = [], []
+        self.cancel()
 
     def cancel(self) -> None:
         """Forget the running window."""
