@@ -22,8 +22,10 @@ from recipes.hybrid.compare import compare
 from recipes.hybrid.run import VARIANTS, RandomSubset, Setting, run
 from recipes.hybrid.step_time import measure, step_time_table
 from recipes.hybrid.table import comparison_table
-from recipes.resnet.data import ImageData, cifar10, mnist, random_crop, random_flip, stratified_order
-from recipes.resnet.model import ImageClassifier, ResNet
+from recipes.resnet.data import ImageData, random_crop, random_flip
+from recipes.resnet.model import ImageClassifier
+from recipes.resnet.networks import ResNet
+from recipes.resnet.sources import cifar10, mnist, stratified_order
 
 DEMO = Path(__file__).resolve().parent.parent / "recipes" / "resnet" / "demo.yaml"
 
@@ -108,7 +110,7 @@ def test_real_cifar10_files(real_data: Path) -> None:
 def test_missing_and_foreign_cifar10_files_are_explained(tmp_path: Path) -> None:
     expected = "cifar-10-batches-bin.*CIFAR-10 binary version"
     with pytest.raises(FileNotFoundError, match=f"nowhere: there is no such folder.*{expected}"):
-        ImageData(data_path=tmp_path / "nowhere").setup("fit")
+        ImageData(source="cifar10", data_path=tmp_path / "nowhere").setup("fit")
     (tmp_path / "data_batch_1").write_bytes(b"the Python version")
     with pytest.raises(FileNotFoundError, match=rf"no data_batch_\*\.bin.*{expected}"):
         cifar10(tmp_path)
@@ -134,7 +136,7 @@ def test_damaged_cifar10_files_are_refused(tmp_path: Path, content: bytes) -> No
 def test_more_images_than_there_are_is_refused(tmp_path: Path, settings: dict[str, int]) -> None:
     write_cifar10(tmp_path)
     with pytest.raises(ValueError, match="there are 80 images to train on"):
-        ImageData(data_path=tmp_path, **{"batch_size": 8, **settings}).setup("fit")
+        ImageData(source="cifar10", data_path=tmp_path, **{"batch_size": 8, **settings}).setup("fit")
 
 
 def test_random_crops_are_windows_of_the_padded_images() -> None:
@@ -156,7 +158,7 @@ def test_random_flips_mirror_about_half() -> None:
 
 def test_training_images_are_normalised_by_channel(tmp_path: Path) -> None:
     write_cifar10(tmp_path)
-    data = ImageData(data_path=tmp_path, batch_size=80)
+    data = ImageData(source="cifar10", data_path=tmp_path, batch_size=80)
     data.setup("fit")
     batch: list[Tensor] = next(iter(data.train_dataloader()))
     images, _ = data.on_after_batch_transfer(batch, 0)
@@ -197,7 +199,9 @@ def test_checkpoints_of_the_recipe_say_what_its_callback_says(tmp_path: Path, mo
         "trainer.log_every_n_steps": 1,
         "model.depth": 8,
         "model.width": 2,
+        "data.source": "cifar10",
         "data.data_path": tmp_path,
+        "data.val_images": "null",
         "data.batch_size": 20,
         "data.train_images": 60,
     }
@@ -229,7 +233,7 @@ def test_the_learning_rate_falls(tmp_path: Path, schedule: str) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(model, ImageData(data_path=tmp_path, batch_size=40))
+    trainer.fit(model, ImageData(source="cifar10", data_path=tmp_path, batch_size=40))
     rate = trainer.optimizers[0].param_groups[0]["lr"]
     assert rate == pytest.approx(0.01 if schedule == "steps" else 0.0)
 
@@ -275,7 +279,7 @@ def test_a_random_subset_is_as_large_as_it_says(small_cifar10: Setting) -> None:
         enable_model_summary=False,
         callbacks=[RandomSubset(epoch=1, count=50, seed=0), Keep()],
     )
-    trainer.fit(model, ImageData(data_path=small_cifar10.data_path, batch_size=20))
+    trainer.fit(model, ImageData(source="cifar10", data_path=small_cifar10.data_path, batch_size=20))
     first, second, third = states
     assert 0 < int((first != second).sum()) <= 50
     assert not ((first == second) & (second != third)).sum() > 50

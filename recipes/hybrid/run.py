@@ -145,14 +145,15 @@ def run(setting: Setting, variant: str, seed: int) -> dict[str, Any]:
     notes = Notes()
     callbacks = [notes, *VARIANTS[variant](setting, seed)]  # its clock starts first
     model = ImageClassifier(
-        setting.depth,
-        setting.width,
+        depth=setting.depth,
+        width=setting.width,
         learning_rate=setting.learning_rate,
         weight_decay=setting.weight_decay,
         schedule="cosine",
     )
     data = Images(
         setting.side,
+        source="cifar10" if setting.data_path else "mnist",
         data_path=setting.data_path,
         batch_size=setting.batch_size,
         train_images=setting.train_images,

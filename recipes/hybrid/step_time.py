@@ -16,7 +16,7 @@ from jsonargparse import auto_cli
 from torch import nn
 
 from recipes.hybrid.run import Setting
-from recipes.resnet.model import ResNet
+from recipes.resnet.networks import ResNet
 
 SIDES = ("everything", "BatchNorm only")
 PARTS = ("forward", "backward", "optimizer", "step")
