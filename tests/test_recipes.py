@@ -3,43 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
-import socket
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
-from torch import Tensor, nn
+from torch import nn
 
 import recipes.hybrid.run
+import recipes.resnet.model
+from image_files import write_cifar10, write_idx, write_image_folder
 from lightning_traj import Trajectory, from_checkpoints
 from recipes.hybrid.compare import compare
 from recipes.hybrid.run import VARIANTS, RandomSubset, Setting, run
 from recipes.hybrid.step_time import measure, step_time_table
 from recipes.hybrid.table import comparison_table
-from recipes.resnet.data import ImageData, random_crop, random_flip
+from recipes.resnet.data import ImageData
 from recipes.resnet.model import ImageClassifier
-from recipes.resnet.networks import ResNet
-from recipes.resnet.sources import cifar10, mnist, stratified_order
+from recipes.resnet.networks import NETWORKS, ResNet, build
 
-DEMO = Path(__file__).resolve().parent.parent / "recipes" / "resnet" / "demo.yaml"
-
-
-def write_cifar10(folder: Path, *, images: int = 40, files: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Files in CIFAR-10's binary layout; returns the training images [N, 3, 32, 32] and labels [N]."""
-    generator = np.random.default_rng(0)
-    pixels = generator.integers(0, 256, (files * images, 3, 32, 32), dtype=np.uint8)
-    labels = (np.arange(files * images) % 10).astype(np.uint8)
-    records = np.concatenate([labels[:, None], pixels.reshape(len(pixels), -1)], axis=1)
-    for i, part in enumerate(np.split(records, files)):
-        part.tofile(folder / f"data_batch_{i + 1}.bin")
-    records[:20].tofile(folder / "test_batch.bin")
-    return pixels, labels
+RESNET = Path(recipes.resnet.model.__file__).parent
 
 
 def test_resnet20_has_the_documented_parameters() -> None:
@@ -47,6 +38,45 @@ def test_resnet20_has_the_documented_parameters() -> None:
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     assert sum(p.numel() for p in network.parameters()) == 272_282
     assert sum(p.numel() for norm in norms for p in norm.parameters()) == 1_376
+
+
+@pytest.mark.parametrize(
+    ("network", "classes", "parameters"), [("vgg16", 10, 14_724_042), ("resnet50", 1000, 25_557_032)]
+)
+def test_networks_have_the_documented_parameters(network: str, classes: int, parameters: int) -> None:
+    with torch.device("meta"):
+        built = build(network, None, None, classes)
+        assert sum(p.numel() for p in built.parameters()) == parameters
+        assert built(torch.zeros(2, 3, 224, 224)).shape == (2, classes)
+
+
+def test_vgg16_is_configuration_d() -> None:
+    """From the table of Simonyan and Zisserman (2015): its convolutions' outputs, M where maxima are taken."""
+    layers: list[object] = []
+    for module in build("vgg16", None, None, 10).modules():
+        if isinstance(module, nn.Conv2d):
+            layers.append(module.out_channels)
+        elif isinstance(module, nn.MaxPool2d):
+            layers.append("M")
+    expected = "64 64 M 128 128 M 256 256 256 M 512 512 512 M 512 512 512 M"
+    assert " ".join(map(str, layers)) == expected
+
+
+def test_resnet50_halves_in_the_middle_of_a_block() -> None:
+    network = build("resnet50", None, 4, 10)
+    strided = [name for name, module in network.named_modules() if getattr(module, "stride", 1) == (2, 2)]
+    blocks = [f"stage{stage}.0.{part}" for stage in (2, 3, 4) for part in ("conv2", "shortcut.0")]
+    assert strided == ["conv", *blocks]
+
+
+def test_sizes_that_a_network_has_no_use_for_are_refused() -> None:
+    with pytest.raises(ValueError, match="depth=19: network=vgg16 has one depth"):
+        ImageClassifier("vgg16", depth=19)
+    with pytest.raises(ValueError, match="images of 8x8: network=vgg16 halves them five times"):
+        ImageClassifier("vgg16", width=2)(torch.zeros(2, 3, 8, 8))
+    for network in NETWORKS:
+        size = 64 if network == "resnet50" else 32
+        assert build(network, None, 2, 7)(torch.randn(2, 3, size, size)).shape == (2, 7)
 
 
 @pytest.mark.parametrize(("depth", "convolutions"), [(8, 9), (20, 21), (32, 33)])
@@ -63,125 +93,27 @@ def test_other_depths_are_refused(depth: int) -> None:
         ResNet(depth)
 
 
-def test_mnist_comes_from_the_package_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object) -> None:
-        raise AssertionError("the network was used")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    train, val = mnist(val_images=1000)
-    for dataset, size in ((train, 4000), (val, 1000)):
-        images, labels = dataset.tensors
-        assert images.shape == (size, 3, 32, 32)
-        assert images.dtype == torch.uint8
-        assert labels.bincount().tolist() == [size // 10] * 10
-    assert not {row.numpy().tobytes() for row in train.tensors[0]} & {row.numpy().tobytes() for row in val.tensors[0]}
+def train(monkeypatch: pytest.MonkeyPatch, configurations: list[str], settings: dict[str, object]) -> None:
+    """What the command line does: python -m recipes.resnet.train fit --config ... --name=value ..."""
+    flags = [f"--config={RESNET / name}" for name in configurations]
+    flags += [f"--{name}={value}" for name, value in settings.items()]
+    monkeypatch.setattr(sys, "argv", ["train.py", "fit", *flags])
+    runpy.run_module("recipes.resnet.train", run_name="__main__")
 
 
-def test_every_stretch_of_the_stratified_order_has_the_classes_in_proportion() -> None:
-    labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
-    order = stratified_order(labels)
-    assert sorted(order.tolist()) == list(range(100))
-    assert torch.equal(order, stratified_order(labels))
-    assert not torch.equal(order, stratified_order(labels, seed=1))
-    for start in range(0, 100, 20):
-        counts = labels[order[start : start + 20]].bincount(minlength=3)
-        assert (counts - torch.tensor([12, 6, 2])).abs().max() <= 1
-
-
-def test_cifar10_files_are_read_as_they_were_written(tmp_path: Path) -> None:
-    pixels, labels = write_cifar10(tmp_path)
-    train, val = cifar10(tmp_path)
-    assert np.array_equal(train.tensors[0].numpy(), pixels)
-    assert np.array_equal(train.tensors[1].numpy(), labels)
-    assert np.array_equal(val.tensors[0].numpy(), pixels[:20])
-
-
-def test_real_cifar10_files(real_data: Path) -> None:
-    folder = real_data / "cifar-10-batches-bin"
-    if not folder.is_dir():
-        pytest.skip(f"no folder {folder} with CIFAR-10's binary files")
-    train, _ = cifar10(folder)
-    images, labels = train.tensors
-    assert labels.bincount(minlength=10).min() > len(labels) / 20
-    neighbours = (images[:, :, :, 1:].int() - images[:, :, :, :-1].int()).abs().float().mean()
-    assert neighbours < 20  # in photographs neighbours are alike; pixels in another order would differ by 60 or so
-
-
-def test_missing_and_foreign_cifar10_files_are_explained(tmp_path: Path) -> None:
-    expected = "cifar-10-batches-bin.*CIFAR-10 binary version"
-    with pytest.raises(FileNotFoundError, match=f"nowhere: there is no such folder.*{expected}"):
-        ImageData(source="cifar10", data_path=tmp_path / "nowhere").setup("fit")
-    (tmp_path / "data_batch_1").write_bytes(b"the Python version")
-    with pytest.raises(FileNotFoundError, match=rf"no data_batch_\*\.bin.*{expected}"):
-        cifar10(tmp_path)
-    write_cifar10(tmp_path)
-    (tmp_path / "test_batch.bin").unlink()
-    with pytest.raises(FileNotFoundError, match=rf"no test_batch\.bin.*{expected}"):
-        cifar10(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", bytes(3072), bytes(3074) * 2, bytes([10]) + bytes(3072)],
-    ids=["empty", "cut off", "CIFAR-100", "label 10"],
-)
-def test_damaged_cifar10_files_are_refused(tmp_path: Path, content: bytes) -> None:
-    write_cifar10(tmp_path)
-    (tmp_path / "data_batch_2.bin").write_bytes(content)
-    with pytest.raises(ValueError, match=r"data_batch_2\.bin: not a CIFAR-10 binary file"):
-        cifar10(tmp_path)
-
-
-@pytest.mark.parametrize("settings", [{"train_images": 81}, {"train_images": 0}, {"batch_size": 81}])
-def test_more_images_than_there_are_is_refused(tmp_path: Path, settings: dict[str, int]) -> None:
-    write_cifar10(tmp_path)
-    with pytest.raises(ValueError, match="there are 80 images to train on"):
-        ImageData(source="cifar10", data_path=tmp_path, **{"batch_size": 8, **settings}).setup("fit")
-
-
-def test_random_crops_are_windows_of_the_padded_images() -> None:
-    images = torch.arange(1, 1 + 4 * 3 * 6 * 5).reshape(4, 3, 6, 5)
-    padded = nn.functional.pad(images, (2, 2, 2, 2))
-    for image, cut in zip(padded, random_crop(images, padding=2), strict=True):
-        windows = [image[:, i : i + 6, j : j + 5] for i in range(5) for j in range(5)]
-        assert sum(torch.equal(cut, window) for window in windows) == 1
-    assert not torch.equal(random_crop(images, padding=2), random_crop(images, padding=2))
-
-
-def test_random_flips_mirror_about_half() -> None:
-    images = torch.arange(200 * 3 * 2 * 2).reshape(200, 3, 2, 2)
-    flipped = random_flip(images)
-    mirrored = (flipped == images.flip(-1)).all(dim=(1, 2, 3))
-    assert ((flipped == images).all(dim=(1, 2, 3)) ^ mirrored).all()
-    assert 60 < mirrored.sum() < 140
-
-
-def test_training_images_are_normalised_by_channel(tmp_path: Path) -> None:
-    write_cifar10(tmp_path)
-    data = ImageData(source="cifar10", data_path=tmp_path, batch_size=80)
-    data.setup("fit")
-    batch: list[Tensor] = next(iter(data.train_dataloader()))
-    images, _ = data.on_after_batch_transfer(batch, 0)
-    deviation, mean = torch.std_mean(images, dim=(0, 2, 3))
-    torch.testing.assert_close(mean, torch.zeros(3), atol=1e-4, rtol=0)
-    torch.testing.assert_close(deviation, torch.ones(3), atol=1e-4, rtol=0)
+def small(folder: Path) -> dict[str, object]:
+    return {
+        "trainer.logger.init_args.save_dir": folder,
+        "trainer.accelerator": "cpu",
+        "trainer.limit_val_batches": 1,
+        "trainer.log_every_n_steps": 1,
+    }
 
 
 def test_the_demo_trains_and_leaves_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {
-        "trainer.logger.init_args.save_dir": tmp_path,
-        "trainer.accelerator": "cpu",
-        "trainer.max_epochs": 2,
-        "trainer.limit_val_batches": 1,
-        "trainer.log_every_n_steps": 1,
-        "model.depth": 8,
-        "model.width": 4,
-        "data.batch_size": 32,
-        "data.train_images": 64,
-    }
-    flags = [f"--{name}={value}" for name, value in settings.items()]
-    monkeypatch.setattr(sys, "argv", ["train.py", "fit", f"--config={DEMO}", *flags])
-    runpy.run_module("recipes.resnet.train", run_name="__main__")
+    network = {"model.depth": 8, "model.width": 4}
+    data = {"data.batch_size": 32, "data.train_images": 64}
+    train(monkeypatch, ["demo.yaml"], {**small(tmp_path), **network, **data, "trainer.max_epochs": 2})
     (run,) = tmp_path.glob("*/version_0")
     assert (run / "trajectory.safetensors").is_file()
     assert list(run.glob("events.out.tfevents.*"))
@@ -189,26 +121,59 @@ def test_the_demo_trains_and_leaves_its_pictures(tmp_path: Path, monkeypatch: py
         assert (run / f"traj-{picture}.png").read_bytes().startswith(b"\x89PNG")
 
 
+CONFIGURATIONS: dict[str, tuple[Callable[[Path], object] | None, dict[str, object]]] = {
+    "digits.yaml": (None, {}),
+    "resnet20-cifar10.yaml": (write_cifar10, {"model.depth": 20}),
+    "vgg16bn-cifar10.yaml": (write_cifar10, {}),
+    "resnet20-fashion.yaml": (write_idx, {"trainer.callbacks.init_args.schedule.init_args.n": 1}),
+    "resnet50-imagenet.yaml": (
+        write_image_folder,
+        {"model.classes": 2, "data.image_size": 32, "data.num_workers": 1, "trainer.devices": 1},
+    ),
+}
+"""Each with what writes its data, and what a small machine needs beyond fewer channels and images."""
+
+
+def test_every_configuration_is_tested() -> None:
+    tested = {"demo.yaml", "checkpoints.yaml", *CONFIGURATIONS}
+    assert {path.name for path in RESNET.glob("*.yaml")} == tested
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_the_configuration_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    for draw in ("lightning_traj.tensorboard.log_figures", "lightning_traj.plot.save_png"):
+        monkeypatch.setattr(draw, lambda *_: None)  # slow, and tested elsewhere
+    for draw in ("trajectory_map", "overview"):
+        monkeypatch.setattr(f"lightning_traj.plot.{draw}", lambda *_: None)
+    write, settings = CONFIGURATIONS[name]
+    settings = {"model.width": 4, "data.batch_size": 4, "trainer.max_epochs": 1, **small(tmp_path), **settings}
+    if write is not None:
+        write(tmp_path)
+        settings["data.data_path"] = tmp_path
+    with patch.dict(os.environ):  # where strategy=ddp leaves its ranks
+        try:
+            train(monkeypatch, [name], {**settings, "trainer.limit_train_batches": 2})
+        finally:
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+    (run,) = tmp_path.glob("*/version_0")
+    assert Trajectory.load(run / "trajectory.safetensors").steps.tolist()[-1] == 2
+
+
+def test_another_number_of_classes_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cifar10(tmp_path)
+    settings = {"data.data_path": tmp_path, "data.batch_size": 4, "model.classes": 100, "model.width": 4}
+    with pytest.raises(ValueError, match=r"classes=100: the data have 10; set --model\.classes=10"):
+        train(monkeypatch, ["resnet20-cifar10.yaml"], {**small(tmp_path), **settings})
+
+
 def test_checkpoints_of_the_recipe_say_what_its_callback_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar10(tmp_path)
-    settings = {
-        "trainer.logger.init_args.save_dir": tmp_path,
-        "trainer.accelerator": "cpu",
-        "trainer.max_epochs": 3,
-        "trainer.limit_val_batches": 1,
-        "trainer.log_every_n_steps": 1,
-        "model.depth": 8,
-        "model.width": 2,
-        "data.source": "cifar10",
-        "data.data_path": tmp_path,
-        "data.val_images": "null",
-        "data.batch_size": 20,
-        "data.train_images": 60,
-    }
-    flags = [f"--{name}={value}" for name, value in settings.items()]
-    checkpoints = DEMO.with_name("checkpoints.yaml")
-    monkeypatch.setattr(sys, "argv", ["train.py", "fit", f"--config={DEMO}", f"--config={checkpoints}", *flags])
-    runpy.run_module("recipes.resnet.train", run_name="__main__")
+    network = {"model.depth": 8, "model.width": 2}
+    data = {"data.source": "cifar10", "data.data_path": tmp_path, "data.val_images": "null"}
+    data |= {"data.batch_size": 20, "data.train_images": 60}
+    settings = {**small(tmp_path), **network, **data, "trainer.max_epochs": 3}
+    train(monkeypatch, ["demo.yaml", "checkpoints.yaml"], settings)
     (run,) = tmp_path.glob("*/version_0")
     online, offline = Trajectory.load(run / "trajectory.safetensors"), from_checkpoints(run)
     assert offline.steps.tolist() == online.steps.tolist() == [0, 3, 6, 9]

@@ -32,9 +32,13 @@ class TrajectoryCLI(LightningCLI):
 
 
 if __name__ == "__main__":
-    # Two of Lightning's that say nothing here: the images are in memory, and torch's names are not the recipe's
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+    for says_nothing_here in (
+        ".*does not have many workers.*",  # the data say where they need processes
+        ".*LeafSpec.* is deprecated",  # torch's name, not the recipe's
+        ".*is not supported by the model summary.*",  # a size in megabytes
+        "Grad strides do not match bucket view strides",  # of 1x1 kernels, whose strides mean the same
+    ):
+        warnings.filterwarnings("ignore", message=says_nothing_here)
     TrajectoryCLI(
         ImageClassifier,
         ImageData,
