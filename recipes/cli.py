@@ -1,0 +1,41 @@
+"""The command line of the recipes: LightningCLI, and pictures of the trajectory when training is over."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningCLI
+
+from lightning_traj import TrajectoryCallback, plot
+
+
+class TrajectoryCLI(LightningCLI):
+    """LightningCLI that leaves pictures of the trajectory beside the logs."""
+
+    def after_fit(self) -> None:
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it out of sight
+            if isinstance(callback, TrajectoryCallback) and self.trainer.is_global_zero:
+                figures = {"map": plot.trajectory_map, "overview": plot.overview}
+                for name, draw in figures.items():
+                    picture = folder / f"{callback.name}-{name}.png"
+                    plot.save_png(draw(callback.trajectory), picture)
+                    print(f"Picture: {picture}")
+
+
+def run(
+    model: type[LightningModule], data: type[LightningDataModule], cli: type[TrajectoryCLI] = TrajectoryCLI
+) -> TrajectoryCLI:
+    """What the arguments of the process say."""
+    # Two of Lightning's that say nothing here: the data are in memory, and torch's names are not the recipes'
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+    return cli(
+        model,
+        data,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        auto_configure_optimizers=False,
+    )
