@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningCLI
+from matplotlib.figure import Figure
 
 from lightning_traj import TrajectoryCallback, plot
+from lightning_traj.layer_plot import layer_figures
 
 
 class TrajectoryCLI(LightningCLI):
@@ -18,10 +22,16 @@ class TrajectoryCLI(LightningCLI):
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it out of sight
             if isinstance(callback, TrajectoryCallback) and self.trainer.is_global_zero:
-                figures = {"map": plot.trajectory_map, "overview": plot.overview}
+                trajectory = callback.trajectory
+                figures: dict[str, Callable[[], Figure]] = {
+                    "map": partial(plot.trajectory_map, trajectory),
+                    "overview": partial(plot.overview, trajectory),
+                }
+                if heterogeneity := layer_figures(trajectory).get("heterogeneity"):
+                    figures["heterogeneity"] = heterogeneity
                 for name, draw in figures.items():
                     picture = folder / f"{callback.name}-{name}.png"
-                    plot.save_png(draw(callback.trajectory), picture)
+                    plot.save_png(draw(), picture)
                     print(f"Picture: {picture}")
 
 
