@@ -26,6 +26,7 @@ def check_arguments(
     window_schedule: object,
     seed: object,
     dirpath: object,
+    figures: object,
     name: object,
 ) -> None:
     """Raise for a wrong argument, naming it, its value and the remedy."""
@@ -77,6 +78,8 @@ def check_arguments(
             raise TypeError(f"fused[{pattern!r}]={layout!r} is no layout: pass a FusedLayout.")
     if dirpath is not None and not isinstance(dirpath, (str, os.PathLike)):
         raise TypeError(f"dirpath={dirpath!r} is no path: pass a str or a Path, or None for the folder of the logs.")
+    if not isinstance(figures, bool):
+        raise TypeError(f"figures={figures!r}: pass True or False.")
     if not isinstance(name, str):
         raise TypeError(f'name={name!r} is no string: pass one such as "traj".')
     if not name or name.strip("._-") == "" or not all(c.isalnum() or c in "._-" for c in name):

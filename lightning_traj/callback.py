@@ -72,6 +72,8 @@ class TrajectoryCallback(Callback):
         window_schedule: When a window begins, besides the start: by default with every epoch. It ends with the epoch.
         seed: Of the sketch; runs can be compared with each other where it and ``sketch_dim`` are the same.
         dirpath: Folder of the files; default: beside the logs.
+        figures: Whether pictures are logged too. They take some tenths of a second an epoch: little, unless an epoch
+            takes seconds. The file has what it takes to draw them later (``lightning_traj.plot``).
         name: Prefix of the tags, stem of the file; default: ``"traj"`` for the weights, and ``"traj_gradient"`` and so
             on for others. Two callbacks in one Trainer need different names.
 
@@ -104,6 +106,7 @@ class TrajectoryCallback(Callback):
         window_schedule: Schedule = EveryNEpochs(1),
         seed: int = 0,
         dirpath: str | os.PathLike[str] | None = None,
+        figures: bool = True,
         name: str | None = None,
     ) -> None:
         name = _default_name(track) if name is None else name
@@ -121,6 +124,7 @@ class TrajectoryCallback(Callback):
             window_schedule=window_schedule,
             seed=seed,
             dirpath=dirpath,
+            figures=figures,
             name=name,
         )
         self.track = track
@@ -148,7 +152,7 @@ class TrajectoryCallback(Callback):
         self._failed: Exception | None = None  # when what is needed of it was kept
         self._state_due = False  # whether the state after it is, as soon as others have brought it up to date
         self._guard = Guard(name)
-        self._book = Logbook(name, track, self._recorder, self._guard)
+        self._book = Logbook(name, track, self._recorder, self._guard, figures)
         self._restored: Mapping[str, Any] | None = None
         self._steps = 0
         self._crossed: tuple[int, float] | None = None  # latest snapshot whose angles to others were logged

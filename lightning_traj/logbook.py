@@ -22,14 +22,16 @@ class Logbook:
         track: What the recording is of.
         recorder: Whose recording it is.
         guard: For what may fail.
+        figures: Whether pictures are drawn.
 
     Attributes:
         trajectory: What was collected last; None before.
         file: Where it is saved; None: nowhere.
     """
 
-    def __init__(self, name: str, track: str, recorder: Recorder, guard: Guard) -> None:
+    def __init__(self, name: str, track: str, recorder: Recorder, guard: Guard, figures: bool = True) -> None:
         self.name, self.track, self.recorder, self.guard = name, track, recorder, guard
+        self.figures = figures
         self.file: Path | None = None
         self._batches = 0  # at the last log
         self.clear()
@@ -115,7 +117,7 @@ class Logbook:
         self._batches = batches_of(trainer)
         self.collect()
         self.announce(trainer)
-        pictures = pictures and self.recorder.scheduled > self._pictured
+        pictures = pictures and self.figures and self.recorder.scheduled > self._pictured
         self._logged, self._windowed = self.recorder.scheduled, self.recorder.windows.latest
         if pictures:
             self._pictured = self._logged
@@ -136,7 +138,8 @@ class Logbook:
             self._log_layers(trainer, step)
 
     def _log_layers(self, trainer: Any, step: int) -> None:
-        if self.trajectory is not None and trainer.is_global_zero and self._layered != self._logged:
+        wanted = self.figures and self._layered != self._logged
+        if wanted and self.trajectory is not None and trainer.is_global_zero:
             self._layered = self._logged
             tensorboard.log_layers(trainer.loggers, self.trajectory, step, prefix=self.name, folder=self._folder)
 

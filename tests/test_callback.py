@@ -494,6 +494,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"max_snapshots": 0}, ValueError, "max_snapshots=0: pass at least 4."),
     ({"max_snapshots": None}, TypeError, "max_snapshots=None is no integer: pass an int."),
     ({"seed": "0"}, TypeError, "seed='0' is no integer: pass an int."),
+    ({"figures": 1}, TypeError, "figures=1: pass True or False."),
     ({"dirpath": 5}, TypeError, "dirpath=5 is no path: pass a str or a Path, or None for the folder of the logs."),
     ({"name": 5}, TypeError, 'name=5 is no string: pass one such as "traj".'),
     ({"name": ""}, ValueError, "name='': pass letters, digits, '.', '_' and '-'"),
