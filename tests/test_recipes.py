@@ -6,6 +6,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -158,6 +159,33 @@ def test_the_configuration_trains(name: str, tmp_path: Path, monkeypatch: pytest
                 torch.distributed.destroy_process_group()
     (run,) = tmp_path.glob("*/version_0")
     assert Trajectory.load(run / "trajectory.safetensors").steps.tolist()[-1] == 2
+
+
+def commands() -> list[str]:
+    """What README.md and the configurations say to type, backslashes and comment signs taken out."""
+    texts = [path.read_text() for path in RESNET.iterdir() if path.suffix in {".md", ".yaml"}]
+    joined = re.sub(r"^#", "", "\n".join(texts), flags=re.MULTILINE).replace("\\\n", " ")
+    return sorted(set(re.findall(r"^ +python -m recipes\.resnet\.train (fit .*)$", joined, flags=re.MULTILINE)))
+
+
+def test_printed_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(commands()) >= 12
+    for command in commands():
+        monkeypatch.setattr(sys, "argv", ["train.py", *shlex.split(command), "--print_config"])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module("recipes.resnet.train", run_name="__main__")
+        assert end.value.code in (None, 0), command
+
+
+def test_the_example_for_your_own_project_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lightning_traj.tensorboard.log_figures", lambda *_: None)
+    (example,) = re.findall(r"```python\n(.*?)```", (RESNET / "README.md").read_text(), flags=re.DOTALL)
+    torch.manual_seed(0)
+    exec(example, {"__name__": "__main__"})
+    assert 0 < float(capsys.readouterr().out.split()[-1]) <= 1
 
 
 def test_another_number_of_classes_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
