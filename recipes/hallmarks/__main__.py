@@ -2,7 +2,7 @@
 
 python -m recipes.hallmarks                 # H1 to H7
 python -m recipes.hallmarks --claim=H1
-python -m recipes.hallmarks --claim=H1 --images.source=cifar10 --images.data_path=path/to/cifar-10-batches-bin --images.epochs=160
+python -m recipes.hallmarks --claim=H1 --images.source=cifar10 --images.data_path=path/to/cifar-10-batches-bin
 python -m recipes.hallmarks --help
 
 Every finished run is a line of <folder>/runs.jsonl: it can be stopped and started at any time. Of each claim it
@@ -23,6 +23,7 @@ from recipes.hallmarks.claims import CLAIMS, Base
 from recipes.hallmarks.reading import reading
 from recipes.hallmarks.runs import Images, Text
 from recipes.hallmarks.sweep import Sweep
+from recipes.hallmarks.verdict import judge
 
 
 def hallmarks(
@@ -69,7 +70,7 @@ def hallmarks(
             temporary.write_text(report.page(number, CLAIMS[number], base, lines))
         save_png(report.figure(number, CLAIMS[number], base, lines), out / f"{number}.png")
         found[number] = CLAIMS[number], CLAIMS[number].effects(lines, base)
-        print(f"   {report.judge(found[number][1])}: {out / f'{number}.md'}\n", flush=True)
+        print(f"   {judge(found[number][1])}: {out / f'{number}.md'}\n", flush=True)
     if claim in ("all", "maps"):
         save_png(reading(sweep, base), out / "maps.png")
     if found:

@@ -380,8 +380,8 @@ CLAIMS: Mapping[str, Claim] = {
         together,
         {"ω": omega, "ω without norms and biases": omega_of_weights, "accuracy, %": accuracy},
         Curves("turn since initialisation, degrees", "epoch", against("turn")),
-        "Momentum makes steps 1 / (1 − momentum) times as long; the two last variants have no momentum, and a learning rate that "
-        "makes up for it.",
+        "Momentum makes steps 1 / (1 − momentum) times as long; the two last variants have no momentum, and a learning "
+        "rate that makes up for it.",
     ),
     "H2": Claim(
         "Larger learning rates explore more: ω falls. Batch sizes are measured and reported.",
@@ -423,7 +423,8 @@ CLAIMS: Mapping[str, Claim] = {
                 [None if value is None else 1 - value for value in values["series"]["oscillation_linearity"]],
             ),
         ),
-        "Of the steps of a window u, 1 − ‖Σu‖ / Σ‖u‖ is undone. Turns are those of θ_t − θ_0 from one epoch to the next.",
+        "Of the steps u of a window, 1 − ‖Σu‖ / Σ‖u‖ is undone. Turns are those of θ_t − θ_0 from one epoch to the "
+        "next.",
     ),
     "H5": Claim(
         "Scale regularises: ω grows with the size of the model.",
@@ -469,7 +470,7 @@ CLAIMS: Mapping[str, Claim] = {
                 [100 * share for share in values["val/accuracy"]],
             ),
         ),
-        "Matches: at most one point of accuracy is lost. The direction is saturated once the cosine of θ_t − θ_0 with θ_T − θ_0, "
-        "in the run that trains everything with the same seed, stays above 0.9.",
+        f"Matches: at most {POINTS:g} points of accuracy are lost. The direction is saturated once the cosine of "
+        "θ_t − θ_0 with θ_T − θ_0, in the run that trains everything with the same seed, stays above 0.9.",
     ),
 }

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lightning_traj.drawing import BLUE, GREEN, GREY, ORANGE, add_panel, new_figure, own_style
-from recipes.hallmarks.claims import Base, Claim, Runs
+from recipes.hallmarks.claims import Base, Claim
 from recipes.hallmarks.sweep import Line
 from recipes.hallmarks.verdict import Effect, judge
 
