@@ -28,8 +28,8 @@ def page(number: str, claim: Claim, base: Base, lines: Mapping[str, Sequence[Lin
                 f"![{claim.text}]({number}.png)",
                 "## Effects",
                 effects_table(effects),
-                "An effect is supported where its 95 % confidence interval over seeds (Student's t) lies above the bound, not supported where "
-                "none of it does, undecided otherwise. Those in bold decide.",
+                "An effect is supported where its 95 % confidence interval over seeds (Student's t) lies above the "
+                "bound, not supported where none of it does, undecided otherwise. Those in bold decide.",
                 "## Runs",
                 runs_table(claim, lines),
                 f"Means ± standard deviation over seeds. {claim.remark}",
@@ -80,11 +80,11 @@ def made_on(lines: Mapping[str, Sequence[Line]]) -> str:
     )
     seeds = ", ".join(map(str, dict.fromkeys(run["seed"] for run in runs)))
     machines = dict.fromkeys("; ".join(f"{name} {value}" for name, value in run["machine"].items()) for run in runs)
-    minutes = sum(run["seconds"] for run in runs) / 60
+    seconds = [run["seconds"] for run in runs]
     bullets = [
         *(f"Counted: {each}." for each in counted),
-        f"Seeds {seeds}; {len(runs)} runs, {minutes:.0f} minutes if they were made one after the other, the shortest "
-        f"{min(run['seconds'] for run in runs):.0f} s and the longest {max(run['seconds'] for run in runs):.0f} s, one thread each.",
+        f"Seeds {seeds}; {len(runs)} runs of {min(seconds):.0f} to {max(seconds):.0f} s, {sum(seconds) / 60:.0f} minutes "
+        "in all if one is made after the other.",
         *(f"{each}." for each in machines),
         "Settings: " + "; ".join(f"{name} {value}" for name, value in common(runs).items()) + ".",
     ]
@@ -119,7 +119,7 @@ def figure(number: str, claim: Claim, base: Base, lines: Mapping[str, Sequence[L
         dots.plot([mean(values)] * 2, [place - 0.3, place + 0.3], color=colours[variant], lw=2)
         for run in runs:
             x, y = claim.curves.values(run)
-            curves.plot(x, np.array(y, dtype=float), color=colours[variant], alpha=0.6, lw=1)
+            curves.plot(np.array(x, dtype=float), np.array(y, dtype=float), color=colours[variant], alpha=0.6, lw=1)
     dots.set(yticks=range(len(lines)), yticklabels=list(lines), xlabel=f"{label} (dots: seeds; bars: means)")
     dots.set_ylim(len(lines) - 0.5, -0.5)
     dots.grid(axis="x", color="0.9")
