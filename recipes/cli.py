@@ -39,9 +39,10 @@ def run(
     model: type[LightningModule], data: type[LightningDataModule], cli: type[TrajectoryCLI] = TrajectoryCLI
 ) -> TrajectoryCLI:
     """What the arguments of the process say."""
-    # Two of Lightning's that say nothing here: the data are in memory, and torch's names are not the recipes'
+    # What Lightning warns of and says nothing here: data are in memory, torch's names are its own, sizes are estimates
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+    warnings.filterwarnings("ignore", message="Precision bf16-mixed is not supported by the model summary")
     return cli(
         model,
         data,

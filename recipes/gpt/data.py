@@ -92,6 +92,8 @@ class Windows(Dataset[Tensor]):
         return max(0, len(self.tokens) - 1) // self.context
 
     def __getitem__(self, index: int) -> Tensor:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         start = index * self.context
         return torch.from_numpy(self.tokens[start : start + self.context + 1].astype(np.int64))
 
