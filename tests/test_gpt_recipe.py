@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import runpy
 import shutil
 import socket
@@ -19,7 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import recipes.gpt.model
 from launch import launch
-from lightning_traj import Trajectory, from_checkpoints, layers
+from lightning_traj import LogSpaced, Trajectory, TrajectoryCallback, from_checkpoints, layers
 from recipes.gpt.data import TextData, pieces
 from recipes.gpt.model import SIZES, LanguageModel, Size, blocks_of, build, rate_at
 from recipes.pythia import analyze
@@ -59,25 +60,25 @@ def tokenizer(tmp_path: Path) -> Path:
 # Networks -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("architecture", "size", "count"),
-    [
-        ("gpt-neox", "14m", 14_067_712),
-        ("gpt-neox", "31m", 30_494_720),
-        ("gpt-neox", "70m", 70_426_624),
-        ("gpt-neox", "160m", 162_322_944),
-        ("gpt-neox", "410m", 405_334_016),
-        ("gpt-neox", "1b", 1_011_781_632),
-        ("gpt-neox", "1.4b", 1_414_647_808),
-        ("gpt-neox", "2.8b", 2_775_208_960),
-        ("gpt-neox", "6.9b", 6_857_302_016),
-        ("gpt-neox", "12b", 11_846_072_320),
-        ("gpt2", "gpt2", 124_439_808),
-        ("gpt2", "gpt2-medium", 354_823_168),
-        ("gpt2", "gpt2-large", 774_030_080),
-        ("gpt2", "gpt2-xl", 1_557_611_200),
-    ],
+PUBLISHED_SIZES = (
+    ("gpt-neox", "14m", 14_067_712),
+    ("gpt-neox", "31m", 30_494_720),
+    ("gpt-neox", "70m", 70_426_624),
+    ("gpt-neox", "160m", 162_322_944),
+    ("gpt-neox", "410m", 405_334_016),
+    ("gpt-neox", "1b", 1_011_781_632),
+    ("gpt-neox", "1.4b", 1_414_647_808),
+    ("gpt-neox", "2.8b", 2_775_208_960),
+    ("gpt-neox", "6.9b", 6_857_302_016),
+    ("gpt-neox", "12b", 11_846_072_320),
+    ("gpt2", "gpt2", 124_439_808),
+    ("gpt2", "gpt2-medium", 354_823_168),
+    ("gpt2", "gpt2-large", 774_030_080),
+    ("gpt2", "gpt2-xl", 1_557_611_200),
 )
+
+
+@pytest.mark.parametrize(("architecture", "size", "count"), PUBLISHED_SIZES)
 def test_published_sizes_have_the_published_parameters(architecture: Any, size: str, count: int) -> None:
     vocabulary, context = {"gpt-neox": (50_277, 2048), "gpt2": (50_257, 1024)}[architecture]
     model = LanguageModel(architecture, size, vocabulary=vocabulary, context=context)
@@ -86,8 +87,7 @@ def test_published_sizes_have_the_published_parameters(architecture: Any, size: 
 
 
 def test_every_size_is_counted() -> None:
-    (counted,) = (m.args[1] for m in test_published_sizes_have_the_published_parameters.pytestmark)  # type: ignore[attr-defined]
-    assert {(architecture, size) for architecture, size, _ in counted} == {
+    assert {(architecture, size) for architecture, size, _ in PUBLISHED_SIZES} == {
         (architecture, size) for architecture, sizes in SIZES.items() for size in sizes
     }
 
@@ -357,6 +357,37 @@ def test_the_configuration_for_many_devices_trains_and_saves_whole_revisions(
     run = tmp_path / "gpt" / "version_0"
     assert Trajectory.load(run / "trajectory.safetensors").steps.tolist() == [0, 1, 2]
     assert analyze.steps_in(run / "revisions") == [0, 1, 2]
+
+
+README = (FOLDER / "README.md").read_text()
+PRINTED = "\n".join(
+    [README, (FOLDER.parent / "pythia" / "README.md").read_text(), *map(Path.read_text, FOLDER.glob("*.yaml"))]
+)
+COMMANDS = sorted(set(re.findall(r"-m recipes\.gpt\.train (fit --config .*)", PRINTED)))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_printed_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(FOLDER.parent.parent)
+    monkeypatch.setattr(sys, "argv", ["train.py", *command.split(), "--print_config"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("recipes.gpt.train", run_name="__main__")
+    assert ended.value.code == 0
+    assert "seed_everything: 0" in capsys.readouterr().out
+
+
+def test_what_the_readme_says_is_so() -> None:
+    assert len(COMMANDS) >= 8
+    rows = re.findall(r"^\| `(\S+)` \| ([\d,]+) \| ([\d,]+) \| (\d+) \| (\d+) \|", README, flags=re.MULTILINE)
+    shown = {size: tuple(int(value.replace(",", "")) for value in values) for size, *values in rows}
+    counts = {size: count for _, size, count in PUBLISHED_SIZES}
+    assert shown == {
+        size: (counts[size], shape.width, shape.depth, shape.heads) for size, shape in SIZES["gpt-neox"].items()
+    }
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    names: dict[str, Any] = {"Trainer": L.Trainer, "TrajectoryCallback": TrajectoryCallback, "LogSpaced": LogSpaced}
+    exec(example, names)
+    assert isinstance(names["trainer"], L.Trainer)
 
 
 # Published revisions --------------------------------------------------------------------------------------------
