@@ -282,6 +282,10 @@ def test_a_folder_without_a_tokenizer_is_explained(text: Path, tmp_path: Path) -
     (tmp_path / "tokens").mkdir()
     with pytest.raises(ValueError, match=r"tokenizer=.*tokens: neither 'bytes' nor 'characters', nor a folder with"):
         _ = TextData(text, str(tmp_path / "tokens")).vocabulary
+    (tmp_path / "tokens" / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (tmp_path / "tokens" / "tokenizer.json").write_text('{"added_tokens": [], "version": "1.0"}')  # without a model
+    with pytest.raises(ValueError, match=r"tokenizer=.*tokens: neither"):
+        _ = TextData(text, str(tmp_path / "tokens")).vocabulary
 
 
 # Configurations -------------------------------------------------------------------------------------------------

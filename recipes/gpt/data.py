@@ -64,7 +64,7 @@ def load_tokenizer(name: str, download: bool) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(name, local_files_only=not download, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of any kind, where its files are damaged
         remedy = "" if download else "; download=True fetches it from the Hugging Face Hub by this name"
         raise ValueError(
             f"tokenizer={name}: neither 'bytes' nor 'characters', nor a folder with a tokenizer (tokenizer.json and "
