@@ -64,7 +64,7 @@ def load_tokenizer(name: str, download: bool) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(name, local_files_only=not download, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of any kind, where its files are damaged
         remedy = "" if download else "; download=True fetches it from the Hugging Face Hub by this name"
         raise ValueError(
             f"tokenizer={name}: neither 'bytes' nor 'characters', nor a folder with a tokenizer (tokenizer.json and "
@@ -92,6 +92,8 @@ class Windows(Dataset[Tensor]):
         return max(0, len(self.tokens) - 1) // self.context
 
     def __getitem__(self, index: int) -> Tensor:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         start = index * self.context
         return torch.from_numpy(self.tokens[start : start + self.context + 1].astype(np.int64))
 

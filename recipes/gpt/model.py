@@ -94,6 +94,8 @@ class LanguageModel(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        if warmup_steps < 0:
+            raise ValueError(f"warmup_steps={warmup_steps}: pass 0 or more")
         shape = Size(width, depth, heads) if size is None else published_size(architecture, size)
         with torch.device("meta"):
             self.network = build(architecture, shape, context, vocabulary)

@@ -83,8 +83,8 @@ def made_on(lines: Mapping[str, Sequence[Line]]) -> str:
     seconds = [run["seconds"] for run in runs]
     bullets = [
         *(f"Counted: {each}." for each in counted),
-        f"Seeds {seeds}; {len(runs)} runs of {min(seconds):.0f} to {max(seconds):.0f} s, {sum(seconds) / 60:.0f} minutes "
-        "in all if one is made after the other.",
+        f"Seeds {seeds}; {len(runs)} runs of {min(seconds):.0f} to {max(seconds):.0f} s, one thread each: together "
+        f"{sum(seconds) / 60:.0f} minutes.",
         *(f"{each}." for each in machines),
         "Settings: " + "; ".join(f"{name} {value}" for name, value in common(runs).items()) + ".",
     ]

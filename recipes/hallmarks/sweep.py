@@ -13,8 +13,10 @@ from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from tempfile import mkdtemp
+from threading import Thread
 from typing import Any
 
 import lightning as L
@@ -93,7 +95,7 @@ class Sweep:
         failed: list[str] = []
         self.folder.mkdir(parents=True, exist_ok=True)
         workers = min(self.workers, len(missing))
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
             running = {pool.submit(train, *run, self.folder, self.threads): run for run in missing}
             for count, future in enumerate(as_completed(running), start=1):
                 setting, seed = running[future]
@@ -119,6 +121,17 @@ class Sweep:
             os.fsync(file.fileno())
 
 
+def end_with_parent() -> None:
+    """A process that trains is not to outlive the command, however that was killed."""
+
+    def wait() -> None:
+        if parent := parent_process():
+            parent.join()
+            os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
+
+
 def train(setting: Setting, seed: int, folder: Path, threads: int) -> Line:
     """One run, in this process. Its folder has its name only once it is finished."""
     warnings.filterwarnings("ignore")
@@ -126,14 +139,14 @@ def train(setting: Setting, seed: int, folder: Path, threads: int) -> Line:
     torch.set_num_threads(threads)
     L.seed_everything(seed, verbose=False)
     place = folder / name_of(setting) / f"seed-{seed}"
-    unfinished = place.with_name(f"{place.name}-unfinished")
-    for old in (place, unfinished):
-        shutil.rmtree(old, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(mkdtemp(prefix=f"{place.name}-unfinished-", dir=place.parent))
+    unfinished.chmod(0o755)
     start = time.perf_counter()
     with (unfinished / "output.txt").open("w") as output, redirect_stdout(output):
         values = setting.train(unfinished, figures=seed == PICTURED)
     seconds = time.perf_counter() - start
+    shutil.rmtree(place, ignore_errors=True)  # of a run whose line was lost
     unfinished.rename(place)
     return {
         "setting": plain(setting),

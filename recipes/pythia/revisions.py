@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers.utils.logging import disable_progress_bar
 
 from lightning_traj import LogSpaced
 from lightning_traj.files import replace_together
@@ -30,6 +31,7 @@ class SaveRevisions(Callback):
         self.dirpath, self.schedule, self.saved = dirpath, schedule, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        disable_progress_bar()  # transformers has one for each revision
         if self.dirpath is None:
             self.dirpath = Path(trainer.log_dir or trainer.default_root_dir, "revisions")
         if trainer.global_step:  # resumed: what is there already is of this run
