@@ -26,6 +26,7 @@ from conftest import Snapshots
 from launch import launch
 from lightning_traj import CountSketch, FusedLayout, Trajectory
 from lightning_traj.partition import Partition
+from lightning_traj.quantities import _added_up
 from lightning_traj.ranks import Ranks
 from lightning_traj.recorder import Recorder
 from lightning_traj.shards import Held, held_share, local_tensor
@@ -492,10 +493,13 @@ def partial_sums() -> str:
     recorder.ranks = Ranks.of_world()
     with pytest.raises(ValueError, match="only shards and replicas can be recorded") as caught:
         recorder.prepare({"w": tensor})
+    gradient = _added_up(tensor)  # as a gradient may be
+    assert gradient.placements == (Replicate(),)
+    assert gradient.to_local().tolist() == [2.0] * 3
     return str(caught.value)
 
 
-def test_partial_sums_are_refused() -> None:
+def test_partial_sums_are_refused_but_for_gradients_which_are_added_up() -> None:
     assert "parameter 'w' is placed as" in launch(partial_sums, 2)[0]
 
 

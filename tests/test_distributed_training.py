@@ -28,8 +28,8 @@ from lightning.pytorch.strategies.xla import XLAStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 from torch.utils.data import DataLoader, TensorDataset
 
 from conftest import ROOT
@@ -346,6 +346,61 @@ def test_quantities_of_a_step_under_sharding(tmp_path: Path, monkeypatch: Any) -
         for track, norms in alone.items():
             assert len(result[track]) > 3  # half as many steps an epoch
             np.testing.assert_allclose(result[track], norms[: len(result[track])], rtol=1e-3, err_msg=track)
+
+
+class SequenceParallelNet(Training, pl.LightningModule):
+    """Whose norm sees a part of each batch on each process: its gradients are partial sums."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Sequential(nn.Linear(INPUTS, 8), nn.LayerNorm(8), nn.Linear(8, 3)))
+
+    def configure_model(self) -> None:
+        plan = {
+            "0": ColwiseParallel(output_layouts=Shard(0)),
+            "1": SequenceParallel(sequence_dim=0),
+            "2": ColwiseParallel(input_layouts=Shard(0), output_layouts=Replicate()),
+        }
+        parallelize_module(self.net, self.device_mesh["tensor_parallel"], plan)
+
+
+class GradientWitness(WholeWitness):
+    """Keeps the whole gradients of each step."""
+
+    placements: str = ""
+
+    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+        gradients: dict[str, Any] = {name: p.grad for name, p in module.named_parameters()}
+        self.placements = str([gradient.placements for gradient in gradients.values()])
+        self.snapshots.append({name: gradient.full_tensor().clone() for name, gradient in gradients.items()})
+
+    on_train_start = on_train_epoch_end = None
+
+
+def partial_gradients(root: Path) -> str:
+    settings = {"track": "gradient", "schedule": EveryNSteps(1), "sketch_dim": 16}
+    callbacks = [TrajectoryCallback(name=mode, snapshot=mode, **settings) for mode in ("sketch", "full")]
+    losses = []
+    for own in (callbacks, []):
+        witness = GradientWitness()
+        arguments = {"strategy": strategy("tensor parallel", 2), "devices": 2, "max_epochs": 1}
+        trainer = fit(*own, witness, root=root, module=SequenceParallelNet, data=data(), **arguments)
+        losses.append(trainer.lightning_module.losses)
+        if own:
+            steps = [*range(1, 1 + len(witness.snapshots))]
+            for callback in callbacks:
+                folder = root / str(trainer.global_rank)
+                expected = reference(witness.snapshots, steps, folder, snapshot=callback.name, track="gradient")
+                assert callback.trajectory.steps.tolist() == steps
+                np.testing.assert_allclose(callback.trajectory.gram(), expected.gram(), rtol=1e-10, atol=1e-12)
+    assert losses[0] == losses[1]
+    return witness.placements
+
+
+def test_gradients_that_are_partial_sums(tmp_path: Path, monkeypatch: Any) -> None:
+    """Under sequence parallelism those of norms: they are added up, and training is as it was."""
+    monkeypatch.setattr("lightning_traj.tensorboard.log_figures", lambda *_: None)
+    for placements in launch(partial_gradients, 2, tmp_path):
+        assert "Partial" in placements
 
 
 def refused_by(strategy: Any, world_size: int = 1) -> str:
