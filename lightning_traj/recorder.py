@@ -431,6 +431,7 @@ class Recorder:
             [mapped[file][block] for block in blocks if block in mapped[file]] for file in self.files
         ]
         self.gram.before, self.gram.latest = (list(row) for row in (recent[:1] + recent[-1:]))
+        self.gram.newest = self.gram.local[-1]
 
     # Inside
 

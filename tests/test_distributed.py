@@ -233,7 +233,7 @@ def communication(folder: Path) -> None:
                 assert sent == [8 * sum(min(block.numel, recorder.sketch.dim) for block in blocks)]
                 assert sent[0] <= 8 * len(blocks) * recorder.sketch.dim
             else:
-                assert sent == [8 * len(blocks) * (n + 9)]  # the row, and what its last updates are to each other
+                assert sent == [8 * len(blocks) * (n + 6)]  # the row, and what its last updates are to each other
             sent.clear()
             with CommDebugMode() as collectives:
                 recorder.add_to_window(parameters, 4)  # has the sketch, where there is one
