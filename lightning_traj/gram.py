@@ -113,8 +113,8 @@ class RunningGram(Metric):
             found, others = torch.split(products.view(len(row), -1), sizes, dim=1)
             local = products.new_zeros(len(row), 4, 4)
             local[:, _NEW[0], _NEW[1]] = local[:, _NEW[1], _NEW[0]] = found
-            # u_{t−1} was the update, and ⟨θ_t, u_{t−1}⟩ = ⟨θ_{t−1}, u_{t−1}⟩ + ⟨u_t, u_{t−1}⟩: digits are lost only where
-            # d_t or θ_t has become much smaller at once, and of products that no measure is made of.
+            # u_{t−1} was the update, and ⟨θ_t, u_{t−1}⟩ = ⟨θ_{t−1}, u_{t−1}⟩ + ⟨u_t, u_{t−1}⟩. That loses digits only
+            # where θ_t or d_t is all at once much shorter than before, and no measure is made of these two.
             past = torch.cat([self.newest[:, :3, UPDATE], local.new_zeros(new, 3)])
             past[:, :UPDATE] += local[:, UPDATE, PREVIOUS_UPDATE, None]
             for i, vector in enumerate((THETA, DISPLACEMENT, PREVIOUS_UPDATE)):

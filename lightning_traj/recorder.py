@@ -239,7 +239,8 @@ class Recorder:
         Raises:
             ValueError: a parameter has changed its size.
             OSError: a full snapshot could not be written.
-            FloatingPointError: a full snapshot has a non-finite entry, or failed on another rank.
+            FloatingPointError: a full snapshot, or on several ranks one with new parameters, has a non-finite entry or
+                failed on another rank.
         """
         key = (step, epoch)
         if self.latest_key is not None and key <= self.latest_key:
@@ -252,15 +253,14 @@ class Recorder:
         if not self.blocks:  # what is summed depends on what was read
             self.ranks.all_do(partial(_read, parameters))
         shared = self._division.is_shared and self.blocks
-        if not isinstance(parameters, Exception):
-            if shared and (len(partition.blocks) > len(self.blocks) or self._division.lacks(parameters)):
-                summed = self._ask()
-            if summed is None:
-                self._divide(partition, parameters)
-            else:
+        if isinstance(parameters, Exception):
+            if not shared:
+                raise parameters
+        elif len(partition.blocks) > len(self.blocks) or self._division.lacks(parameters):
+            if shared and (summed := self._ask()) is not None:
                 partition = self.partition
-        elif not shared:
-            raise parameters
+            else:
+                self._divide(partition, parameters)
         if not partition.blocks:
             return False
         with self._changing():
