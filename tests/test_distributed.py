@@ -434,6 +434,26 @@ def test_a_rank_that_fails_at_what_is_new(tmp_path: Path) -> None:
         assert gradient == [3.0**STEPS] * 3  # training's own sums are as ever
 
 
+def new_on_one(folder: Path) -> list[list[int]]:
+    """Only the second rank has a new parameter in the third snapshot, and they come apart."""
+    kept = []
+    for mode in MODES:
+        recorder = recorder_of(folder, Ranks.of_world(), snapshot=mode)
+        for step in range(3):
+            parameters = placed(step, layouts()["rows"])
+            if not dist.get_rank():
+                parameters.pop("few", None)
+            with suppress(FloatingPointError, RuntimeError):
+                recorder.record(parameters, step, step / 10)
+        recorder.ranks.leave()
+        kept.append(recorder.collect()[0].steps.tolist())
+    return kept
+
+
+def test_a_sum_that_lacks_a_rank_is_no_snapshot(tmp_path: Path) -> None:
+    assert launch(new_on_one, 2, tmp_path) == [[[0, 1]] * 2] * 2
+
+
 def unlike(folder: Path) -> list[str]:
     """What is said where the second rank has other parameters, or other settings, than the first."""
     told = []
