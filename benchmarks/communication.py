@@ -48,7 +48,7 @@ def bytes_sent(shapes: Shapes, snapshot: str, n: int = MAX_SNAPSHOTS, sketch_dim
     """Bytes of the one all-reduce of a snapshot: what each rank gives, and gets."""
     if snapshot == "sketch":
         return 8 * sum(min(prod(shape), sketch_dim) for shape in shapes.values())
-    return 8 * len(shapes) * (n + 9)
+    return 8 * len(shapes) * (n + 6)
 
 
 def walk(step: int) -> dict[str, torch.Tensor]:

@@ -23,7 +23,8 @@ Matrix = TypeVar("Matrix", Tensor, NDArray[np.float64])
 
 THETA, DISPLACEMENT, UPDATE, PREVIOUS_UPDATE = range(4)  # the vectors of a local Gram matrix: θ_t, d_t, u_t, u_{t−1}
 BLOCKS = 32  # multiplied at once: their sketches stay in a CPU's cache
-_UPPER = torch.triu_indices(4, 4).tolist()  # rows and columns of a symmetric [4, 4]
+# Rows and columns of a local Gram matrix [4, 4] that say all of it: those with u_{t−1} follow from the one before.
+_NEW = [0, 0, 0, 1, 1, 2, 2], [0, 1, 2, 1, 2, 2, 3]
 CHUNK = 655_360  # entries: two float64 rows of it stay in a large cache, and the launches are few
 
 
@@ -83,6 +84,7 @@ class RunningGram(Metric):
         self.exact = exact
         self.storage = None if storage is None else torch.device(storage)
         self.snapshots: list[Sequence[Tensor]] = []  # exact: the given tensors [n][blocks]
+        self.newest = torch.zeros(0, 4, 4, dtype=torch.float64)  # exact: local Gram matrices of what came last
         for state in ("base", "rows", "latest", "before", "local", "finite"):
             self.add_state(state, default=[], dist_reduce_fx=None, persistent=not exact or state in ("local", "finite"))
         self.add_state("anchored", default=torch.zeros(0, 0, 0, dtype=torch.float64), persistent=True)
@@ -107,10 +109,16 @@ class RunningGram(Metric):
         _, base, latest, before = vectors
         if self.exact:
             products = self.products(row) if products is None else products
-            sizes = [len(_UPPER[0]), len(self.snapshots)]
-            upper, others = torch.split(products.view(len(row), -1), sizes, dim=1)
+            sizes = [len(_NEW[0]), len(self.snapshots)]
+            found, others = torch.split(products.view(len(row), -1), sizes, dim=1)
             local = products.new_zeros(len(row), 4, 4)
-            local[:, _UPPER[0], _UPPER[1]] = local[:, _UPPER[1], _UPPER[0]] = upper
+            local[:, _NEW[0], _NEW[1]] = local[:, _NEW[1], _NEW[0]] = found
+            # u_{t−1} was the update, and ⟨θ_t, u_{t−1}⟩ = ⟨θ_{t−1}, u_{t−1}⟩ + ⟨u_t, u_{t−1}⟩. That loses digits only
+            # where θ_t or d_t is all at once much shorter than before, and no measure is made of these two.
+            past = torch.cat([self.newest[:, :3, UPDATE], local.new_zeros(new, 3)])
+            past[:, :UPDATE] += local[:, UPDATE, PREVIOUS_UPDATE, None]
+            for i, vector in enumerate((THETA, DISPLACEMENT, PREVIOUS_UPDATE)):
+                local[:, vector, PREVIOUS_UPDATE] = local[:, PREVIOUS_UPDATE, vector] = past[:, i]
         else:
             local = local_grams(*vectors)
         anchored = self.anchored
@@ -144,6 +152,7 @@ class RunningGram(Metric):
             self.rows.append(stored)
         if self.exact:
             self.snapshots.append(row)
+            self.newest = local
 
     def forward(self, row: Sequence[Tensor]) -> Tensor:
         """Take in the next snapshot and return the Gram matrix so far: a snapshot alone has no other to go with."""
@@ -193,8 +202,8 @@ class RunningGram(Metric):
             row: As for ``update``; of each block the part that is here, maybe empty.
 
         Returns:
-            Inner products of θ_t, d_t, u_t and u_{t−1} with each other, and of d_t with θ_0, d_1, …, d_{t−1}, block by
-            block, 1-D, ``products_numel(len(row))`` entries.
+            Inner products of θ_t, d_t and u_t with each other, of u_t with u_{t−1}, and of d_t with θ_0, d_1, …,
+            d_{t−1}, block by block, 1-D, ``products_numel(len(row))`` entries.
         """
         found = []
         for b, vectors in enumerate(zip(*self._vectors(row), strict=True)):
@@ -206,7 +215,7 @@ class RunningGram(Metric):
 
     def products_numel(self, blocks: int) -> int:
         """Entries of ``products`` for so many blocks."""
-        return blocks * (len(_UPPER[0]) + len(self.snapshots))
+        return blocks * (len(_NEW[0]) + len(self.snapshots))
 
     def _vectors(self, row: Sequence[Tensor]) -> tuple[Sequence[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
         """θ_t, θ_0, θ_{t−1} and θ_{t−2}, each with the blocks of the row; what is new has not moved so far."""
@@ -246,6 +255,7 @@ class RunningGram(Metric):
         """Forget all snapshots."""
         super().reset()
         self.snapshots = []
+        self.newest = torch.zeros(0, 4, 4, dtype=torch.float64)
 
     def _apply(self, fn: Any, exclude_state: Sequence[str] = ()) -> Any:
         stay = ("rows", "anchored") if self.storage else ()
@@ -289,7 +299,7 @@ def local_grams(*rows: Sequence[Tensor]) -> Tensor:
 def _exact_products(
     theta: Tensor, base: Tensor, latest: Tensor, before: Tensor, stored: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Upper triangle of the local Gram matrix [10] of a block, and its ⟨θ_0, d_t⟩, ⟨d_1, d_t⟩, … [1 + stored].
+    """What is new of the local Gram matrix [7] of a block, and its ⟨θ_0, d_t⟩, ⟨d_1, d_t⟩, … [1 + stored].
 
     One pass over each tensor, chunk by chunk: converted into float64 rows that stay in the cache, so that the products
     are float64's while the traffic is float32's.
@@ -297,7 +307,7 @@ def _exact_products(
     numel = theta.numel()
     size = max(1, -(-numel // max(1, -(-numel // CHUNK))))  # of equal size: a short last one would cost as much
     rows = torch.empty(6, size, dtype=torch.float64, device=theta.device)
-    local = rows.new_zeros(len(_UPPER[0]))
+    local = rows.new_zeros(len(_NEW[0]))
     products = rows.new_zeros(1 + len(stored))
     for start in range(0, numel, size):
         chunk = slice(start, start + size)
@@ -308,7 +318,7 @@ def _exact_products(
         origin = past.copy_(base[chunk])
         torch.sub(now, origin, out=displacement)
         # Dot products: on CPUs, a matrix product of a few long rows takes three times as long as these.
-        local += torch.stack([vectors[i] @ vectors[j] for i, j in zip(*_UPPER, strict=True)])
+        local += torch.stack([vectors[i] @ vectors[j] for i, j in zip(*_NEW, strict=True)])
         products += torch.stack(
             [origin @ displacement, *(other.copy_(theta_i[chunk]) @ displacement for theta_i in stored)]
         )

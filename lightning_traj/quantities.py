@@ -148,9 +148,9 @@ class Gradient(_OfAStep):
     """The gradient just before the step: accumulated and unscaled, before Lightning clips it."""
 
     def keep(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:  # noqa: D102
+        gradients = {name: _added_up(p.grad) for name, p in parameters.items() if p.grad is not None}
         # Copies: some optimizers use the memory of the gradient.
-        gradients = ((name, p.grad) for name, p in parameters.items())
-        return {name: g.detach().to_dense().clone() for name, g in gradients if g is not None}
+        return {name: g.detach().to_dense().clone() for name, g in gradients.items()}
 
 
 class Update(_OfAStep):
@@ -219,6 +219,17 @@ def zeros_like(tensor: Tensor) -> Tensor:
     if hasattr(tensor, "placements"):
         return torch.zeros_like(tensor, requires_grad=False)
     return tensor.new_zeros(()).expand(tensor.shape)
+
+
+def _added_up(gradient: Any) -> Tensor:
+    """A gradient that is not left in partial sums, as under sequence parallelism: these are added over processes."""
+    if any(placement.is_partial() for placement in getattr(gradient, "placements", ())):
+        from torch.distributed.tensor import Replicate
+
+        placements = [Replicate() if placement.is_partial() else placement for placement in gradient.placements]
+        gradient = gradient.redistribute(placements=placements)  # as the optimizer is about to do
+    found: Tensor = gradient
+    return found
 
 
 def _anew(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import accumulate
+from math import prod
 from typing import Any
 
 import torch
@@ -107,7 +108,7 @@ class Ranks:
             values = blank
         return self.sum(values), failure
 
-    def all_do(self, do: Callable[[], None]) -> None:
+    def all_do(self, do: Callable[[], object]) -> None:
         """Call ``do`` on all ranks; what one of them raises, all raise.
 
         Raises:
@@ -124,9 +125,29 @@ class Ranks:
         if failed:
             raise RuntimeError(f"this failed on {failed} of {self.size} processes, whose messages say why.")
 
-    def agreed(self, number: int) -> int:
-        """Rank 0's number, below 2⁶², on all ranks."""
-        return int(self.sum(torch.tensor([0 if self.rank else number])))
+    def each(self, numbers: Sequence[int]) -> Tensor:
+        """What every rank gives, int64 [ranks, numbers]. All of them have to call it, with as many."""
+        table = torch.zeros(self.size, len(numbers), dtype=torch.int64)
+        table[self.rank] = torch.tensor(numbers, dtype=torch.int64)
+        return self.sum(table)
+
+    def compare(self, parameters: Mapping[str, Tensor], *more: object) -> None:
+        """Make sure that names, shapes, and what more is given, are the same on all ranks. All have to call it.
+
+        Raises:
+            ValueError: on all ranks alike, if they are not.
+        """
+        shapes = [(name, tuple(p.shape) if has_entries(p) else None) for name, p in parameters.items()]
+        entries = sum(prod(shape) for _, shape in shapes if shape is not None)
+        table = self.each([_number((shapes, more)), len(shapes), entries])
+        others = (table != table[0]).any(dim=1).nonzero().flatten().tolist()
+        if others:
+            had = ["{:,} with {:,} entries".format(*table[rank, 1:].tolist()) for rank in (0, others[0])]
+            raise ValueError(
+                f"parameters have other names, shapes or blocks on {len(others)} of {self.size} ranks than on rank 0, "
+                f"or the callback has other settings: rank 0 has {had[0]}, rank {others[0]} {had[1]}. Sums over ranks "
+                "need the same on all of them: build the same model and the same callback on each."
+            )
 
     def shares(self, parameters: Mapping[str, Tensor]) -> dict[str, Share]:
         """What this rank answers for: every entry of every parameter has exactly one rank that does.
@@ -139,9 +160,8 @@ class Ranks:
         self.all_do(lambda: held.update((name, held_share(name, tensor)) for name, tensor in parameters.items()))
         if self.size == 1:
             return held
-        marks = torch.zeros(self.size, len(held), dtype=torch.int64)
-        marks[self.rank] = torch.tensor([_mark(share) for share in held.values()])
-        same = self.sum(marks) == marks[self.rank]  # [ranks, parameters]
+        marks = self.each([_number(share.runs) for share in held.values()])
+        same = marks == marks[self.rank]  # [ranks, parameters]
         replicas: dict[tuple[int, ...], list[str]] = {}
         for name, holders in zip(held, same.T.tolist(), strict=True):
             replicas.setdefault(tuple(rank for rank, is_one in enumerate(holders) if is_one), []).append(name)
@@ -207,7 +227,7 @@ def _places(parameters: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
     }
 
 
-def _mark(share: Share) -> int:
-    """A number that tells shares of a parameter from one another, the same in every process."""
-    digest = hashlib.blake2b(repr(share.runs).encode(), digest_size=8).digest()
+def _number(value: object) -> int:
+    """A number that tells plain values from one another, the same in every process."""
+    digest = hashlib.blake2b(repr(value).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)

@@ -146,6 +146,9 @@ class Recorder:
             model: Whose parameters they are. A weak reference is kept, for parameters that come later.
         """
         self.model = None if model is None else weakref.ref(model)
+        self.ranks.all_do(partial(self._check, parameters, model))
+
+    def _check(self, parameters: Mapping[str, Tensor], model: nn.Module | None) -> None:
         self.partition.check(parameters, model)
         if any(torch.nn.parameter.is_lazy(parameter) for parameter in parameters.values()):
             return
@@ -174,8 +177,13 @@ class Recorder:
         return self._extended(parameters).undeclared
 
     def prepare(self, parameters: Mapping[str, Tensor]) -> str:
-        """Choose where rows are kept, and say in one line what recording will cost."""
+        """Choose where rows are kept, and say in one line what recording will cost.
+
+        Raises:
+            ValueError: on all ranks alike, if they have other parameters, blocks or settings than each other.
+        """
         partition = self._extended(parameters)
+        self._compare(partition, parameters)
         blocks, n = partition.blocks, self.max_snapshots
         count, numel = len(blocks), sum(block.numel for block in blocks)
         sketch = 8 * sum(self._sizes(blocks))
@@ -206,7 +214,8 @@ class Recorder:
         self.windows.to(device)
         self._group()
         self._divide(partition, parameters)
-        self.snapshots.begin(self.ranks.agreed(uuid.uuid4().int >> 68), self.ranks.rank, self.ranks.size)
+        number = int(self.ranks.each([uuid.uuid4().int >> 68])[0, 0])  # rank 0's
+        self.snapshots.begin(number, self.ranks.rank, self.ranks.size)
         what = f"recording {count} blocks, {numel:,} parameters as {self.snapshot} snapshots"
         # The host has a copy of the Gram matrices.
         total = f"{_bytes(rows + grams)} at most in each checkpoint, {_bytes(rows + 2 * grams)} in memory"
@@ -230,27 +239,32 @@ class Recorder:
         Raises:
             ValueError: a parameter has changed its size.
             OSError: a full snapshot could not be written.
-            FloatingPointError: a full snapshot has a non-finite entry, or failed on another rank.
+            FloatingPointError: a full snapshot, or on several ranks one with new parameters, has a non-finite entry or
+                failed on another rank.
         """
         key = (step, epoch)
         if self.latest_key is not None and key <= self.latest_key:
             return False
+        partition, summed = self.partition, None
+        try:
+            partition = self._extended(_read(parameters))
+        except Exception as error:  # other ranks count on this one
+            parameters = error
         if not self.blocks:  # what is summed depends on what was read
-            self.ranks.all_do(partial(_raise, parameters))
-        if not isinstance(parameters, Exception):
-            partition = self._extended(parameters)
-            shared = self._division.is_shared and self.blocks
-            if shared and (len(partition.blocks) > len(self.blocks) or self._division.lacks(parameters)):
-                self._ask()
-            self._divide(partition, parameters)
-        elif self._division.is_shared and self.blocks:
-            partition = self.partition
-        else:
-            raise parameters
+            self.ranks.all_do(partial(_read, parameters))
+        shared = self._division.is_shared and self.blocks
+        if isinstance(parameters, Exception):
+            if not shared:
+                raise parameters
+        elif len(partition.blocks) > len(self.blocks) or self._division.lacks(parameters):
+            if shared and (summed := self._ask()) is not None:
+                partition = self.partition
+            else:
+                self._divide(partition, parameters)
         if not partition.blocks:
             return False
         with self._changing():
-            failure = self._record(partition, parameters, key)
+            failure = self._record(partition, parameters, key, summed)
         if failure is not None:  # recorded as non-finite, here as on the other ranks
             raise failure
         return True
@@ -397,6 +411,7 @@ class Recorder:
         self.gram.anchored = state["anchored"]
         self.windows.load_state_dict(state["windows"])
         if self.snapshot == "full":
+            self._compare(self.partition, parameters or {})
             self._divide(self.partition, parameters or {})
             self.ranks.all_do(lambda: self._map_files(Path(state["folder"]), parameters or {}))
 
@@ -416,20 +431,29 @@ class Recorder:
             [mapped[file][block] for block in blocks if block in mapped[file]] for file in self.files
         ]
         self.gram.before, self.gram.latest = (list(row) for row in (recent[:1] + recent[-1:]))
+        self.gram.newest = self.gram.local[-1]
 
     # Inside
 
     def _record(
-        self, partition: Partition, parameters: Mapping[str, Tensor] | Exception, key: tuple[int, float]
+        self,
+        partition: Partition,
+        parameters: Mapping[str, Tensor] | Exception,
+        key: tuple[int, float],
+        summed: Tensor | None,
     ) -> Exception | None:
-        """Take a snapshot with these blocks; what failed on this rank alone."""
+        """Take a snapshot with these blocks, whose sum over ranks may be there; what failed on this rank alone."""
         step, epoch = key
         new_blocks = len(partition.blocks) - len(self.blocks)
         file, failure = None, None
         if self.snapshot == "full":
-            file = self._record_full(partition, parameters, step)
+            file = self._record_full(partition, parameters, step, summed)
         else:
-            row, failure = self._sketch(partition, parameters)
+            row, failure = self._sketch(partition, parameters, summed)
+            # A rank may have failed, and what is new counts from its first value on: worth to wait for the device.
+            new = row[len(self.blocks) :] if self.blocks and self._division.is_shared else []
+            if new and not torch.isfinite(torch.cat(new)).all():
+                raise failure or FloatingPointError(_left_out(step))
             self._sketched = (step, row, failure)
             with self._alone():
                 self.gram.update(row)
@@ -461,15 +485,17 @@ class Recorder:
         self._keep(keep)
         return failure
 
-    def _ask(self) -> None:
-        """Before sums of what is new: a rank that failed knows nothing of it, and has come for the usual one."""
-        if self.snapshot == "full":
-            usual = torch.zeros(self.gram.products_numel(len(self.blocks)), dtype=torch.float64)
-        else:
-            usual = torch.zeros(sum(self._sizes(self.blocks)), dtype=torch.float64, device=self.device)
-        if not torch.isfinite(self.ranks.sum(usual)).all():
-            self.ranks.leave()
-            raise RuntimeError("another process failed at a snapshot with new parameters: nothing more is recorded")
+    def _ask(self) -> Tensor | None:
+        """Before sums of what is new: a rank that failed knows nothing of it, and has come for the usual one.
+
+        Returns:
+            That sum, if there is such a rank: what all take this snapshot for.
+        """
+        count = len(self.blocks)
+        numel = self.gram.products_numel(count) if self.snapshot == "full" else sum(self._sizes(self.blocks))
+        # Not zeros: a rank that knows of nothing new must not take the sum for a snapshot.
+        usual = self.ranks.sum(torch.full((numel,), torch.inf, dtype=torch.float64, device=self.device))
+        return usual if torch.isnan(usual).any() else None
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -485,6 +511,9 @@ class Recorder:
     def _alone(self) -> AbstractContextManager[None]:
         """For what comes after a sum: a rank on which it fails would come to the next one at another time."""
         return self.ranks.alone() if self._division.is_shared else nullcontext()
+
+    def _compare(self, partition: Partition, parameters: Mapping[str, Tensor]) -> None:
+        self.ranks.compare(parameters, partition.blocks, self.settings)
 
     def _extended(self, parameters: Mapping[str, Tensor]) -> Partition:
         return self.partition.extended(parameters, None if self.model is None else self.model())
@@ -511,15 +540,16 @@ class Recorder:
             self._frozen = {}  # sketches of other entries
 
     def _sketch(
-        self, partition: Partition, parameters: Mapping[str, Tensor] | Exception
+        self, partition: Partition, parameters: Mapping[str, Tensor] | Exception, summed: Tensor | None = None
     ) -> tuple[list[Tensor], Exception | None]:
         """Sketches of all blocks: where they are divided, the sum over ranks, in one piece; and what failed here."""
         if not self._division.is_shared:
             return self._own_sketches(partition, parameters), None
-        sizes = self._sizes(partition.blocks)
-        blank = torch.full((sum(sizes),), torch.nan, dtype=torch.float64, device=self.device)
-        row, failure = self.ranks.sum_of(lambda: torch.cat(self._own_sketches(partition, parameters)), blank)
-        return list(torch.split(row, sizes)), failure
+        sizes, failure = self._sizes(partition.blocks), None
+        if summed is None:
+            blank = torch.full((sum(sizes),), torch.nan, dtype=torch.float64, device=self.device)
+            summed, failure = self.ranks.sum_of(lambda: torch.cat(self._own_sketches(partition, parameters)), blank)
+        return list(torch.split(summed, sizes)), failure
 
     def _sizes(self, blocks: Iterable[Block]) -> list[int]:
         """Lengths of their sketches."""
@@ -527,8 +557,7 @@ class Recorder:
 
     def _own_sketches(self, partition: Partition, parameters: Mapping[str, Tensor] | Exception) -> list[Tensor]:
         """Sketches of what this rank answers for."""
-        if isinstance(parameters, Exception):
-            raise parameters
+        parameters = _read(parameters)
         originals = {clean_name(name): parameter for name, parameter in parameters.items()}
         row, frozen = [], {}
         held_blocks = partition.held(parameters, self._division.shares)
@@ -575,24 +604,29 @@ class Recorder:
             return last[b]
         return torch.zeros(size, dtype=torch.float64, device=self.device)
 
-    def _record_full(self, partition: Partition, parameters: Mapping[str, Tensor] | Exception, step: int) -> str:
+    def _record_full(
+        self,
+        partition: Partition,
+        parameters: Mapping[str, Tensor] | Exception,
+        step: int,
+        products: Tensor | None = None,
+    ) -> str:
         """Write what this rank answers for, and take it in; the snapshot's name."""
         name = self.snapshots.next_name(step)
         row: list[Tensor] = []
 
         def own() -> Tensor:
-            if isinstance(parameters, Exception):
-                raise parameters
-            held = partition.held(parameters, self._division.shares)
+            held = partition.held(_read(parameters), self._division.shares)
             row.extend(self._write(name, partition, held, step))
             return self.gram.products(row)
 
-        blank = torch.full((self.gram.products_numel(len(partition.blocks)),), torch.nan, dtype=torch.float64)
-        products, failure = self.ranks.sum_of(own, blank)
+        failure = None
+        if products is None:
+            blank = torch.full((self.gram.products_numel(len(partition.blocks)),), torch.nan, dtype=torch.float64)
+            products, failure = self.ranks.sum_of(own, blank)
         if not torch.isfinite(products).all():  # on all ranks
             self.snapshots.discard(name)
-            said = "has non-finite entries, or failed on another process"
-            raise failure or FloatingPointError(f"the snapshot at step {step} {said}: it is left out.")
+            raise failure or FloatingPointError(_left_out(step))
         with self._alone():
             self.gram.update(row, products)
         return name
@@ -657,9 +691,15 @@ def _twin(original: Object) -> Object:
     return twin
 
 
-def _raise(given: object) -> None:
-    if isinstance(given, Exception):
-        raise given
+def _read(parameters: Mapping[str, Tensor] | Exception) -> Mapping[str, Tensor]:
+    """The parameters, if they could be read."""
+    if isinstance(parameters, Exception):
+        raise parameters
+    return parameters
+
+
+def _left_out(step: int) -> str:
+    return f"the snapshot at step {step} has non-finite entries, or failed on another process: it is left out."
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

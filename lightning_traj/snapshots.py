@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -133,13 +134,12 @@ class Spread:
         """A slice without steps, as a tensor of its own."""
         first, last, _ = chunk.indices(self.numel())
         at = np.searchsorted(self.stretches[:, 0], first, side="right") - 1
-        pieces = [torch.empty(0, dtype=self.dtype)]
-        while first < last:
-            start, source, begin, length = self.stretches[at].tolist()
-            stop = min(last, start + length)
-            pieces.append(self.sources[source][begin + first - start : begin + stop - start])
-            first, at = stop, at + 1
-        return torch.cat(pieces)
+        stop = np.searchsorted(self.stretches[:, 0], last)
+        pieces = [
+            self.sources[source][begin + max(first - start, 0) : begin + min(last - start, length)]
+            for start, source, begin, length in self.stretches[at:stop].tolist()
+        ]
+        return torch.cat([torch.empty(0, dtype=self.dtype), *pieces])
 
 
 class _File:
@@ -167,19 +167,27 @@ def _of_rank(name: str, rank: int) -> str:
 
 def _gathered(wanted: Sequence[Share], block: str, files: Sequence[_File]) -> Any:
     """The wanted entries of a block, wherever they lie."""
-    tables = [np.zeros((0, 4), dtype=np.int64)]
-    sources: list[Tensor] = []
-    for file in files:
-        common = overlaps(wanted, file.shares[block])
-        if len(common):
-            tables.append(np.insert(common, 1, len(sources), axis=1))
-            sources.append(file.blocks[block])
-    stretches = np.concatenate(tables)
-    stretches = stretches[np.argsort(stretches[:, 0])]
+    stretches, found = _stretches(tuple(wanted), tuple(tuple(file.shares[block]) for file in files))
     numel = sum(prod(share.sizes) for share in wanted)
     begins = np.cumsum(stretches[:, 3]) - stretches[:, 3]
     if stretches[:, 3].sum() != numel or (begins != stretches[:, 0]).any():
         raise ValueError(f"a full snapshot has other entries of {block!r} than the model: resume with the same model.")
     if not numel:
         return files[0].blocks[block][:0]
-    return Spread(stretches, sources)
+    return Spread(stretches, [files[i].blocks[block] for i in found])
+
+
+@lru_cache(maxsize=4096)  # most snapshots have their entries where the one before has them
+def _stretches(
+    wanted: tuple[Share, ...], held: tuple[tuple[Share, ...], ...]
+) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+    """Where wanted entries lie, as ``Spread`` takes it, and which of the holders its sources are."""
+    tables = [np.zeros((0, 4), dtype=np.int64)]
+    found: list[int] = []
+    for i, shares in enumerate(held):
+        common = overlaps(wanted, shares)
+        if len(common):
+            tables.append(np.insert(common, 1, len(found), axis=1))
+            found.append(i)
+    stretches = np.concatenate(tables)
+    return stretches[np.argsort(stretches[:, 0])], tuple(found)

@@ -25,6 +25,8 @@ import lightning_traj.ranks
 from conftest import Snapshots
 from launch import launch
 from lightning_traj import CountSketch, FusedLayout, Trajectory
+from lightning_traj.partition import Partition
+from lightning_traj.quantities import _added_up
 from lightning_traj.ranks import Ranks
 from lightning_traj.recorder import Recorder
 from lightning_traj.shards import Held, held_share, local_tensor
@@ -231,7 +233,7 @@ def communication(folder: Path) -> None:
                 assert sent == [8 * sum(min(block.numel, recorder.sketch.dim) for block in blocks)]
                 assert sent[0] <= 8 * len(blocks) * recorder.sketch.dim
             else:
-                assert sent == [8 * len(blocks) * (n + 9)]  # the row, and what its last updates are to each other
+                assert sent == [8 * len(blocks) * (n + 6)]  # the row, and what its last updates are to each other
             sent.clear()
             with CommDebugMode() as collectives:
                 recorder.add_to_window(parameters, 4)  # has the sketch, where there is one
@@ -292,9 +294,11 @@ def test_sketching_is_shared_out_where_it_pays() -> None:
 # What goes wrong -------------------------------------------------------------------------------------------------
 
 
-def failing(folder: Path, mode: str, read: bool) -> tuple[list[int], list[str]]:
-    """One rank fails in the fourth snapshot, maybe before it has its parameters; what is kept, what it says."""
+def failing(folder: Path, mode: str, what: str) -> tuple[list[int], list[str]]:
+    """One rank fails in the fourth snapshot; what is kept, what it says."""
+    owner: Any
     owner, name = (SnapshotFiles, "write") if mode == "full" else (CountSketch, "of_stretches")
+    owner, name = (Partition, "extended") if what == "finding blocks" else (owner, name)
     working, trouble = getattr(owner, name), OSError(28, "No space left on device")
 
     def broken(*args: Any, **kwargs: Any) -> Any:
@@ -302,7 +306,8 @@ def failing(folder: Path, mode: str, read: bool) -> tuple[list[int], list[str]]:
             raise trouble
         return working(*args, **kwargs)
 
-    setattr(owner, name, broken)
+    if what != "reading":
+        setattr(owner, name, broken)
     recorder = recorder_of(folder, Ranks.of_world(), snapshot=mode)
     recorder.max_snapshots = 8
     errors = []
@@ -310,7 +315,7 @@ def failing(folder: Path, mode: str, read: bool) -> tuple[list[int], list[str]]:
         parameters = placed(step, layouts()["rows"])
         if not step:
             recorder.prepare(parameters)
-        given = parameters if read or step != 3 or dist.get_rank() != 1 else trouble
+        given = trouble if what == "reading" and step == 3 and dist.get_rank() == 1 else parameters
         for do in (
             partial(recorder.record, given, step, step / 10),
             partial(recorder.add_to_window, parameters, step),
@@ -320,17 +325,25 @@ def failing(folder: Path, mode: str, read: bool) -> tuple[list[int], list[str]]:
                 do()
             except (OSError, FloatingPointError) as error:
                 errors.append(str(error))
+    setattr(owner, name, working)
     return recorder.collect()[0].steps.tolist(), errors
 
 
+FAILING = tuple(product(MODES, ("taking", "reading", "finding blocks")))
+
+
+def all_failing(folder: Path) -> list[tuple[list[int], list[str]]]:
+    return [failing(folder / mode / what, mode, what) for mode, what in FAILING]
+
+
 def test_a_rank_that_fails_does_not_hang_the_others(tmp_path: Path) -> None:
-    for mode, read in product(MODES, (True, False)):
-        first, second, third = launch(failing, 3, tmp_path / mode / str(read), mode, read)
+    results = launch(all_failing, 3, tmp_path)
+    for (mode, _), first, second, third in zip(FAILING, *results, strict=True):
         assert first[0] == second[0] == third[0] == [0, 1, 2, 4, 5]
         assert "No space left" in second[1][0]
         told = ["the snapshot at step 3 has non-finite entries, or failed on another process: it is left out."]
         assert first[1] == third[1] == (told if mode == "full" else [])
-    names = [path.name for path in (tmp_path / "full" / "True").iterdir()]
+    names = [path.name for path in (tmp_path / "full" / "taking").iterdir()]
     assert len(names) == 5 * 3  # nothing is left of the one that failed
     assert not any("step000000003" in name for name in names)
 
@@ -368,23 +381,111 @@ def test_a_rank_that_fails_after_a_sum_ends_the_recording_and_nothing_else(tmp_p
             assert gradient == [3.0**STEPS] * 3
 
 
-def unread(folder: Path, mode: str, at: int) -> tuple[list[int], list[float]]:
-    """The second rank cannot read the first snapshot, or one that brings a new parameter."""
+def unread(folder: Path, mode: str, at: int, what: str) -> tuple[list[int], list[float]]:
+    """The second rank fails at the first snapshot, or at one that brings a new parameter; which are kept."""
     recorder, gradient = recorder_of(folder, Ranks.of_world(), snapshot=mode), torch.ones(3)
-    for step in range(5):
+    own, trouble = Partition.held, MemoryError("out of memory")
+
+    def held(partition: Partition, *args: Any) -> Any:
+        if step == at and dist.get_rank() == 1:
+            raise trouble
+        return own(partition, *args)
+
+    if what == "taking":
+        Partition.held = held  # type: ignore[method-assign]
+    for step in range(STEPS):
         parameters = placed(step, layouts()["rows"])
         if not step:
             recorder.prepare(parameters)
-        given = MemoryError("out of memory") if step == at and dist.get_rank() == 1 else parameters
-        with suppress(MemoryError, RuntimeError, FloatingPointError):
-            recorder.record(given, step, step / 10)
+        given = trouble if what == "reading" and step == at and dist.get_rank() == 1 else parameters
+        for do in (
+            partial(recorder.record, given, step, step / 10),
+            partial(recorder.add_to_window, parameters, step),
+            partial(recorder.begin_window, parameters, step),
+        ):
+            with suppress(MemoryError, RuntimeError, FloatingPointError):
+                do()
+        if len(recorder):
+            recorder.collect()
         dist.all_reduce(gradient)
-    return recorder.collect()[0].steps.tolist(), gradient.tolist()
+    trajectory = recorder.collect()[0]
+    whole = recorder_of(folder / f"alone-{dist.get_rank()}", Ranks(), snapshot=mode)
+    for step in trajectory.steps.tolist():
+        whole.record(placed(step, layouts()["plain"]), step, step / 10)
+    expected = whole.collect()[0].anchored
+    np.testing.assert_allclose(trajectory.anchored, expected, rtol=0, atol=1e-13 * np.abs(expected).max())
+    Partition.held = own  # type: ignore[method-assign]
+    return trajectory.steps.tolist(), gradient.tolist()
 
 
-def test_a_rank_that_cannot_read_what_is_new(tmp_path: Path) -> None:
-    for mode, (at, kept) in product(MODES, ((0, [1, 2, 3, 4]), (2, [0, 1]))):
-        assert launch(unread, 3, tmp_path / mode, mode, at) == [(kept, [3.0**5] * 3)] * 3
+NEW = tuple(product(MODES, (0, 2), ("reading", "taking")))
+
+
+def all_unread(folder: Path) -> list[tuple[list[int], list[float]]]:
+    return [unread(folder / str(i), *case) for i, case in enumerate(NEW)]
+
+
+def test_a_rank_that_fails_at_what_is_new(tmp_path: Path) -> None:
+    """That snapshot is left out by all, and the next one brings what was new then."""
+    results = launch(all_unread, 3, tmp_path)
+    assert results[0] == results[1] == results[2]
+    for (_, at, _), (kept, gradient) in zip(NEW, results[0], strict=True):
+        assert kept == [step for step in range(STEPS) if step != at]
+        assert gradient == [3.0**STEPS] * 3  # training's own sums are as ever
+
+
+def new_on_one(folder: Path) -> list[list[int]]:
+    """Only the second rank has a new parameter in the third snapshot, and they come apart."""
+    kept = []
+    for mode in MODES:
+        recorder = recorder_of(folder, Ranks.of_world(), snapshot=mode)
+        for step in range(3):
+            parameters = placed(step, layouts()["rows"])
+            if not dist.get_rank():
+                parameters.pop("few", None)
+            with suppress(FloatingPointError, RuntimeError):
+                recorder.record(parameters, step, step / 10)
+        recorder.ranks.leave()
+        kept.append(recorder.collect()[0].steps.tolist())
+    return kept
+
+
+def test_a_sum_that_lacks_a_rank_is_no_snapshot(tmp_path: Path) -> None:
+    assert launch(new_on_one, 2, tmp_path) == [[[0, 1]] * 2] * 2
+
+
+def unlike(folder: Path) -> list[str]:
+    """What is said where the second rank has other parameters, or other settings, than the first."""
+    told = []
+    parameters = placed(4, layouts()["plain"])
+    for mode, what in product(MODES, ("name", "shape", "number", "order", "settings")):
+        recorder, own = recorder_of(folder, Ranks.of_world(), snapshot=mode), dict(parameters)
+        if dist.get_rank():
+            scale = own.pop("scale")
+            own |= {
+                "name": {"scala": scale},
+                "shape": {"scale": scale[None]},
+                "number": {},
+                "order": {"scale": scale},
+                "settings": {},
+            }[what]
+            if what == "settings":
+                own, recorder = parameters, recorder_of(folder, recorder.ranks, snapshot=mode, seed=1)
+        recorder.check(own)
+        with pytest.raises(ValueError, match="Sums over ranks need the same on all of them") as caught:
+            recorder.prepare(own)
+        told.append(str(caught.value))
+    return told
+
+
+def test_parameters_that_differ_between_ranks_are_an_error_on_all(tmp_path: Path) -> None:
+    first, second = launch(unlike, 2, tmp_path)
+    assert first == second
+    assert first[2] == (
+        "parameters have other names, shapes or blocks on 1 of 2 ranks than on rank 0, or the callback has other "
+        "settings: rank 0 has 8 with 480 entries, rank 1 7 with 479 entries. Sums over ranks need the same on all of "
+        "them: build the same model and the same callback on each."
+    )
 
 
 def not_finite(folder: Path) -> list[list[int]]:
@@ -412,10 +513,13 @@ def partial_sums() -> str:
     recorder.ranks = Ranks.of_world()
     with pytest.raises(ValueError, match="only shards and replicas can be recorded") as caught:
         recorder.prepare({"w": tensor})
+    gradient = _added_up(tensor)  # as a gradient may be
+    assert gradient.placements == (Replicate(),)
+    assert gradient.to_local().tolist() == [2.0] * 3
     return str(caught.value)
 
 
-def test_partial_sums_are_refused() -> None:
+def test_partial_sums_are_refused_but_for_gradients_which_are_added_up() -> None:
     assert "parameter 'w' is placed as" in launch(partial_sums, 2)[0]
 
 

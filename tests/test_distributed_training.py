@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from functools import partial
 from math import ceil
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,11 +27,12 @@ from lightning.pytorch.strategies import (
     ParallelStrategy,
 )
 from lightning.pytorch.strategies.xla import XLAStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 from torch.utils.data import DataLoader, TensorDataset
 
 from conftest import ROOT
@@ -37,7 +40,9 @@ from launch import launch
 from launched import by_itself
 from lightning_traj import EveryNSteps, FusedLayout, Trajectory, TrajectoryCallback
 from lightning_traj.recorder import Recorder
+from lightning_traj.snapshots import SnapshotFiles
 from models import INPUTS, Training, fit
+from test_faults import slurm
 
 FUSED = {"*.qkv.*": FusedLayout({"q": 1, "k": 1, "v": 1})}
 ALWAYS = {"fused": FUSED, "sketch_dim": 16}
@@ -57,10 +62,11 @@ class Net(nn.Module):
         self.again.weight = self.tied.weight
         self.head = nn.Linear(12, 3)
         self.scale = nn.Parameter(torch.ones(3), requires_grad=False)
+        self.still = nn.Parameter(torch.full((3,), 0.5), requires_grad=False)  # frozen, and it never moves
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.qkv(torch.tanh(self.inner(x))))
-        return self.head(self.again(torch.tanh(self.tied(x)))) * self.scale
+        return self.head(self.again(torch.tanh(self.tied(x)))) * self.scale + self.still
 
 
 class Sharded(Training, pl.LightningModule):
@@ -72,7 +78,7 @@ class Sharded(Training, pl.LightningModule):
 
     def configure_model(self) -> None:
         net = self.net
-        if self.layout == "DDP" or hasattr(net.inner.weight, "placements"):
+        if "DDP" in self.layout or hasattr(net.inner.weight, "placements"):
             return
         if "tensor parallel" in self.layout:
             whole = {"input_layouts": Replicate(), "output_layouts": Replicate()}
@@ -133,11 +139,19 @@ def alike() -> Any:
     return DataLoader(TensorDataset(x.repeat(SAMPLES, 1), y.repeat(SAMPLES)), batch_size=BATCH)
 
 
+SHARED_OUT = {"DDP": False, "DDP, shared out": True}  # whether ranks sketch a part each of so small a model
+
+
+def share_out(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if SHARED_OUT.get(layout):
+        monkeypatch.setattr("lightning_traj.recorder.DIVIDED", (0, 0))
+
+
 DATA = data  # which a test replaces by the other one
 
 
 def strategy(layout: str, world_size: int, **arguments: Any) -> Any:
-    if layout == "DDP":
+    if "DDP" in layout:
         return DDPStrategy(process_group_backend="gloo")
     tensors = 2 if "tensor parallel" in layout else 1
     return ModelParallelStrategy(
@@ -181,7 +195,9 @@ def reference(snapshots: list[dict[str, Tensor]], steps: list[int], root: Path, 
 
 
 def gram(snapshots: list[dict[str, Tensor]]) -> np.ndarray:
-    theta = torch.stack([torch.cat([p.double().flatten() for p in snapshot.values()]) for snapshot in snapshots])
+    """Of all that has moved."""
+    moved = [name for name, p in snapshots[0].items() if not torch.equal(p, snapshots[-1][name])]
+    theta = torch.stack([torch.cat([snapshot[name].double().flatten() for name in moved]) for snapshot in snapshots])
     return (theta @ theta.T).numpy()
 
 
@@ -192,7 +208,7 @@ def observed(layout: str, root: Path) -> dict[str, Any]:
         options["gradient_clip_val"] = 0.5
     sketched, full = TrajectoryCallback(window=2, **ALWAYS), TrajectoryCallback(name="full", snapshot="full", **ALWAYS)
     stop, best = EarlyStopping("traj/mds", patience=100), ModelCheckpoint(root / "best", monitor="full/displacement")
-    callbacks = (sketched, full, stop, best) if layout in ("DDP", "FSDP2") else (sketched, full)
+    callbacks = (sketched, full, stop, best) if layout in (*SHARED_OUT, "FSDP2") else (sketched, full)
     trainer, snapshots = train(layout, *callbacks, root=root, **options)
     _, alone = train(layout, root=root, **options)
     for ours, theirs in zip(snapshots, alone, strict=True):
@@ -212,6 +228,7 @@ def observed(layout: str, root: Path) -> dict[str, Any]:
     np.testing.assert_allclose(full.trajectory.gram(), gram(snapshots), rtol=1e-10)
     assert not np.allclose(full.trajectory.gram()[0], full.trajectory.gram()[-1], rtol=1e-3)  # it moved
     assert len(sketched.trajectory.windows.steps) == 3
+    assert sketched._recorder._division.is_shared == SHARED_OUT.get(layout, True)
     return {
         "steps": steps,
         "arrays": [getattr(c.trajectory, a) for c in (sketched, full) for a in ("anchored", "local", "paths")],
@@ -221,13 +238,21 @@ def observed(layout: str, root: Path) -> dict[str, Any]:
     }
 
 
-DATA_PARALLEL = {"DDP": 2, "FSDP2": 3, "tensor parallel": 1, "FSDP2 x tensor parallel": 2, "HSDP": 4}
-LAYOUTS = {"DDP": 2, "FSDP2": 3, "tensor parallel": 2, "FSDP2 x tensor parallel": 4, "HSDP": 4}
+DATA_PARALLEL = {
+    "DDP": 2,
+    "DDP, shared out": 2,
+    "FSDP2": 3,
+    "tensor parallel": 1,
+    "FSDP2 x tensor parallel": 2,
+    "HSDP": 4,
+}
+LAYOUTS = {"DDP": 2, "DDP, shared out": 2, "FSDP2": 3, "tensor parallel": 2, "FSDP2 x tensor parallel": 4, "HSDP": 4}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_training_and_trajectory_are_those_of_one_device(layout: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("lightning_traj.tensorboard.log_figures", lambda *_: None)
+    share_out(layout, monkeypatch)
     first, *others = launch(observed, LAYOUTS[layout], layout, tmp_path)
     batches = ceil(ceil(SAMPLES / DATA_PARALLEL[layout]) / BATCH)
     assert first["steps"] == [epoch * ceil(batches / 2) for epoch in range(4)]
@@ -269,6 +294,8 @@ def second_half(layout: str, root: Path, checkpoints: dict[str, Any]) -> list[np
         expected = reference(snapshots, steps, folder, snapshot=callback.trajectory.settings["snapshot"])
         np.testing.assert_allclose(callback.trajectory.gram(), expected.gram(), rtol=1e-10)
     np.testing.assert_allclose(full.trajectory.gram(), gram(snapshots), rtol=1e-10)
+    if torch.distributed.get_world_size() > 1:
+        assert sketched._recorder._division.is_shared == SHARED_OUT.get(layout, True)
     return [callback.trajectory.anchored for callback in (sketched, full)]
 
 
@@ -279,15 +306,17 @@ SHARDED, CONSOLIDATED = {"save_distributed_checkpoint": True}, {"save_distribute
     ("before", "after", "layouts", "checkpoints"),
     [
         (1, 2, ("DDP", "DDP"), {}),
+        (3, 2, ("DDP, shared out", "DDP, shared out"), {}),
         (4, 3, ("FSDP2 x tensor parallel", "FSDP2"), SHARDED),
         (2, 1, ("FSDP2", "FSDP2"), CONSOLIDATED),
     ],
-    ids=["1 to 2, DDP", "4 to 3, sharded checkpoint", "2 to 1, consolidated checkpoint"],
+    ids=["1 to 2, DDP", "3 to 2, DDP, shared out", "4 to 3, sharded checkpoint", "2 to 1, consolidated checkpoint"],
 )
 def test_a_run_goes_on_with_another_number_of_processes(
     tmp_path: Path, before: int, after: int, layouts: tuple[str, str], checkpoints: dict[str, Any], monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("lightning_traj.tensorboard.log_figures", lambda *_: None)
+    share_out(layouts[0], monkeypatch)
     launch(first_half, before, layouts[0], tmp_path, checkpoints)
     results = launch(second_half, after, layouts[1], tmp_path, checkpoints)
     for other in results[1:]:
@@ -326,6 +355,89 @@ def test_a_rank_that_is_killed(tmp_path: Path, monkeypatch: Any) -> None:
     launch(second_half, 2, "FSDP2", tmp_path, SHARDED)
 
 
+def dying_between_files(layout: str, root: Path, step: int) -> None:
+    """The last rank is killed before it writes its file of a snapshot, when the first one has written its own."""
+    write = SnapshotFiles.write
+
+    def dying(self: SnapshotFiles, name: str, *args: Any) -> Any:
+        if f"step{step:09d}" in name and self.rank == self.size - 1:
+            while not (self.folder / name).exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(self, name, *args)
+
+    SnapshotFiles.write = dying  # type: ignore[method-assign]
+    saving = ModelCheckpoint(root, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    train(layout, *resumable(), saving, root=root, max_epochs=4)
+
+
+def whole_run(layout: str, root: Path, **arguments: Any) -> list[np.ndarray]:
+    callbacks = resumable()
+    train(layout, *callbacks, root=root, max_epochs=4, **arguments)
+    return [getattr(c.trajectory, a) for c in callbacks for a in ("steps", "anchored", "local", "paths")]
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint")
+def test_a_rank_that_is_killed_between_the_files_of_two(tmp_path: Path, monkeypatch: Any) -> None:
+    """A part of a snapshot is none: the run goes on from the last checkpoint to what it would have been."""
+    monkeypatch.setattr("lightning_traj.tensorboard.log_figures", lambda *_: None)
+    whole = launch(whole_run, 2, "FSDP2", tmp_path / "whole")[0]
+    step, root = int(whole[0][3]), tmp_path / "job"
+    with pytest.raises(AssertionError, match="rank 1 of 2:\nit died without a word"):
+        launch(dying_between_files, 2, "FSDP2", root, step)
+    (part,) = (root / "full-snapshots").glob(f"*step{step:09d}*")
+    for result in launch(partial(whole_run, ckpt_path=root / "epoch=1.ckpt"), 2, "FSDP2", root):
+        for ours, theirs in zip(result, whole, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-13 * np.abs(theirs).max())
+    assert part.exists()  # nobody took it for one of theirs
+    assert len([*(root / "full-snapshots").glob(f"*step{step:09d}*")]) == 3
+
+
+class Requeued(Sharded):
+    """Is told by SLURM to go, once, each rank within its sixth step."""
+
+    def __init__(self, layout: str, root: Path) -> None:
+        super().__init__(layout)
+        self.root = root
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        marker = self.root / f"asked-{self.trainer.global_rank}"
+        if self.trainer.global_step == 5 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().training_step(batch, batch_idx)
+
+
+def on_slurm(layout: str, root: Path, asked: bool) -> list[np.ndarray]:
+    rank, callbacks = torch.distributed.get_rank(), resumable()
+    plugins = [slurm(root, rank, tasks=2)] if asked else []
+    try:
+        fit(
+            *callbacks,
+            root=root,
+            module=lambda: Requeued(layout, root) if asked else Sharded(layout),
+            data=alike(),
+            strategy=strategy(layout, 2),
+            devices=2,
+            plugins=plugins,
+        )
+    except SIGTERMException:  # Lightning ends the run
+        return []
+    return [getattr(c.trajectory, a) for c in callbacks for a in ("steps", "anchored", "local", "paths")]
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_a_job_of_two_processes_that_slurm_requeues(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("lightning_traj.tensorboard.log_figures", lambda *_: None)
+    whole = launch(on_slurm, 2, "FSDP2", tmp_path / "whole", False)[0]
+    (tmp_path / "job").mkdir()
+    assert launch(on_slurm, 2, "FSDP2", tmp_path / "job", True) == [[], []]
+    assert (tmp_path / "job" / "scontrol").read_text() == "requeue 42\n"
+    for result in launch(on_slurm, 2, "FSDP2", tmp_path / "job", True):
+        for ours, theirs in zip(result, whole, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-13 * np.abs(theirs).max())
+
+
 # Other quantities, and what is refused -----------------------------------------------------------------------------
 
 
@@ -346,6 +458,61 @@ def test_quantities_of_a_step_under_sharding(tmp_path: Path, monkeypatch: Any) -
         for track, norms in alone.items():
             assert len(result[track]) > 3  # half as many steps an epoch
             np.testing.assert_allclose(result[track], norms[: len(result[track])], rtol=1e-3, err_msg=track)
+
+
+class SequenceParallelNet(Training, pl.LightningModule):
+    """Whose norm sees a part of each batch on each process: its gradients are partial sums."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Sequential(nn.Linear(INPUTS, 8), nn.LayerNorm(8), nn.Linear(8, 3)))
+
+    def configure_model(self) -> None:
+        plan = {
+            "0": ColwiseParallel(output_layouts=Shard(0)),
+            "1": SequenceParallel(sequence_dim=0),
+            "2": ColwiseParallel(input_layouts=Shard(0), output_layouts=Replicate()),
+        }
+        parallelize_module(self.net, self.device_mesh["tensor_parallel"], plan)
+
+
+class GradientWitness(WholeWitness):
+    """Keeps the whole gradients of each step."""
+
+    placements: str = ""
+
+    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+        gradients: dict[str, Any] = {name: p.grad for name, p in module.named_parameters()}
+        self.placements = str([gradient.placements for gradient in gradients.values()])
+        self.snapshots.append({name: gradient.full_tensor().clone() for name, gradient in gradients.items()})
+
+    on_train_start = on_train_epoch_end = None
+
+
+def partial_gradients(root: Path) -> str:
+    settings = {"track": "gradient", "schedule": EveryNSteps(1), "sketch_dim": 16}
+    callbacks = [TrajectoryCallback(name=mode, snapshot=mode, **settings) for mode in ("sketch", "full")]
+    losses = []
+    for own in (callbacks, []):
+        witness = GradientWitness()
+        arguments = {"strategy": strategy("tensor parallel", 2), "devices": 2, "max_epochs": 1}
+        trainer = fit(*own, witness, root=root, module=SequenceParallelNet, data=data(), **arguments)
+        losses.append(trainer.lightning_module.losses)
+        if own:
+            steps = [*range(1, 1 + len(witness.snapshots))]
+            for callback in callbacks:
+                folder = root / str(trainer.global_rank)
+                expected = reference(witness.snapshots, steps, folder, snapshot=callback.name, track="gradient")
+                assert callback.trajectory.steps.tolist() == steps
+                np.testing.assert_allclose(callback.trajectory.gram(), expected.gram(), rtol=1e-10, atol=1e-12)
+    assert losses[0] == losses[1]
+    return witness.placements
+
+
+def test_gradients_that_are_partial_sums(tmp_path: Path, monkeypatch: Any) -> None:
+    """Under sequence parallelism those of norms: they are added up, and training is as it was."""
+    monkeypatch.setattr("lightning_traj.tensorboard.log_figures", lambda *_: None)
+    for placements in launch(partial_gradients, 2, tmp_path):
+        assert "Partial" in placements
 
 
 def refused_by(strategy: Any, world_size: int = 1) -> str:

@@ -18,6 +18,7 @@ from conftest import ROOT
 from lightning_traj import EveryNEpochs, FusedLayout, HybridTraining, Trajectory, TrajectoryCallback
 from lightning_traj.strategies import REFUSED, UNKNOWN
 from lightning_traj.table import MEASURES
+from test_distributed_training import LAYOUTS
 
 README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -119,16 +120,26 @@ def test_declaration_in_a_line():
 
 
 def test_table_of_strategies_names_tests_and_messages_that_there_are():
-    table = README.partition("| strategy | | |")[2].partition("\n\n")[0]
+    table = README.partition("| strategy or situation | status |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| .* \| (works|refused) \| (.*) \|$", table, flags=re.MULTILINE)
+    assert len(rows) == table.count("\n") - 1  # but for the line below the header
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    code = "".join(path.read_text() for path in (ROOT / "lightning_traj").glob("*.py"))
     told = set()
-    for _, status, proof in re.findall(r"^\| (.*) \| (works|refused) \| (.*) \|$", table, flags=re.MULTILINE):
-        if status == "works":
-            for name in re.findall(r"`(test_\w+)", proof):
-                assert f"def {name}(" in tests or (ROOT / "tests" / f"{name}.py").exists(), name
-        else:
-            told.add(proof.strip('"'))
-    assert told == {*REFUSED.values(), UNKNOWN}
+    for status, proof in rows:
+        names = re.findall(r"`(test_\w+)", proof)
+        assert names, proof
+        for name in names:
+            assert f"def {name}(" in tests or (ROOT / "tests" / f"{name}.py").exists(), name
+        messages = re.findall('"(.*?)"', proof)
+        assert len(messages) == (status == "refused"), proof
+        told.update(messages)
+    strategies = {*REFUSED.values(), UNKNOWN}
+    assert told >= strategies
+    for message in told - strategies:
+        assert message in re.sub('"\\s*f?"', "", code), message  # in one piece
+    said = set(re.findall(r"`test_training\w+\[(.*?)\]`", table))
+    assert said == {*LAYOUTS}
 
 
 def test_table_of_tags_is_that_of_the_code():
