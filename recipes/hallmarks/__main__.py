@@ -6,7 +6,7 @@ python -m recipes.hallmarks --claim=H1 --images.source=cifar10 --images.data_pat
 python -m recipes.hallmarks --help
 
 Every finished run is a line of <folder>/runs.jsonl: it can be stopped and started at any time. Of each claim it
-writes <out>/H1.md, with the tables and the verdict, and <out>/H1.png; of all that have been asked, summary.md.
+writes <out>/H1.md, with the tables and the verdict, and <out>/H1.png; of all together, summary.md.
 """
 
 from __future__ import annotations
@@ -54,28 +54,35 @@ def hallmarks(
         workers: runs at a time; None: one a core, and one where there is a GPU.
         threads: of torch, each.
     """
+    if seeds < 1:
+        raise ValueError(f"seeds={seeds}: pass at least 1, and 2 or more for a verdict")
     base = Base(images, text, tuple(learning_rates), tuple(batch_sizes), tuple(widths))
-    chosen = list(CLAIMS) if claim == "all" else [claim]
     out = out or folder
     sweep = Sweep(folder, workers, threads)
-    found = {}
-    for number in chosen:
-        if number not in CLAIMS:
+    found, failed = {}, []
+    for number, asked in CLAIMS.items():
+        if claim not in ("all", number):
             continue
-        print(f"{number}: {CLAIMS[number].text}", flush=True)
-        variants = CLAIMS[number].variants(base)
-        runs = sweep.complete(variants.values(), range(seeds))
+        print(f"{number}: {asked.text}", flush=True)
+        variants = asked.variants(base)
+        try:
+            runs = sweep.complete(variants.values(), range(seeds))
+        except RuntimeError as error:  # the other claims may have what they need
+            failed.append(f"{number}: {error}")
+            continue
         lines = {variant: runs[setting] for variant, setting in variants.items()}
         with replace_atomically(out / f"{number}.md") as temporary:
-            temporary.write_text(report.page(number, CLAIMS[number], base, lines))
-        save_png(report.figure(number, CLAIMS[number], base, lines), out / f"{number}.png")
-        found[number] = CLAIMS[number], CLAIMS[number].effects(lines, base)
+            temporary.write_text(report.page(number, asked, base, lines), encoding="utf-8")
+        save_png(report.figure(number, asked, base, lines), out / f"{number}.png")
+        found[number] = asked, asked.effects(report.values_of(lines), base)
         print(f"   {judge(found[number][1])}: {out / f'{number}.md'}\n", flush=True)
     if claim in ("all", "maps"):
         save_png(reading(sweep, base), out / "maps.png")
-    if found:
+    if claim == "all":
         with replace_atomically(out / "summary.md") as temporary:
-            temporary.write_text(report.summary(found) + "\n")
+            temporary.write_text(report.summary(found) + "\n", encoding="utf-8")
+    if failed:
+        raise SystemExit("\n".join(failed))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ def to_read(base: Base) -> dict[str, Setting]:
         "a good run": images,
         f"learning rate {TOO_HIGH:g}": replace(images, learning_rate=TOO_HIGH),
         "no weight decay": replace(images, weight_decay=0.0),
-        f"weights alone resumed at {images.epoch(INTERRUPTED)}": replace(images, restarted_at=INTERRUPTED),
+        f"weights alone resumed at {images.epoch(INTERRUPTED)}": replace(
+            images, restarted_at=images.epoch(INTERRUPTED)
+        ),
     }
 
 

@@ -9,17 +9,25 @@ from statistics import mean, stdev
 import numpy as np
 from matplotlib.figure import Figure
 
-from lightning_traj.drawing import BLUE, GREEN, GREY, ORANGE, add_panel, new_figure, own_style
-from recipes.hallmarks.claims import Base, Claim
+from lightning_traj.drawing import GREY, add_panel, new_figure, own_style
+from lightning_traj.series_plot import COLOURS
+from recipes.hallmarks.claims import Base, Claim, Runs
 from recipes.hallmarks.sweep import Line
 from recipes.hallmarks.verdict import Effect, judge
 
-COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "0.2")  # of Okabe and Ito
+
+def values_of(lines: Mapping[str, Sequence[Line]]) -> Runs:
+    """What was noted of each run, and the momentum that it was set to."""
+    return {
+        variant: [{"momentum": run["setting"].get("momentum"), **run["values"]} for run in runs]
+        for variant, runs in lines.items()
+    }
 
 
 def page(number: str, claim: Claim, base: Base, lines: Mapping[str, Sequence[Line]]) -> str:
     """Everything that was found about a claim, in Markdown."""
-    effects = claim.effects(lines, base)
+    runs = values_of(lines)
+    effects = claim.effects(runs, base)
     return (
         "\n\n".join(
             [
@@ -31,7 +39,7 @@ def page(number: str, claim: Claim, base: Base, lines: Mapping[str, Sequence[Lin
                 "An effect is supported where its 95 % confidence interval over seeds (Student's t) lies above the "
                 "bound, not supported where none of it does, undecided otherwise. Those in bold decide.",
                 "## Runs",
-                runs_table(claim, lines),
+                runs_table(claim, runs),
                 f"Means ± standard deviation over seeds. {claim.remark}",
                 "## Counted, and made on",
                 made_on(lines),
@@ -42,7 +50,7 @@ def page(number: str, claim: Claim, base: Base, lines: Mapping[str, Sequence[Lin
 
 
 def summary(found: Mapping[str, tuple[Claim, Sequence[Effect]]]) -> str:
-    """A row for each claim: the verdict, and the first effect that decides it."""
+    """A row for each claim: the verdict, and the effects that decide it."""
     rows = [
         (
             f"[{number}]({number}.md)",
@@ -64,10 +72,10 @@ def effects_table(effects: Iterable[Effect]) -> str:
     return markdown(("effect", "mean, 95 % interval", "claimed", "each seed", "verdict"), rows)
 
 
-def runs_table(claim: Claim, lines: Mapping[str, Sequence[Line]]) -> str:
+def runs_table(claim: Claim, runs: Runs) -> str:
     rows = []
-    for variant, runs in lines.items():
-        cells = [spread([number(run) for run in runs]) for number in claim.columns.values()]
+    for variant, each in runs.items():
+        cells = [spread([number(run) for run in each]) for number in claim.columns.values()]
         rows.append((variant, *cells))
     return markdown(("", *claim.columns), rows)
 
@@ -75,15 +83,14 @@ def runs_table(claim: Claim, lines: Mapping[str, Sequence[Line]]) -> str:
 def made_on(lines: Mapping[str, Sequence[Line]]) -> str:
     """What was counted, the seeds, time, machine and versions."""
     runs = list({id(run): run for some in lines.values() for run in some}.values())
-    counted = dict.fromkeys(
-        f"{run['counted']['all']} (without norms and biases: {run['counted']['weights']})" for run in runs
-    )
+    counts = [run["values"]["counted"] for run in runs]
+    counted = dict.fromkeys(f"{each['all']} (without norms and biases: {each['weights']})" for each in counts)
     seeds = ", ".join(map(str, dict.fromkeys(run["seed"] for run in runs)))
     machines = dict.fromkeys("; ".join(f"{name} {value}" for name, value in run["machine"].items()) for run in runs)
     seconds = [run["seconds"] for run in runs]
     bullets = [
         *(f"Counted: {each}." for each in counted),
-        f"Seeds {seeds}; {len(runs)} runs of {min(seconds):.0f} to {max(seconds):.0f} s, one thread each: together "
+        f"Seeds {seeds}; {len(runs)} runs of {min(seconds):.0f} to {max(seconds):.0f} s, together "
         f"{sum(seconds) / 60:.0f} minutes.",
         *(f"{each}." for each in machines),
         "Settings: " + "; ".join(f"{name} {value}" for name, value in common(runs).items()) + ".",
@@ -107,16 +114,17 @@ def common(runs: Sequence[Line]) -> dict[str, object]:
 @own_style()
 def figure(number: str, claim: Claim, base: Base, lines: Mapping[str, Sequence[Line]]) -> Figure:
     """The first column, a dot a seed, and the curves, a line a seed, in the same colours. 11 inches wide."""
+    values = values_of(lines)
     label, column = next(iter(claim.columns.items()))
     height = 1.9 + 0.34 * max(len(lines), 7)
-    drawn = new_figure(11, height, f"{number}: {judge(claim.effects(lines, base))}", claim.text)
+    drawn = new_figure(11, height, f"{number}: {judge(claim.effects(values, base))}", claim.text)
     dots = add_panel(drawn, 3.2, 0.6, 2.6, height - 1.5)
     curves = add_panel(drawn, 6.9, 0.6, 3.8, height - 1.5)
     colours = dict(zip(lines, COLOURS * len(lines), strict=False))
-    for place, (variant, runs) in enumerate(lines.items()):
-        values = [column(run) for run in runs]
-        dots.plot(values, [place] * len(runs), "o", color=colours[variant], alpha=0.6, ms=6, mew=0)
-        dots.plot([mean(values)] * 2, [place - 0.3, place + 0.3], color=colours[variant], lw=2)
+    for place, (variant, runs) in enumerate(values.items()):
+        found = [column(run) for run in runs]
+        dots.plot(found, [place] * len(runs), "o", color=colours[variant], alpha=0.6, ms=6, mew=0)
+        dots.plot([mean(found)] * 2, [place - 0.3, place + 0.3], color=colours[variant], lw=2)
         for run in runs:
             x, y = claim.curves.values(run)
             curves.plot(np.array(x, dtype=float), np.array(y, dtype=float), color=colours[variant], alpha=0.6, lw=1)

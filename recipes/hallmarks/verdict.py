@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from math import isfinite, sqrt
+from math import inf, isfinite, nan, sqrt
 from statistics import mean, stdev
 
 from scipy.stats import t
@@ -51,13 +51,15 @@ class Effect:
 
     @property
     def margin(self) -> float:
-        """Half of the confidence interval; infinite for a single seed."""
+        """Half of the confidence interval; infinite for a single seed, NaN where a value is not finite."""
         n = len(self.values)
-        return float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * stdev(self.values) / sqrt(n) if n > 1 else float("inf")
+        if not all(map(isfinite, self.values)):
+            return nan
+        return float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * stdev(self.values) / sqrt(n) if n > 1 else inf
 
     @property
     def verdict(self) -> Verdict:
-        if len(self.values) < 2 or not all(map(isfinite, self.values)):
+        if not isfinite(self.margin):
             return Verdict.UNDECIDED
         if self.mean - self.margin > self.above:
             return Verdict.SUPPORTED

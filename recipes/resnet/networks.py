@@ -57,7 +57,6 @@ class ResNet(nn.Module):
         self.stage3 = self._stage(n, 2 * width, 4 * width, stride=2)
         self.head = nn.Linear(4 * width, classes)
         initialise(self)
-        nn.init.kaiming_normal_(self.head.weight, mode="fan_out", nonlinearity="relu")
 
     @staticmethod
     def _stage(n: int, inputs: int, outputs: int, stride: int) -> nn.Sequential:
