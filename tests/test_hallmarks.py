@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import Future
 from dataclasses import replace
 from math import inf, nan, sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +21,7 @@ import recipes.hallmarks.claims
 from lightning_traj import Trajectory
 from recipes.hallmarks import report, sweep
 from recipes.hallmarks.__main__ import hallmarks
-from recipes.hallmarks.claims import CLAIMS, Base, slope
+from recipes.hallmarks.claims import CLAIMS, Base, saturation_of_walk, slope, undone_by_noise
 from recipes.hallmarks.runs import Images, Text, name_of, plain
 from recipes.hallmarks.sweep import Sweep
 from recipes.hallmarks.verdict import Effect, Verdict, judge
@@ -71,36 +77,37 @@ def test_a_claim_is_as_good_as_the_effects_that_decide_it() -> None:
 # The claims, on made-up runs --------------------------------------------------------------------------------
 
 
-def made_up(omega: float = 0.9, noise: float = 0.0, **changed: object) -> dict[str, object]:
-    """What is noted of a run of 60 epochs."""
-    epochs = list(range(61))
-    linearity = [None, *np.linspace(0.8, 0.2, 60).tolist()]
-    turns = [None, None, *np.geomspace(10, 0.01, 59).tolist()]
-    flat = [None, *[0.5] * 60]
-    summary = {"mds": omega + noise, "saturation": 0.2}
-    layers = {
-        f"h.{i}": {"q": 0.9, "k": 0.9, "v": 0.9, "heterogeneity": h} for i, h in enumerate((0.01, 0.05, 0.06, 0.02))
-    }
+def made_up(omega: float = 0.9, **changed: Any) -> dict[str, Any]:
+    """What is noted of a run of 60 epochs of 20 steps, and the momentum it was set to."""
+    summary = {"mds": omega, "saturation": 0.2}
     return {
+        "momentum": 0.9,
         "counted": {"all": "all", "weights": "some"},
-        "epochs": epochs,
-        "steps": epochs,
+        "epochs": list(range(61)),
+        "steps": list(range(0, 1201, 20)),
         "summary": {"all": summary, "weights": dict(summary)},
         "series": {
-            "turn": epochs,
-            "apex_angle": turns,
-            "oscillation_linearity": linearity,
-            "oscillation_cosine": flat,
+            "turn": list(range(61)),
+            "apex_angle": [nan, nan, *np.geomspace(10, 0.01, 59)],
+            "update_length": [nan, *[1.0] * 60],
+            "oscillation_cosine": [nan, *[0.5] * 60],
+            "oscillation_reversals": [nan, *[0.0] * 60],
+            "oscillation_step_length": [nan, *[0.1] * 60],
         },
         "late_cosine": 0.95,
-        "final_direction": [1.0] * 60,
-        "attention": layers,
-        "val/accuracy": [0.5, 0.97 + noise],
+        "final_direction": [*np.linspace(0.7, 1, 60)],
+        "last_quarter": 6.0,
+        "attention": layers(0.01, 0.05, 0.06, 0.02),
+        "val/accuracy": [0.5] * 59 + [0.97],
         "val/loss": [2.0, 1.0],
     } | changed
 
 
-def runs_of(number: str, *runs: dict[str, object]) -> dict[str, list[dict[str, object]]]:
+def layers(*heterogeneities: float) -> dict[str, dict[str, float]]:
+    return {f"h.{i}": {"q": 0.9, "k": 0.9, "v": 0.9, "heterogeneity": value} for i, value in enumerate(heterogeneities)}
+
+
+def runs_of(number: str, *runs: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The same made-up runs for all variants, three seeds, slightly different."""
     variants = CLAIMS[number].variants(Base())
     given = dict(zip(variants, runs if len(runs) > 1 else runs * len(variants), strict=True))
@@ -154,20 +161,41 @@ def test_h2() -> None:
         ({"summary": {"all": {"mds": 0.9, "saturation": 0.7}, "weights": {"mds": 0.9}}}, NOT_SUPPORTED),
     ],
 )
-def test_h3(changed: dict[str, object], verdict: Verdict) -> None:
-    assert judge(CLAIMS["H3"].effects(runs_of("H3", made_up(**changed)), Base())) == verdict
+def test_h3(changed: dict[str, Any], verdict: Verdict) -> None:
+    for settled in (True, False):  # the run without drops decides too
+        runs = runs_of("H3", made_up(**changed if settled else {}), made_up(**{} if settled else changed))
+        assert judge(CLAIMS["H3"].effects(runs, Base())) == verdict
+
+
+def test_saturation_of_a_random_walk() -> None:
+    even = made_up()
+    assert saturation_of_walk(even) == pytest.approx(np.ceil(0.81 * 60) / 60)  # cos(d_t, d_T) = √(t / T)
+    walk = np.random.default_rng(0).normal(size=(60, 100_000)).cumsum(axis=0)
+    cosines = walk @ walk[-1] / np.linalg.norm(walk, axis=1) / np.linalg.norm(walk[-1])
+    assert saturation_of_walk(even) == pytest.approx((1 + np.argmax(cosines >= 0.9)) / 60, abs=1 / 60)
 
 
 def test_h4() -> None:
     effects = CLAIMS["H4"].effects(runs_of("H4", made_up()), Base())
     assert judge(effects) == SUPPORTED
-    late = np.linspace(0.8, 0.2, 60)[45:]  # epochs 46 to 60
-    assert effects[0].mean == pytest.approx(1 - late.mean())
-    turns = np.geomspace(10, 0.01, 59)  # epochs 2 to 60
-    assert effects[1].mean == pytest.approx(turns[:14].mean() / turns[44:].mean())
-    straight = [None, *[0.9] * 60]
-    series = made_up()["series"] | {"oscillation_linearity": straight}
-    assert judge(CLAIMS["H4"].effects(runs_of("H4", made_up(series=series)), Base())) == NOT_SUPPORTED
+    assert effects[0].mean == pytest.approx(1 - 6 / (15 * 20 * 0.1))  # the last 15 epochs
+    assert effects[1].mean == pytest.approx(np.linspace(0.7, 1, 60)[44])  # after epoch 45
+    straight = CLAIMS["H4"].effects(runs_of("H4", made_up(last_quarter=29.0)), Base())
+    assert judge(straight) == NOT_SUPPORTED
+    turning = CLAIMS["H4"].effects(runs_of("H4", made_up(final_direction=[0.5] * 60)), Base())
+    assert judge(turning) == NOT_SUPPORTED
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_noise_undoes_as_much_as_it_is_said_to(momentum: float) -> None:
+    noise = np.random.default_rng(0).normal(size=(500, 20_000))  # the first 200 steps forget how it began
+    step, steps = np.zeros(20_000), []
+    for gradient in noise:
+        step = momentum * step + gradient
+        steps.append(step)
+    late = np.array(steps[200:])
+    undone = 1 - np.linalg.norm(late.sum(axis=0)) / np.linalg.norm(late, axis=1).sum()
+    assert undone_by_noise(made_up(momentum=momentum)) == pytest.approx(undone, abs=0.01)  # 15 epochs of 20 steps
 
 
 def test_h5() -> None:
@@ -178,10 +206,6 @@ def test_h5() -> None:
     assert judge(shrinking) == NOT_SUPPORTED
 
 
-def layers(*heterogeneities: float) -> dict[str, dict[str, float]]:
-    return {f"h.{i}": {"heterogeneity": value} for i, value in enumerate(heterogeneities)}
-
-
 def test_h6() -> None:
     fading = [made_up(attention=layers(0.01, 0.06 / i, 0.08 / i, 0.03)) for i in range(1, 5)]
     effects = CLAIMS["H6"].effects(runs_of("H6", *fading), Base())
@@ -190,17 +214,32 @@ def test_h6() -> None:
     assert judge(CLAIMS["H6"].effects(runs_of("H6", *fading[::-1]), Base())) == NOT_SUPPORTED
 
 
-def test_h7_asks_from_when_on_it_was_redundant() -> None:
-    def trained(accuracy: float) -> dict[str, object]:
-        return made_up(**{"val/accuracy": [0.1, accuracy]})
+def trained(accuracy: float) -> dict[str, Any]:
+    return made_up(**{"val/accuracy": [0.1] * 9 + [0.9] * 50 + [accuracy]})
 
-    accuracies = (0.99, 0.5, 0.6, 0.7, 0.985, 0.986, 0.99)  # everything; from 0, 0.05, 0.1, 0.25, 0.5 and 0.75 on
+
+def test_h7_asks_from_when_on_it_was_redundant() -> None:
+    accuracies = (0.99, 0.5, 0.6, 0.7, 0.985, 0.986, 0.99)  # everything; from epoch 0, 2, 4, 10, 20 and 30 of 40 on
     effects = CLAIMS["H7"].effects(runs_of("H7", *map(trained, accuracies)), Base())  # saturated at 0.2
     assert judge(effects) == SUPPORTED
     assert effects[0].mean == pytest.approx(-0.5)
-    assert [effect.verdict for effect in effects[1:4]] == [NOT_SUPPORTED] * 3
+    assert effects[1].mean == pytest.approx(98.5 - 90)  # after 10 epochs of training everything
+    assert [effect.verdict for effect in effects[2:5]] == [NOT_SUPPORTED] * 3
     accuracies = (0.99, 0.5, 0.6, 0.7, 0.97, 0.986, 0.99)
     assert judge(CLAIMS["H7"].effects(runs_of("H7", *map(trained, accuracies)), Base())) == NOT_SUPPORTED
+
+
+def test_what_is_undefined_is_undecided_and_can_be_shown() -> None:
+    late = {"summary": {"all": {"mds": nan, "saturation": 0.9}, "weights": {"mds": 0.9}}}
+    effects = CLAIMS["H7"].effects(runs_of("H7", made_up(**late)), Base())  # frozen too early, each time
+    assert judge(effects) == UNDECIDED
+    assert "| nan | > -1 |" in report.effects_table(effects)
+    assert "nan" in report.runs_table(CLAIMS["H1"], runs_of("H1", made_up(**late)))
+
+
+def test_a_slope_takes_two_levels() -> None:
+    with pytest.raises(ValueError, match="width 64: a slope takes two levels at least"):
+        CLAIMS["H5"].effects({"width 64": [made_up()] * 2}, Base(widths=(64,)))
 
 
 # The runs ---------------------------------------------------------------------------------------------------
@@ -216,10 +255,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     class Pool:
         def __init__(self, *_: object, **__: object) -> None: ...
 
-        def __enter__(self) -> Pool:
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
+        def shutdown(self, **_: object) -> None: ...
 
         def submit(self, function, *given):
             future: Future = Future()
@@ -269,25 +305,70 @@ def test_runs_are_made_in_processes_and_only_once(tmp_path: Path, capsys: pytest
     capsys.readouterr()
     again = runs.complete([SMALL], seeds=[0, 1])
     assert "a line was cut short" in capsys.readouterr().out
-    for key in ("summary", "series", "val/accuracy"):
-        assert again[SMALL][1][key] == made[SMALL][1][key]  # the same seed, the same run
-    assert runs.complete([SMALL], seeds=[1, 0])[SMALL] == again[SMALL][::-1]
+    assert repr(again[SMALL][1]["values"]) == repr(made[SMALL][1]["values"])  # the same seed, the same run
+    assert repr(runs.complete([SMALL], seeds=[1, 0])[SMALL]) == repr(again[SMALL][::-1])
     assert len(Sweep(tmp_path).finished()) == 2
 
 
 @pytest.mark.usefixtures("in_this_process")
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
-    wrong = replace(SMALL, depth=9)
-    with pytest.raises(RuntimeError, match=r"1 of 2 runs failed:\nimages/.*depth=9.*, seed 0: ValueError: depth=9"):
+    wrong = replace(SMALL, learning_rate=1e30)  # diverges at once
+    said = r"1 of 2 runs failed:\nimages/.*learning_rate=1e\+30.*1 of 4 snapshots were recorded"
+    with pytest.raises(RuntimeError, match=said):
         Sweep(tmp_path).complete([wrong, SMALL], seeds=[0])
     assert [line["setting"] for line in Sweep(tmp_path).finished()] == [plain(SMALL)]
 
 
 def test_names_of_runs_tell_what_differs() -> None:
-    assert name_of(Images()) == "images/as it is"
-    assert name_of(Images(momentum=0.0, drops=())) == "images/momentum=0.0,drops=()"
+    assert name_of(Images(momentum=0.0, drops=())).startswith("images/momentum=0.0,drops=(),")
     settings = {setting for claim in CLAIMS.values() for setting in claim.variants(Base()).values()}
+    settings |= {Text(data_path="a/text.txt"), Text(data_path="b/text.txt")}
     assert len({name_of(setting) for setting in settings}) == len(settings)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"seeds": 0}, ValueError, "seeds=0: pass at least 1"),
+        ({"images": Images(source="cifar10")}, ValueError, "data_path=None: source=cifar10 reads your files"),
+        ({"images": Images(source="idx", data_path="nowhere")}, FileNotFoundError, "nowhere"),
+        ({"images": Images(depth=9)}, ValueError, "depth=9"),
+    ],
+)
+def test_bad_input_is_said_before_anything_is_trained(given, error, words, tmp_path: Path) -> None:
+    with pytest.raises(error, match=words):
+        hallmarks(claim="H1", **given, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("network", ["resnet", "resnet50", "vgg16"])
+def test_other_networks_are_a_flag_away(network: str) -> None:
+    model, data = Images(network=network).build()
+    assert data.classes == 10
+    assert sum(p.numel() for p in model.parameters()) > 250_000
+
+
+def test_ctrl_c_ends_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "recipes.hallmarks", "--claim=H1", f"--folder={tmp_path}", "--workers=1"]
+    root = Path(__file__).parent.parent
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        for text in process.stdout:
+            if "are missing" in text:
+                break
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("images/*/seed-*-unfinished-*")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60)
+    assert not (tmp_path / "runs.jsonl").exists()
+    for _ in range(100):
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("a run outlived the command")
 
 
 def test_a_trajectory_that_was_made_elsewhere(tmp_path: Path) -> None:
@@ -300,14 +381,15 @@ def test_a_trajectory_that_was_made_elsewhere(tmp_path: Path) -> None:
 
 def test_pages_follow_from_the_lines() -> None:
     known = {(json.dumps(line["setting"]), line["seed"]): line for line in Sweep(RESULTS).finished()}
+    seeds = sorted({seed for _, seed in known})
     found = {}
     for number, claim in CLAIMS.items():
         lines = {
-            variant: [known[json.dumps(plain(setting)), seed] for seed in range(5)]
+            variant: [known[json.dumps(plain(setting)), seed] for seed in seeds]
             for variant, setting in claim.variants(Base()).items()
         }
         assert (RESULTS / f"{number}.md").read_text() == report.page(number, claim, Base(), lines)
         assert (RESULTS / f"{number}.png").is_file()
-        found[number] = claim, claim.effects(lines, Base())
+        found[number] = claim, claim.effects(report.values_of(lines), Base())
     assert (RESULTS / "summary.md").read_text() == report.summary(found) + "\n"
     assert report.summary(found).replace("](H", "](results/H") in (RESULTS.parent / "README.md").read_text()

@@ -86,4 +86,7 @@ def hallmarks(
 
 
 if __name__ == "__main__":
-    auto_cli(hallmarks, as_positional=False)
+    try:
+        auto_cli(hallmarks, as_positional=False)
+    except KeyboardInterrupt:
+        raise SystemExit("Stopped. What is finished is kept: the same command goes on.") from None

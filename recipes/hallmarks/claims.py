@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_traj.measures import SATURATED
-from recipes.hallmarks.runs import Images, Setting, Text
+from recipes.hallmarks.runs import Images, Setting, Text, quarter
 from recipes.hallmarks.verdict import Effect
 
 Values = Mapping[str, Any]
@@ -110,12 +110,12 @@ def loss(values: Values) -> float:
     return values["val/loss"][-1]
 
 
-def in_quarter(name: str, quarter: int) -> Callable[[Values], float]:
+def in_quarter(name: str, which: int) -> Callable[[Values], float]:
     """Mean of a series over the first to fourth quarter of the epochs; where it is undefined, it is left out."""
 
     def of(values: Values) -> float:
         epochs, series = (np.array(column) for column in (values["epochs"], values["series"][name]))
-        chosen = series[(np.ceil(4 * epochs / epochs[-1]) == quarter) & ~np.isnan(series)]
+        chosen = series[(np.ceil(4 * epochs / epochs[-1]) == which) & ~np.isnan(series)]
         return float(chosen.mean()) if chosen.size else nan
 
     return of
@@ -141,7 +141,7 @@ def undone_by_noise(values: Values) -> float:
 
 def last_quarter(values: Values) -> tuple[int, NDArray[np.float64]]:
     """The snapshot that it begins with, and the optimizer steps of each of its epochs."""
-    start = len(values["steps"]) - 1 - (len(values["steps"]) - 1) // 4
+    start = len(values["steps"]) - 1 - quarter(len(values["steps"]))
     return start, np.diff(np.array(values["steps"], dtype=float))[start:]
 
 

@@ -254,9 +254,14 @@ def noted(trajectory: Trajectory, snapshots: int) -> dict[str, Any]:
         "series": {name: rounded(values) for name, values in trajectory.series(names=SERIES).items()},
         "late_cosine": rounded([cosines[half:, half:].min()])[0],
         "final_direction": rounded(relative[-1]),
-        "last_quarter": rounded([distance(trajectory.displacement_gram(), -1 - (snapshots - 1) // 4)])[0],
+        "last_quarter": rounded([distance(trajectory.displacement_gram(), -1 - quarter(len(trajectory)))])[0],
         "attention": {layer: named(roles) for layer, roles in attention(trajectory).items()},
     }
+
+
+def quarter(snapshots: int) -> int:
+    """Of the intervals between so many snapshots, at least one."""
+    return max(1, (snapshots - 1) // 4)
 
 
 def weights(block: Block) -> bool:
