@@ -33,7 +33,7 @@ def hallmarks(
     learning_rates: tuple[float, ...] = Base.learning_rates,
     batch_sizes: tuple[int, ...] = Base.batch_sizes,
     widths: tuple[int, ...] = Base.widths,
-    seeds: int = 5,
+    seeds: int = 3,
     folder: Path = Path("logs/hallmarks"),
     out: Path | None = None,
     workers: int | None = None,
