@@ -517,7 +517,7 @@ CLAIMS: Mapping[str, Claim] = {
                 [100 * share for share in values["val/accuracy"]],
             ),
         ),
-        f"Matches: at most {POINTS:g} points of accuracy are lost. The direction is saturated once the cosine of "
+        f"Matches: no more than {POINTS:g} points of accuracy lost. The direction is saturated once the cosine of "
         f"θ_t − θ_0 with θ_T − θ_0, in the run that trains everything with the same seed, stays above {SATURATED}. "
         "With so small a validation set, a point is a few images. recipes/hybrid has more controls.",
     ),

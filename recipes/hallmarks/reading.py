@@ -13,7 +13,7 @@ from recipes.hallmarks.claims import Base
 from recipes.hallmarks.runs import Setting
 from recipes.hallmarks.sweep import Sweep
 
-TOO_HIGH = 3.0  # learning rate
+TOO_HIGH = 0.5  # learning rate
 INTERRUPTED = 0.6  # share of the epochs
 
 
