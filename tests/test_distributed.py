@@ -294,7 +294,7 @@ def test_sketching_is_shared_out_where_it_pays() -> None:
 
 def failing(folder: Path, mode: str, read: bool) -> tuple[list[int], list[str]]:
     """One rank fails in the fourth snapshot, maybe before it has its parameters; what is kept, what it says."""
-    owner, name = (SnapshotFiles, "write") if mode == "full" else (CountSketch, "of_stretches")
+    owner, name = (SnapshotFiles, "write") if mode == "full" else (CountSketch, "of_blocks")
     working, trouble = getattr(owner, name), OSError(28, "No space left on device")
 
     def broken(*args: Any, **kwargs: Any) -> Any:
