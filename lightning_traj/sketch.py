@@ -190,7 +190,7 @@ class CountSketch:
             for first in range(0, n, n if is_flat else self.chunk) if n else ():
                 flat = tensor.view(-1) if is_flat else flat_range(tensor, first, min(first + self.chunk, n))
                 if block.numel <= self.dim:
-                    buckets[start + first : start + first + flat.numel()].add_(flat)
+                    buckets[start + first : start + first + flat.numel()].add_(flat.to(torch.float64))
                 else:
                     self._add_rows(buckets, flat, start + first, block)
 
