@@ -11,7 +11,7 @@ help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 # Threads that wait then sleep: where other programs want the cores too, spinning makes training several times slower.
-demo test hallmarks: export OMP_WAIT_POLICY := PASSIVE
+demo test hallmarks bench: export OMP_WAIT_POLICY := PASSIVE
 
 demo: $(INSTALLED)  ## train a ResNet-20 on real images and record its trajectory: about two minutes on two cores
 	$(BIN)/python -m recipes.resnet.train fit --config recipes/resnet/demo.yaml

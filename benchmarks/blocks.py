@@ -57,7 +57,7 @@ def check(values: Parameters, sigmas: float = 6.0) -> None:
         raise AssertionError(f"‖θ‖ = {value} ± {error}, and is {norm}")
 
 
-def measure(numel: int = 100_000_000, few: int = 52, many: int = 500, repeats: int = 10) -> float:
+def measure(numel: int = 100_000_000, few: int = 52, many: int = 500, repeats: int = 25) -> float:
     sides = {}
     for blocks in (many, few):
         values = trained(network(blocks, numel))

@@ -16,6 +16,8 @@ from _setting import Shapes, environment, gpt2, in_turns, parameters, ratio
 from memory import forget_peak, resident, stored
 
 from lightning_traj.recorder import Recorder
+from lightning_traj.shards import stretches_of
+from lightning_traj.sketch import Given
 from lightning_traj.table import oscillation
 
 WINDOW = 8
@@ -79,7 +81,8 @@ def window(model: str, shapes: Shapes, repeats: int = 3) -> float:
 
     def one_sketch() -> list[torch.Tensor]:
         blocks = zip(recorder.blocks, recorder.partition.held(values, {}), strict=True)
-        return [recorder.sketch.of_pieces([each.tensor for each in held], block.name) for block, held in blocks]
+        given = (Given(b.name, b.numel, held[0].tensor.device, stretches_of(held)) for b, held in blocks)
+        return recorder.sketch.of_blocks(given)
 
     seconds = in_turns({f"a window of {WINDOW} steps": one_window, "one sketch of all parameters": one_sketch}, repeats)
     value = ratio(f"{model}, a window of {WINDOW} steps / one sketch of all parameters", seconds, WANTED)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import gcd
 from typing import Any
 
@@ -57,7 +58,7 @@ class FusedLayout:
     def __hash__(self) -> int:
         return hash(self._key)
 
-    @property
+    @cached_property
     def _key(self) -> tuple[object, ...]:
         return *self.parts.items(), self.groups, self.axis  # their order counts, which a dict's equality ignores
 

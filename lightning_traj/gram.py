@@ -10,7 +10,7 @@ change of basis of H (``snapshot_gram``, ``displacement_gram``) that adds and ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -120,7 +120,12 @@ class RunningGram(Metric):
             for i, vector in enumerate((THETA, DISPLACEMENT, PREVIOUS_UPDATE)):
                 local[:, vector, PREVIOUS_UPDATE] = local[:, PREVIOUS_UPDATE, vector] = past[:, i]
         else:
-            local = local_grams(*vectors)
+            grams: list[Tensor] = []
+            displacements: list[Tensor] = []
+            for differences, sizes in _differences(*vectors):
+                grams.append(_gram(differences))
+                displacements += torch.split(differences[DISPLACEMENT].float().view(-1), sizes)[::2]
+            local, displacement = torch.cat(grams), torch.cat(displacements)
         anchored = self.anchored
         if new:
             anchored = self._grown(anchored, base, max(1, anchored.shape[-1]))
@@ -137,13 +142,11 @@ class RunningGram(Metric):
                 anchored[:, -1, :] = anchored[:, :, -1] = torch.cat([others, squares], dim=1)
             before, latest = latest, list(row)
         else:
-            newest = torch.cat([*row, *latest, *before]).view(3, -1)
             if self.local:
-                displacement = newest[0] - torch.cat(base)
-                stored = self._stored(torch.where(finite, displacement, 0.0).float())
-            lengths = [piece.numel() for piece in row]
-            kept = torch.where(finite, newest[:2], newest[1:])
-            latest, before = (list(torch.split(pieces, lengths)) for pieces in kept)
+                zero = displacement.new_zeros(1).expand_as(displacement)
+                stored = self._stored(_either(finite, [displacement], [zero])[0])
+            own = torch.split(torch.cat(list(row)), [piece.numel() for piece in row])
+            latest, before = _either(finite, own, latest), _either(finite, latest, before)
         # What can fail, or be interrupted, has happened: from here on all that is kept grows together.
         self.base, self.latest, self.before, self.anchored = base, latest, before, anchored
         self.local.append(torch.where(finite, local, 0.0))
@@ -274,26 +277,44 @@ def _at(tensor: Tensor, indices: Sequence[int], dim: int) -> Tensor:
 
 
 def local_grams(*rows: Sequence[Tensor]) -> Tensor:
-    """Gram matrices of θ_t, d_t, u_t and u_{t−1}, from sketches of θ_t, θ_0, θ_{t−1} and θ_{t−2}: float64 [B, 4, 4].
+    """Gram matrices of θ_t, d_t, u_t and u_{t−1}, from sketches of θ_t, θ_0, θ_{t−1} and θ_{t−2}: float64 [B, 4, 4]."""
+    return torch.cat([_gram(differences) for differences, _ in _differences(*rows)])
 
-    Many blocks in a few launches, in memory that stays in a CPU's cache; shorter ones are padded with zeros.
+
+def _differences(*rows: Sequence[Tensor]) -> Iterator[tuple[Tensor, list[int]]]:
+    """θ_t, d_t, u_t and u_{t−1} of many blocks at a time: few launches, in memory that stays in a CPU's cache.
+
+    Yields:
+        Float64 [4, blocks, k], shorter blocks being padded with zeros; their lengths and paddings by turns.
     """
-    grams = []
-    for first in range(0, len(rows[0]), BLOCKS):
-        some = [piece for row in rows for piece in row[first : first + BLOCKS]]
-        lengths = [piece.numel() for piece in some]
-        width = max(lengths)
-        zeros = some[0].new_zeros(width)
-        padding = {length: zeros[length:] for length in set(lengths)}
-        padded = [part for piece, length in zip(some, lengths, strict=True) for part in (piece, padding[length])]
-        vectors = torch.cat(padded).view(len(rows), -1, width)  # [4, blocks, k]
+    lengths = [piece.numel() for piece in rows[0]]
+    for first in range(0, len(lengths), BLOCKS):
+        group = slice(first, first + BLOCKS)
+        width = max(lengths[group])
+        zeros = rows[0][first].new_zeros(width)
+        paddings = {length: zeros[length:] for length in set(lengths[group])}
+        padding = [paddings[length] for length in lengths[group]]
+        padded = [part for row in rows for both in zip(row[group], padding, strict=True) for part in both]
+        vectors = torch.cat(padded).view(len(rows), -1, width)
         theta, base, latest, before = vectors
         torch.sub(latest, before, out=before)
         torch.sub(theta, latest, out=latest)
         torch.sub(theta, base, out=base)
-        by_block = vectors.transpose(0, 1)
-        grams.append(by_block @ by_block.mT)
-    return torch.cat(grams)
+        yield vectors, [size for length in lengths[group] for size in (length, width - length)]
+
+
+def _gram(differences: Tensor) -> Tensor:
+    """[4, blocks, k] to [blocks, 4, 4]."""
+    by_block = differences.transpose(0, 1)
+    return by_block @ by_block.mT
+
+
+def _either(finite: Tensor, yes: Sequence[Tensor], no: Sequence[Tensor]) -> list[Tensor]:
+    """One of two lists of tensors, as ``torch.where`` would choose: without its copies where the answer is at hand."""
+    if finite.is_cpu:
+        return list(yes if finite else no)
+    chosen = torch.where(finite, torch.cat(list(yes)), torch.cat(list(no)))
+    return list(torch.split(chosen, [piece.numel() for piece in yes]))
 
 
 def _exact_products(

@@ -166,10 +166,11 @@ class Partition:
         cleaned = {clean_name(name): (name, tensor) for name, tensor in parameters.items() if has_entries(tensor)}
         listed: list[list[Held]] = []
         for block, pieces in zip(self.blocks, self.pieces, strict=True):
-            if not all(piece.parameter in cleaned for piece in pieces):
+            try:
+                found = [(piece, *cleaned[piece.parameter]) for piece in pieces]
+            except KeyError:
                 listed.append([])
                 continue
-            found = [(piece, *cleaned[piece.parameter]) for piece in pieces]
             if (numel := sum(piece.numel(tensor) for piece, _, tensor in found)) != block.numel:
                 raise ValueError(f"parameter {block.name!r} had {block.numel} entries and now has {numel}.")
             listed.append(

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, astuple, replace
 from functools import partial
-from itertools import accumulate
-from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,8 +21,8 @@ from lightning_traj.gram import UPDATE, RunningGram
 from lightning_traj.mirror import Mirror, mirrored
 from lightning_traj.partition import Granularity, Partition, piece_from_state
 from lightning_traj.ranks import Division, Ranks
-from lightning_traj.shards import Held, Share
-from lightning_traj.sketch import CountSketch
+from lightning_traj.shards import Held, Share, stretches_of
+from lightning_traj.sketch import CountSketch, Given
 from lightning_traj.snapshots import SnapshotFiles
 from lightning_traj.thinning import thinned
 from lightning_traj.trajectory import Trajectory, Windows
@@ -559,43 +557,50 @@ class Recorder:
         """Sketches of what this rank answers for."""
         parameters = _read(parameters)
         originals = {clean_name(name): parameter for name, parameter in parameters.items()}
-        row, frozen = [], {}
+        known: dict[int, Tensor] = {}
+        frozen = {}
+        unseen: dict[int, tuple[list[weakref.ref[Tensor]], list[int]]] = {}  # frozen blocks that are sketched now
         held_blocks = partition.held(parameters, self._division.shares)
         for b, (block, pieces, held) in enumerate(zip(partition.blocks, partition.pieces, held_blocks, strict=True)):
             if not held:  # taken out of the model: it moves no more
-                row.append(self._resting(b, min(block.numel, self.sketch.dim)))
+                known[b] = self._resting(b, min(block.numel, self.sketch.dim))
                 continue
             sources = [originals[piece.parameter] for piece in pieces]
             # Trusted for frozen tensors alone: fused optimizers and .data change values without the counter.
-            resting = not any(source.requires_grad or source.is_inference() for source in sources)
-            versions = [source._version for source in sources] if resting else []  # inference tensors have none
-            seen = self._frozen.get(block.name) if resting else None
+            if any(source.requires_grad or source.is_inference() for source in sources):  # the latter have no counter
+                continue
+            versions = [source._version for source in sources]
+            seen = self._frozen.get(block.name)
             if (
                 seen is not None
                 and seen[1] == versions
                 and all(r() is s for r, s in zip(seen[0], sources, strict=True))
             ):
                 frozen[block.name] = seen
-                row.append(seen[2])
-                continue
-            row.append(self._sketch_of(partition.sketch_name(block), block.numel, held).to(self.device))
-            if resting:
-                frozen[block.name] = ([weakref.ref(source) for source in sources], versions, row[-1])
+                known[b] = seen[2]
+            else:
+                unseen[b] = [weakref.ref(source) for source in sources], versions
+        made = iter(
+            self.sketch.of_blocks(
+                self._given(partition.sketch_name(block), block.numel, held)
+                for b, (block, held) in enumerate(zip(partition.blocks, held_blocks, strict=True))
+                if b not in known
+            )
+        )
+        row = [known[b] if b in known else next(made).to(self.device) for b in range(len(held_blocks))]
+        for b, (seen_sources, versions) in unseen.items():
+            row[b] = row[b].clone()  # on its own: kept for long, it would keep those that it shares memory with
+            frozen[partition.blocks[b].name] = seen_sources, versions, row[b]
         self._frozen = frozen
         return row
 
-    def _sketch_of(self, name: str, numel: int, held: Sequence[Held]) -> Tensor:
-        if held[0].tensor.device.type == "mps":
+    def _given(self, name: str, numel: int, held: Sequence[Held]) -> Given:
+        """What is here of a block, for its sketch."""
+        device = held[0].tensor.device
+        if device.type == "mps":
+            device = torch.device("cpu")
             held = [Held(each.tensor.cpu(), each.share) for each in held]
-        if all(each.is_whole for each in held):
-            return self.sketch.of_pieces([each.tensor for each in held], name)
-        begins = accumulate((prod(each.share.shape) for each in held), initial=0)
-        stretches = (
-            (tensor, start + begin, None if index is None else index + begin)
-            for each, begin in zip(held, begins, strict=False)
-            for tensor, start, index in each.stretches()
-        )
-        return self.sketch.of_stretches(stretches, name, numel, held[0].tensor.device)
+        return Given(name, numel, device, stretches_of(held))
 
     def _resting(self, b: int, size: int) -> Tensor:
         """The last sketch of a block that is no more in the model, from one rank."""

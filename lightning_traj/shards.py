@@ -6,7 +6,7 @@ for any placements, and never as long as the parameter. Nothing here communicate
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import accumulate, product
@@ -134,6 +134,15 @@ class Held:
         strides = strides_of(self.share.shape)
         for view, corner in self.boxes():
             yield from _stretches(view, sum(i * stride for i, stride in zip(corner, strides, strict=True)), strides)
+
+
+def stretches_of(pieces: Iterable[Held]) -> Iterator[tuple[Tensor, int, Tensor | None]]:
+    """The ``stretches`` of tensors that lie one after the other, as if they were one."""
+    begin = 0
+    for held in pieces:
+        for tensor, start, index in held.stretches():
+            yield tensor, begin + start, None if index is None else begin + index
+        begin += prod(held.share.shape)
 
 
 def whole(shape: Sequence[int]) -> Share:

@@ -250,16 +250,16 @@ def test_a_snapshot_is_one_small_collective(tmp_path: Path) -> None:
 def sketching(rows: int) -> tuple[int, int]:
     """Entries that this rank sketches of plain parameters, and collectives, in a snapshot."""
     counts = {"entries": 0, "collectives": 0}
-    reduce, sketch = dist.all_reduce, CountSketch._sketch
+    reduce, sketch = dist.all_reduce, CountSketch.of_blocks
 
     def counting(tensor: Tensor, **group: Any) -> None:
         counts["collectives"] += 1
         reduce(tensor, **group)
 
-    def counted(self: CountSketch, pieces: Any, *args: Any) -> Tensor:
-        pieces = list(pieces)
-        counts["entries"] += sum(tensor.numel() for tensor, *_ in pieces)
-        return sketch(self, pieces, *args)
+    def counted(self: CountSketch, blocks: Any) -> list[Tensor]:
+        blocks = [block._replace(stretches=list(block.stretches)) for block in blocks]
+        counts["entries"] += sum(tensor.numel() for block in blocks for tensor, *_ in block.stretches)
+        return sketch(self, blocks)
 
     whole, ours = Recorder(sketch_dim=64), Recorder(sketch_dim=64)
     ours.ranks = Ranks.of_world()
@@ -272,7 +272,7 @@ def sketching(rows: int) -> tuple[int, int]:
     for step, parameters in enumerate((first, second)):
         whole.record(parameters, step, step)
     ours.record(first, 0, 0)
-    dist.all_reduce, CountSketch._sketch = counting, counted  # type: ignore[method-assign]
+    dist.all_reduce, CountSketch.of_blocks = counting, counted  # type: ignore[method-assign]
     ours.record(second, 1, 1)
     a, b = (recorder.collect()[0].anchored for recorder in (ours, whole))
     if counts["collectives"]:
@@ -297,7 +297,7 @@ def test_sketching_is_shared_out_where_it_pays() -> None:
 def failing(folder: Path, mode: str, what: str) -> tuple[list[int], list[str]]:
     """One rank fails in the fourth snapshot; what is kept, what it says."""
     owner: Any
-    owner, name = (SnapshotFiles, "write") if mode == "full" else (CountSketch, "of_stretches")
+    owner, name = (SnapshotFiles, "write") if mode == "full" else (CountSketch, "of_blocks")
     owner, name = (Partition, "extended") if what == "finding blocks" else (owner, name)
     working, trouble = getattr(owner, name), OSError(28, "No space left on device")
 

@@ -177,7 +177,10 @@ def test_keep_forgets_the_others_and_nothing_else(rows, exact, compute_before):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("compute_before", [True, False])
-def test_non_finite_rows_are_flagged_and_leave_later_ones_alone(rows, value, compute_before):
+@pytest.mark.parametrize("on_host", [True, False])
+def test_non_finite_rows_are_flagged_and_leave_later_ones_alone(rows, value, compute_before, on_host, monkeypatch):
+    if not on_host:  # what is done where nothing may be asked
+        monkeypatch.setattr(torch.Tensor, "is_cpu", False)
     snapshots = rows(8)
     spoilt = [row.clone() for row in snapshots[4]]
     spoilt[1][3] = value
@@ -191,6 +194,18 @@ def test_non_finite_rows_are_flagged_and_leave_later_ones_alone(rows, value, com
     expected = running(snapshots)
     torch.testing.assert_close(gram.compute(), expected.compute(), rtol=1e-13, atol=0)
     assert torch.equal(torch.stack(gram.local), torch.stack(expected.local))
+
+
+def test_rows_may_be_used_again(rows):
+    snapshots = rows(6)
+    expected = running(snapshots)
+    gram, row = RunningGram(), [piece.clone() for piece in snapshots[0]]
+    for snapshot in snapshots:
+        for piece, value in zip(row, snapshot, strict=True):
+            piece.copy_(value)
+        gram.update(row)
+    assert torch.equal(torch.stack(gram.local), torch.stack(expected.local))
+    assert torch.equal(gram.compute(), expected.compute())
 
 
 @pytest.mark.parametrize("exact", [True, False])

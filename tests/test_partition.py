@@ -302,7 +302,7 @@ def test_frozen_pieces_of_a_coarse_block(network, moved, monkeypatch):
     recorder.record(parameters(network), 1, 1.0)
     assert recorder.collect()[0].summary()["displacement"] > 0
     calls = []
-    monkeypatch.setattr(type(recorder.sketch), "of_pieces", lambda *args: calls.append(args))
+    monkeypatch.setattr(type(recorder.sketch), "of_blocks", lambda _, blocks: [calls.append(block) for block in blocks])
     recorder.record(parameters(network), 2, 2.0)
     assert calls == []
 

@@ -219,13 +219,14 @@ def test_a_thousand_snapshots_are_thinned_to_a_few(new, thousand, maximum, often
 def sketched_names(monkeypatch):
     """The names of the blocks that were sketched, in order."""
     calls = []
-    sketch = CountSketch.of_pieces
+    sketch = CountSketch.of_blocks
 
-    def counting(self, tensor, name, *args, **kwargs):
-        calls.append(name)
-        return sketch(self, tensor, name, *args, **kwargs)
+    def counting(self, blocks):
+        blocks = list(blocks)
+        calls.extend(block.name for block in blocks)
+        return sketch(self, blocks)
 
-    monkeypatch.setattr(CountSketch, "of_pieces", counting)
+    monkeypatch.setattr(CountSketch, "of_blocks", counting)
 
     def since():
         names, calls[:] = list(calls), []

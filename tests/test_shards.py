@@ -16,6 +16,7 @@ import lightning_traj.shards
 from lightning_traj import CountSketch, FusedLayout
 from lightning_traj.overlaps import overlaps
 from lightning_traj.shards import Held, Share, whole
+from lightning_traj.sketch import Given
 from lightning_traj.snapshots import Spread
 
 QKV = FusedLayout({"q": 2, "k": 1, "v": 1}, groups=2, axis=1)
@@ -120,7 +121,7 @@ def test_shards_sketch_to_the_whole(shape: tuple[int, ...]) -> None:
             runs = [((0, 0, size),) for size in shape]
             runs[dim] = ((0, first, last - first),) if first < last else ()
             held = Held(tensor.narrow(dim, first, last - first), Share(shape, tuple(runs)))
-            total += sketch.of_stretches(held.stretches(), "w", tensor.numel(), tensor.device)
+            total += sketch.of_blocks([Given("w", tensor.numel(), tensor.device, held.stretches())])[0]
         torch.testing.assert_close(total, sketch(tensor, "w"), rtol=1e-10, atol=1e-10)
 
 

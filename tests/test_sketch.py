@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lightning_traj import sketch as sketch_module
-from lightning_traj.sketch import CHUNK, MIN_BUCKETS, MIN_GROUP, CountSketch
+from lightning_traj.sketch import CHUNK, MIN_BUCKETS, MIN_GROUP, CountSketch, Given
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,6 +57,24 @@ def test_it_is_repeatable_bit_for_bit(sketch, numel):
     assert first.shape == (min(DIM, numel),)
 
 
+@pytest.mark.parametrize("dim", [1, 100, DIM, 5000])
+def test_several_blocks_are_sketched_as_one_by_one_to_the_last_bit(dim):
+    """More of them than go through the last stage together, with some that are kept whole or come in parts."""
+    sketch, device = CountSketch(dim), torch.device("cpu")
+    numels = [NUMELS[i % len(NUMELS)] for i in range(5 * len(NUMELS))]
+    tensors = [gaussian(numel, seed=i) for i, numel in enumerate(numels)]
+    given = [
+        Given(f"b{i}", numel, device, [(tensor[: numel // 2], 0, None), (tensor[numel // 2 :], numel // 2, None)])
+        for i, (numel, tensor) in enumerate(zip(numels, tensors, strict=True))
+    ]
+    found = sketch.of_blocks(iter(given))
+    assert [len(of_block) for of_block in found] == [min(dim, numel) for numel in numels]
+    for of_block, one, tensor in zip(found, given, tensors, strict=True):
+        assert torch.equal(of_block, CountSketch(dim).of_blocks([one])[0])
+        same(of_block, sketch(tensor, one.name))
+    assert sketch.of_blocks([]) == []
+
+
 def test_seeds_and_the_names_of_long_blocks_make_other_sketches():
     a, short = gaussian(LONG), gaussian(4000)
     sketch = CountSketch(DIM)
@@ -90,7 +108,7 @@ def test_the_hash_never_changes(dim, seed, numel):
     assert CountSketch(dim, seed)(ramp, "encoder.größe")[:4].tolist() == GOLDEN[dim, seed, numel]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("numel", NUMELS)
 def test_every_dtype_is_sketched_in_float64(sketch, dtype, numel):
     a = gaussian(numel, dtype=dtype)

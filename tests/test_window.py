@@ -382,13 +382,14 @@ def test_an_infinite_step_of_a_single_number_warns_of_nothing() -> None:
 def sketches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the blocks that were sketched."""
     calls: list[str] = []
-    sketch = CountSketch.of_pieces
+    sketch = CountSketch.of_blocks
 
-    def counting(self: CountSketch, tensors: Any, name: str) -> Tensor:
-        calls.append(name)
-        return sketch(self, tensors, name)
+    def counting(self: CountSketch, blocks: Any) -> list[Tensor]:
+        blocks = list(blocks)
+        calls.extend(block.name for block in blocks)
+        return sketch(self, blocks)
 
-    monkeypatch.setattr(CountSketch, "of_pieces", counting)
+    monkeypatch.setattr(CountSketch, "of_blocks", counting)
     return calls
 
 
