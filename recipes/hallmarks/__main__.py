@@ -76,11 +76,14 @@ def hallmarks(
         save_png(report.figure(number, asked, base, lines), out / f"{number}.png")
         found[number] = asked, asked.effects(report.values_of(lines), base)
         print(f"   {judge(found[number][1])}: {out / f'{number}.md'}\n", flush=True)
-    if claim in ("all", "maps"):
-        save_png(reading(sweep, base), out / "maps.png")
     if claim == "all":
         with replace_atomically(out / "summary.md") as temporary:
             temporary.write_text(report.summary(found) + "\n", encoding="utf-8")
+    if claim in ("all", "maps"):
+        try:
+            save_png(reading(sweep, base), out / "maps.png")
+        except (RuntimeError, FileNotFoundError) as error:
+            failed.append(f"maps: {error}")
     if failed:
         raise SystemExit("\n".join(failed))
 
