@@ -423,7 +423,10 @@ class TrajectoryCallback(Callback):
 
     def _prepare_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         self._epoch_due = trainer.is_last_batch and self.schedule.due_after_epoch(trainer.current_epoch + 1)
-        self._step_due = not len(self._recorder) or self.schedule.due_after_step(self._steps + 1)
+        # Where a gradient is in partial sums, all ranks add it up, on training's own group: one that records no more
+        # must not ask for it at every step, and meet the others' sums there.
+        first = not len(self._recorder) and not self._recorder.ranks.broken
+        self._step_due = first or self.schedule.due_after_step(self._steps + 1)
         self._failed = None
         if self._step_due or self._epoch_due:
             try:

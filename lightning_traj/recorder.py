@@ -507,8 +507,8 @@ class Recorder:
             self._settled = None
 
     def _alone(self) -> AbstractContextManager[None]:
-        """For what comes after a sum: a rank on which it fails would come to the next one at another time."""
-        return self.ranks.alone() if self._division.is_shared else nullcontext()
+        """For what comes after ranks have met: one on which it fails would come to the next time without the others."""
+        return self.ranks.alone() if self._division.is_shared or not self.blocks else nullcontext()
 
     def _compare(self, partition: Partition, parameters: Mapping[str, Tensor]) -> None:
         self.ranks.compare(parameters, partition.blocks, self.settings)
@@ -542,7 +542,12 @@ class Recorder:
     ) -> tuple[list[Tensor], Exception | None]:
         """Sketches of all blocks: where they are divided, the sum over ranks, in one piece; and what failed here."""
         if not self._division.is_shared:
-            return self._own_sketches(partition, parameters), None
+            row: list[Tensor] = []
+            if self.blocks:
+                return self._own_sketches(partition, parameters), None
+            # θ_0: where it fails on one rank, all begin with the next one, before which they meet again.
+            self.ranks.all_do(lambda: row.extend(self._own_sketches(partition, parameters)))
+            return row, None
         sizes, failure = self._sizes(partition.blocks), None
         if summed is None:
             blank = torch.full((sum(sizes),), torch.nan, dtype=torch.float64, device=self.device)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -432,6 +434,40 @@ def test_a_rank_that_fails_at_what_is_new(tmp_path: Path) -> None:
     for (_, at, _), (kept, gradient) in zip(NEW, results[0], strict=True):
         assert kept == [step for step in range(STEPS) if step != at]
         assert gradient == [3.0**STEPS] * 3  # training's own sums are as ever
+
+
+def failing_at_first(what: str) -> tuple[list[int], list[float]]:
+    """Copies that everyone sketches: the second rank fails at the first snapshot. What is kept."""
+    lightning_traj.ranks.TIMEOUT = timedelta(seconds=8)
+    recorder, gradient = Recorder(), torch.ones(3)
+    recorder.ranks = Ranks.of_world()
+    owner: Any = Partition if what == "sketching" else recorder.gram
+    name = "held" if what == "sketching" else "update"
+    own = getattr(owner, name)
+
+    def failing(*args: Any) -> Any:
+        if step == 0 and dist.get_rank() == 1:
+            raise MemoryError("out of memory")
+        return own(*args)
+
+    setattr(owner, name, failing)
+    for step in range(4):
+        parameters = placed(step, layouts()["plain"])
+        if not step:
+            recorder.prepare(parameters)
+        began = time.monotonic()
+        with suppress(MemoryError, RuntimeError):
+            recorder.record(parameters, step, step / 10)
+        assert time.monotonic() - began < 7  # nobody waits
+        dist.all_reduce(gradient)
+    setattr(owner, name, own)
+    return recorder.collect()[0].steps.tolist() if len(recorder) else [], gradient.tolist()
+
+
+def test_a_rank_that_fails_at_the_first_snapshot_of_copies_keeps_nobody_waiting() -> None:
+    """All begin with the next one; where it fails after they have met, it records nothing, and the others go on."""
+    assert launch(failing_at_first, 2, "sketching") == [([1, 2, 3], [16.0] * 3)] * 2
+    assert launch(failing_at_first, 2, "taking in") == [([0, 1, 2, 3], [16.0] * 3), ([], [16.0] * 3)]
 
 
 def new_on_one(folder: Path) -> list[list[int]]:

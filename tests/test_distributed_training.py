@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -39,6 +40,7 @@ from conftest import ROOT
 from launch import launch
 from launched import by_itself
 from lightning_traj import EveryNSteps, FusedLayout, Trajectory, TrajectoryCallback
+from lightning_traj.gram import RunningGram
 from lightning_traj.recorder import Recorder
 from lightning_traj.snapshots import SnapshotFiles
 from models import INPUTS, Training, fit
@@ -513,6 +515,35 @@ def test_gradients_that_are_partial_sums(tmp_path: Path, monkeypatch: Any) -> No
     monkeypatch.setattr("lightning_traj.tensorboard.log_figures", lambda *_: None)
     for placements in launch(partial_gradients, 2, tmp_path):
         assert "Partial" in placements
+
+
+def failing_once(root: Path) -> list[list[float]]:
+    """The second rank fails after the sum of the first snapshot; losses with the callback and without."""
+    callback, losses = TrajectoryCallback(track="gradient", sketch_dim=16), []
+    update, trouble = RunningGram.update, [MemoryError("out of memory")] * torch.distributed.get_rank()
+
+    def failing(gram: RunningGram, *args: Any) -> None:
+        if trouble:
+            raise trouble.pop()
+        update(gram, *args)
+
+    for own in ([callback], []):
+        arguments = {"strategy": strategy("tensor parallel", 2), "devices": 2, "max_epochs": 1}
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+            patch.setattr("lightning_traj.recorder.RunningGram", type("Failing", (RunningGram,), {"update": failing}))
+            warnings.filterwarnings("ignore", message=".*recording failed with")
+            trainer = fit(*own, root=root, module=SequenceParallelNet, data=data(), **arguments)
+        losses.append([float(loss) for loss in trainer.lightning_module.losses])
+    assert not trouble
+    assert len(callback._recorder) == 1 - torch.distributed.get_rank()
+    return losses
+
+
+def test_a_rank_that_no_longer_records_adds_up_no_gradients(tmp_path: Path, monkeypatch: Any) -> None:
+    """They are added up in training's own group, where it would meet other sums of the others, and wait for ever."""
+    monkeypatch.setattr("lightning_traj.tensorboard.log_figures", lambda *_: None)
+    for observed, alone in launch(failing_once, 2, tmp_path):
+        assert observed == alone
 
 
 def refused_by(strategy: Any, world_size: int = 1) -> str:
