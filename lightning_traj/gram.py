@@ -115,7 +115,8 @@ class RunningGram(Metric):
             local[:, _NEW[0], _NEW[1]] = local[:, _NEW[1], _NEW[0]] = found
             # u_{t−1} was the update, and ⟨θ_t, u_{t−1}⟩ = ⟨θ_{t−1}, u_{t−1}⟩ + ⟨u_t, u_{t−1}⟩. That loses digits only
             # where θ_t or d_t is all at once much shorter than before, and no measure is made of these two.
-            past = torch.cat([self.newest[:, :3, UPDATE], local.new_zeros(new, 3)])
+            past = local.new_zeros(len(row), 3)
+            past[: len(self.newest)] = self.newest[:, :3, UPDATE]
             past[:, :UPDATE] += local[:, UPDATE, PREVIOUS_UPDATE, None]
             for i, vector in enumerate((THETA, DISPLACEMENT, PREVIOUS_UPDATE)):
                 local[:, vector, PREVIOUS_UPDATE] = local[:, PREVIOUS_UPDATE, vector] = past[:, i]

@@ -322,3 +322,11 @@ def test_nothing_waits_for_the_device(rows):
     assert gram.to("meta").compute_anchored().device.type == "meta"
     with pytest.raises((NotImplementedError, RuntimeError)):
         bool(gram.finite[0])  # the check can fail
+
+
+def test_exact_rows_that_are_not_on_the_host(rows, monkeypatch):
+    """On meta tensors: what is kept of the updates has to be where the rows are. Only the last question is a wait."""
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda tensor: True)
+    snapshots = [[piece.to("meta") for piece in row] for row in rows(3)]
+    gram = running([snapshots[0][:2], *snapshots[1:]], exact=True)
+    assert gram.newest.device.type == gram.compute().device.type == "meta"

@@ -117,7 +117,12 @@ def figure(number: str, claim: Claim, base: Base, lines: Mapping[str, Sequence[L
     values = values_of(lines)
     label, column = next(iter(claim.columns.items()))
     height = 1.9 + 0.34 * max(len(lines), 7)
-    drawn = new_figure(11, height, f"{number}: {judge(claim.effects(values, base))}", claim.text)
+    drawn = new_figure(
+        11,
+        height,
+        f"{number}: {judge(claim.effects(values, base))}",
+        f"{claim.text} Dots and lines are seeds, bars means.",
+    )
     dots = add_panel(drawn, 3.2, 0.6, 2.6, height - 1.5)
     curves = add_panel(drawn, 6.9, 0.6, 3.8, height - 1.5)
     colours = dict(zip(lines, COLOURS * len(lines), strict=False))
@@ -128,12 +133,12 @@ def figure(number: str, claim: Claim, base: Base, lines: Mapping[str, Sequence[L
         for run in runs:
             x, y = claim.curves.values(run)
             curves.plot(np.array(x, dtype=float), np.array(y, dtype=float), color=colours[variant], alpha=0.6, lw=1)
-    dots.set(yticks=range(len(lines)), yticklabels=list(lines), xlabel=f"{label} (dots: seeds; bars: means)")
+    dots.set(yticks=range(len(lines)), yticklabels=list(lines), xlabel=label)
     dots.set_ylim(len(lines) - 0.5, -0.5)
     dots.grid(axis="x", color="0.9")
     dots.locator_params(axis="x", nbins=5)
     dots.ticklabel_format(axis="x", useOffset=False)
-    curves.set(xlabel=f"{claim.curves.x} (a line a seed, colours as on the left)", ylabel=claim.curves.label)
+    curves.set(xlabel=f"{claim.curves.x} (colours as on the left)", ylabel=claim.curves.label)
     curves.grid(color="0.9")
     for axes in (dots, curves):
         axes.set_axisbelow(True)
