@@ -225,6 +225,8 @@ def observed(layout: str, root: Path) -> dict[str, Any]:
         np.testing.assert_array_less(
             np.abs(callback.trajectory.gram() - expected.gram()), 1e-10 * np.outer(scale, scale)
         )
+        anchored = expected.anchored  # also of what never moves, which is not counted in the other
+        np.testing.assert_allclose(callback.trajectory.anchored, anchored, rtol=0, atol=1e-10 * np.abs(anchored).max())
         assert callback.trajectory.blocks == expected.blocks
         assert callback.trajectory.steps.tolist() == steps
     np.testing.assert_allclose(full.trajectory.gram(), gram(snapshots), rtol=1e-10)
@@ -411,10 +413,11 @@ class Requeued(Sharded):
 
 
 def on_slurm(layout: str, root: Path, asked: bool) -> list[np.ndarray]:
+    """What was recorded, and how many steps were taken."""
     rank, callbacks = torch.distributed.get_rank(), resumable()
     plugins = [slurm(root, rank, tasks=2)] if asked else []
     try:
-        fit(
+        trainer = fit(
             *callbacks,
             root=root,
             module=lambda: Requeued(layout, root) if asked else Sharded(layout),
@@ -425,18 +428,21 @@ def on_slurm(layout: str, root: Path, asked: bool) -> list[np.ndarray]:
         )
     except SIGTERMException:  # Lightning ends the run
         return []
-    return [getattr(c.trajectory, a) for c in callbacks for a in ("steps", "anchored", "local", "paths")]
+    arrays = [getattr(c.trajectory, a) for c in callbacks for a in ("steps", "anchored", "local", "paths")]
+    return [*arrays, np.array(len(trainer.lightning_module.losses))]
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 def test_a_job_of_two_processes_that_slurm_requeues(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("lightning_traj.tensorboard.log_figures", lambda *_: None)
-    whole = launch(on_slurm, 2, "FSDP2", tmp_path / "whole", False)[0]
+    *whole, steps = launch(on_slurm, 2, "FSDP2", tmp_path / "whole", False)[0]
     (tmp_path / "job").mkdir()
     assert launch(on_slurm, 2, "FSDP2", tmp_path / "job", True) == [[], []]
     assert (tmp_path / "job" / "scontrol").read_text() == "requeue 42\n"
     for result in launch(on_slurm, 2, "FSDP2", tmp_path / "job", True):
-        for ours, theirs in zip(result, whole, strict=True):
+        *arrays, taken = result
+        assert taken == steps - 5  # it went on where it was told to go
+        for ours, theirs in zip(arrays, whole, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-13 * np.abs(theirs).max())
 
 

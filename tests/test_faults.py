@@ -165,7 +165,7 @@ def on_slurm(root: Path) -> None:
     torch.set_num_threads(1)
     plugin = slurm(root)
     recorders = callbacks()
-    fit(
+    trainer = fit(
         *recorders,
         root=root,
         data=batches(alike=True),
@@ -175,17 +175,19 @@ def on_slurm(root: Path) -> None:
     )
     for recorder in recorders:
         recorder.trajectory.save(root / f"{recorder.name}.result")
+    (root / "steps").write_text(str(len(trainer.lightning_module.losses)))
 
 
 def test_a_job_that_slurm_requeues(tmp_path: Path, fit: Any) -> None:
     whole = callbacks()
-    fit(*whole, data=batches(alike=True))
+    steps = len(fit(*whole, data=batches(alike=True)).lightning_module.losses)
     root = tmp_path / "job"
     root.mkdir()
     codes = [forked(on_slurm, root) for _ in range(2)]
     assert (root / "scontrol").read_text() == "requeue 42\n"
     assert (root / "hpc_ckpt_1.ckpt").exists()
     assert codes[1] == 0
+    assert int((root / "steps").read_text()) == steps - 5  # it went on where it was told to go
     for recorder in whole:
         assert_same(Trajectory.load(root / f"{recorder.name}.result"), recorder.trajectory)
 
