@@ -71,11 +71,12 @@ def hallmarks(
             failed.append(f"{number}: {error}")
             continue
         lines = {variant: runs[setting] for variant, setting in variants.items()}
+        effects = asked.effects(report.values_of(lines), base)
         with replace_atomically(out / f"{number}.md") as temporary:
-            temporary.write_text(report.page(number, asked, base, lines), encoding="utf-8")
-        save_png(report.figure(number, asked, base, lines), out / f"{number}.png")
-        found[number] = asked, asked.effects(report.values_of(lines), base)
-        print(f"   {judge(found[number][1])}: {out / f'{number}.md'}\n", flush=True)
+            temporary.write_text(report.page(number, asked, effects, lines), encoding="utf-8")
+        save_png(report.figure(number, asked, effects, lines), out / f"{number}.png")
+        found[number] = asked, effects
+        print(f"   {judge(effects)}: {out / f'{number}.md'}\n", flush=True)
     if claim == "all":
         with replace_atomically(out / "summary.md") as temporary:
             temporary.write_text(report.summary(found) + "\n", encoding="utf-8")

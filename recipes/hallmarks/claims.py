@@ -7,9 +7,8 @@ which they followed from the drops of the learning rate: runs without drops deci
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import pairwise
 from math import log2, log10, nan
 from statistics import mean
@@ -24,6 +23,8 @@ from recipes.hallmarks.verdict import Effect
 
 Values = Mapping[str, Any]
 """What was noted of a run."""
+
+Number = Callable[[Values], float]
 
 Runs = Mapping[str, Sequence[Values]]
 """By variant, one a seed, the seeds in the same order."""
@@ -78,7 +79,7 @@ class Claim:
     text: str
     variants: Callable[[Base], dict[str, Setting]]
     effects: Callable[[Runs, Base], list[Effect]]
-    columns: Mapping[str, Callable[[Values], float]]
+    columns: Mapping[str, Number]
     curves: Curves
     remark: str
 
@@ -110,7 +111,7 @@ def loss(values: Values) -> float:
     return values["val/loss"][-1]
 
 
-def in_quarter(name: str, which: int) -> Callable[[Values], float]:
+def in_quarter(name: str, which: int) -> Number:
     """Mean of a series over the first to fourth quarter of the epochs; where it is undefined, it is left out."""
 
     def of(values: Values) -> float:
@@ -123,7 +124,7 @@ def in_quarter(name: str, which: int) -> Callable[[Values], float]:
 
 def undone(values: Values) -> float:
     """Share of the length of the last quarter's steps that leads nowhere: 1 − ‖Σu‖ / Σ‖u‖."""
-    _, steps = last_quarter(values)
+    steps = late_steps(values)
     lengths = np.array(values["series"]["oscillation_step_length"])[-len(steps) :]  # means over a window of each epoch
     return 1 - values["last_quarter"] / float(steps @ lengths)
 
@@ -133,22 +134,19 @@ def undone_by_noise(values: Values) -> float:
 
     Steps i and j then have the cosine β^|i − j|.
     """
-    beta, (_, steps) = values["momentum"], last_quarter(values)
-    n = int(steps.sum())
+    beta, n = values["momentum"], int(late_steps(values).sum())
     lags = np.arange(1, n)
     return 1 - float(np.sqrt(n + 2 * ((n - lags) * beta**lags).sum())) / n
 
 
-def last_quarter(values: Values) -> tuple[int, NDArray[np.float64]]:
-    """The snapshot that it begins with, and the optimizer steps of each of its epochs."""
-    start = len(values["steps"]) - 1 - quarter(len(values["steps"]))
-    return start, np.diff(np.array(values["steps"], dtype=float))[start:]
+def late_steps(values: Values) -> NDArray[np.float64]:
+    """Optimizer steps of each epoch of the last quarter."""
+    return np.diff(np.array(values["steps"], dtype=float))[-quarter(len(values["steps"])) :]
 
 
 def direction_known(values: Values) -> float:
     """Cosine of the direction at the start of the last quarter with the final one."""
-    start, _ = last_quarter(values)
-    return values["final_direction"][start - 1]  # it begins with the snapshot after θ_0
+    return values["final_direction"][-1 - quarter(len(values["steps"]))]
 
 
 def saturation_of_walk(values: Values) -> float:
@@ -189,14 +187,12 @@ def of_each_seed(runs: Runs, variants: Sequence[str], number: Callable[..., floa
     return tuple(number(*values) for values in zip(*(runs[variant] for variant in variants), strict=True))
 
 
-def difference(
-    runs: Runs, larger: str, smaller: str, number: Callable[[Values], float], name: str = "ω", decides: bool = False
-) -> Effect:
+def difference(runs: Runs, larger: str, smaller: str, number: Number, name: str = "ω", decides: bool = False) -> Effect:
     values = of_each_seed(runs, (larger, smaller), lambda a, b: number(a) - number(b))
     return Effect(f"{name} ({larger}) − {name} ({smaller})", values, decides=decides)
 
 
-def slope(runs: Runs, levels: Mapping[str, float], number: Callable[[Values], float]) -> tuple[float, ...]:
+def slope(runs: Runs, levels: Mapping[str, float], number: Number) -> tuple[float, ...]:
     """Least-squares slope of a number over the levels of its variants, of each seed."""
     x = list(levels.values())
     if len(set(x)) < 2:
@@ -277,20 +273,22 @@ def settling(base: Base) -> dict[str, Setting]:
     return {"as it is": base.images, "learning rate never dropped": replace(base.images, drops=())}
 
 
+def of_both(runs: Runs, base: Base, measured: Iterable[tuple[str, Number, float, bool]]) -> list[Effect]:
+    """Effects of the run as it is and of the one without drops: name, number, bound, and whether it decides."""
+    return [
+        Effect(f"{name} ({variant})", of_each_seed(runs, [variant], number), above, decides)
+        for variant in settling(base)
+        for name, number, above, decides in measured
+    ]
+
+
 def saturates(runs: Runs, base: Base) -> list[Effect]:
-    effects = []
-    for variant in settling(base):
-        each = partial(of_each_seed, runs, [variant])
-        effects += [
-            Effect(f"share of training after saturation ({variant})", each(lambda run: 1 - saturation(run)), REDUNDANT),
-            Effect(f"smallest cosine between snapshots of the second half ({variant})", each(late_cosine), ALIKE),
-            Effect(
-                f"saturation of a random walk − saturation ({variant})",
-                each(lambda run: saturation_of_walk(run) - saturation(run)),
-                decides=False,
-            ),
-        ]
-    return effects
+    measured: list[tuple[str, Number, float, bool]] = [
+        ("share of training after saturation", lambda run: 1 - saturation(run), REDUNDANT, True),
+        ("smallest cosine between snapshots of the second half", late_cosine, ALIKE, True),
+        ("saturation of a random walk − saturation", lambda run: saturation_of_walk(run) - saturation(run), 0.0, False),
+    ]
+    return of_both(runs, base, measured)
 
 
 # H4 ---------------------------------------------------------------------------------------------------------
@@ -301,23 +299,13 @@ def oscillating(base: Base) -> dict[str, Setting]:
 
 
 def oscillates(runs: Runs, base: Base) -> list[Effect]:
-    effects = []
-    for variant in settling(base):
-        each = partial(of_each_seed, runs, [variant])
-        effects += [
-            Effect(f"share undone of the last quarter's steps ({variant})", each(undone), UNDONE),
-            Effect(
-                f"cosine of the direction three quarters through with the final one ({variant})",
-                each(direction_known),
-                ALIKE,
-            ),
-            Effect(
-                f"share undone − that of noise under the same momentum ({variant})",
-                each(lambda run: undone(run) - undone_by_noise(run)),
-                decides=False,
-            ),
-        ]
-    return effects
+    noise = "share undone − that of noise under the same momentum"
+    measured: list[tuple[str, Number, float, bool]] = [
+        ("share undone of the last quarter's steps", undone, UNDONE, True),
+        ("cosine of the direction three quarters through with the final one", direction_known, ALIKE, True),
+        (noise, lambda run: undone(run) - undone_by_noise(run), 0.0, False),
+    ]
+    return of_both(runs, base, measured)
 
 
 # H5 ---------------------------------------------------------------------------------------------------------
@@ -344,7 +332,7 @@ def grows(runs: Runs, base: Base) -> list[Effect]:
 def differs(runs: Runs, base: Base) -> list[Effect]:
     levels = dict(zip(widths(base), map(log2, base.widths), strict=True))
 
-    def fall(number: Callable[[Values], float]) -> tuple[float, ...]:
+    def fall(number: Number) -> tuple[float, ...]:
         return tuple(-value for value in slope(runs, levels, number))
 
     def middle_less_ends(*values: Values) -> float:

@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 
 from lightning_traj.drawing import GREY, add_panel, new_figure, own_style
 from lightning_traj.series_plot import COLOURS
-from recipes.hallmarks.claims import Base, Claim, Runs
+from recipes.hallmarks.claims import Claim, Runs
 from recipes.hallmarks.sweep import Line
 from recipes.hallmarks.verdict import Effect, judge
+from recipes.markdown import markdown_table
 
 
 def values_of(lines: Mapping[str, Sequence[Line]]) -> Runs:
@@ -24,10 +25,8 @@ def values_of(lines: Mapping[str, Sequence[Line]]) -> Runs:
     }
 
 
-def page(number: str, claim: Claim, base: Base, lines: Mapping[str, Sequence[Line]]) -> str:
+def page(number: str, claim: Claim, effects: Sequence[Effect], lines: Mapping[str, Sequence[Line]]) -> str:
     """Everything that was found about a claim, in Markdown."""
-    runs = values_of(lines)
-    effects = claim.effects(runs, base)
     return (
         "\n\n".join(
             [
@@ -39,7 +38,7 @@ def page(number: str, claim: Claim, base: Base, lines: Mapping[str, Sequence[Lin
                 "An effect is supported where its 95 % confidence interval over seeds (Student's t) lies above the "
                 "bound, not supported where none of it does, undecided otherwise. Those in bold decide.",
                 "## Runs",
-                runs_table(claim, runs),
+                runs_table(claim, values_of(lines)),
                 f"Means ± standard deviation over seeds. {claim.remark}",
                 "## Counted, and made on",
                 made_on(lines),
@@ -60,7 +59,7 @@ def summary(found: Mapping[str, tuple[Claim, Sequence[Effect]]]) -> str:
         )
         for number, (claim, effects) in found.items()
     ]
-    return markdown(("", "claim", "verdict", "measured effects, with 95 % intervals"), rows)
+    return markdown_table(("", "claim", "verdict", "measured effects, with 95 % intervals"), rows)
 
 
 def effects_table(effects: Iterable[Effect]) -> str:
@@ -69,7 +68,7 @@ def effects_table(effects: Iterable[Effect]) -> str:
         name = f"**{effect.name}**" if effect.decides else effect.name
         each = ", ".join(f"{value:.{decimals(effect)}f}" for value in effect.values)
         rows.append((name, interval(effect), f"> {effect.above:g}", each, str(effect.verdict)))
-    return markdown(("effect", "mean, 95 % interval", "claimed", "each seed", "verdict"), rows)
+    return markdown_table(("effect", "mean, 95 % interval", "claimed", "each seed", "verdict"), rows)
 
 
 def runs_table(claim: Claim, runs: Runs) -> str:
@@ -77,7 +76,7 @@ def runs_table(claim: Claim, runs: Runs) -> str:
     for variant, each in runs.items():
         cells = [spread([number(run) for run in each]) for number in claim.columns.values()]
         rows.append((variant, *cells))
-    return markdown(("", *claim.columns), rows)
+    return markdown_table(("", *claim.columns), rows)
 
 
 def made_on(lines: Mapping[str, Sequence[Line]]) -> str:
@@ -112,21 +111,20 @@ def common(runs: Sequence[Line]) -> dict[str, object]:
 
 
 @own_style()
-def figure(number: str, claim: Claim, base: Base, lines: Mapping[str, Sequence[Line]]) -> Figure:
+def figure(number: str, claim: Claim, effects: Sequence[Effect], lines: Mapping[str, Sequence[Line]]) -> Figure:
     """The first column, a dot a seed, and the curves, a line a seed, in the same colours. 11 inches wide."""
-    values = values_of(lines)
     label, column = next(iter(claim.columns.items()))
     height = 1.9 + 0.34 * max(len(lines), 7)
     drawn = new_figure(
         11,
         height,
-        f"{number}: {judge(claim.effects(values, base))}",
+        f"{number}: {judge(effects)}",
         f"{claim.text} Dots and lines are seeds, bars means.",
     )
     dots = add_panel(drawn, 3.2, 0.6, 2.6, height - 1.5)
     curves = add_panel(drawn, 6.9, 0.6, 3.8, height - 1.5)
     colours = dict(zip(lines, COLOURS * len(lines), strict=False))
-    for place, (variant, runs) in enumerate(values.items()):
+    for place, (variant, runs) in enumerate(values_of(lines).items()):
         found = [column(run) for run in runs]
         dots.plot(found, [place] * len(runs), "o", color=colours[variant], alpha=0.6, ms=6, mew=0)
         dots.plot([mean(found)] * 2, [place - 0.3, place + 0.3], color=colours[variant], lw=2)
@@ -150,10 +148,6 @@ def figure(number: str, claim: Claim, base: Base, lines: Mapping[str, Sequence[L
 # Cells ------------------------------------------------------------------------------------------------------
 
 
-def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [heading, ["---"] * len(heading), *rows])
-
-
 def interval(effect: Effect) -> str:
     digits = decimals(effect)
     return (
@@ -165,8 +159,12 @@ def interval(effect: Effect) -> str:
 
 def decimals(effect: Effect) -> int:
     """So many that the first two digits of the interval's half are told."""
-    scale = effect.margin if isfinite(effect.margin) and effect.margin > 0 else abs(effect.mean) or 1.0
-    return min(8, max(0, 1 - floor(log10(scale)))) if isfinite(scale) else 4
+    return two_digits(effect.margin if isfinite(effect.margin) and effect.margin > 0 else abs(effect.mean) or 1.0)
+
+
+def two_digits(scale: float) -> int:
+    """Decimals that tell two digits of this; four where it tells nothing."""
+    return min(8, max(0, 1 - floor(log10(scale)))) if isfinite(scale) and scale > 0 else 4
 
 
 def spread(values: Sequence[float]) -> str:
@@ -174,5 +172,5 @@ def spread(values: Sequence[float]) -> str:
     if len(values) < 2 or not all(map(isfinite, values)):
         return ", ".join(f"{value:.4g}" for value in values)
     deviation = stdev(values)
-    digits = min(8, max(0, 1 - floor(log10(deviation)))) if deviation > 0 else 4
+    digits = two_digits(deviation)
     return f"{mean(values):.{digits}f} ± {deviation:.{digits}f}"

@@ -67,19 +67,19 @@ class Sweep:
             ValueError, FileNotFoundError: if a setting makes no run; none has been made then.
         """
         settings = list(dict.fromkeys(settings))
-        known = {(json.dumps(line["setting"]), line["seed"]): line for line in self.finished()}
+        known = {key(line["setting"], line["seed"]): line for line in self.finished()}
         missing = [  # in a sweep over sizes the last ones take longest: begun first, they are not waited for at the end
             (setting, seed)
             for setting in reversed(settings)
             for seed in seeds
-            if (json.dumps(plain(setting)), seed) not in known
+            if key(plain(setting), seed) not in known
         ]
         if missing:
             print(f"{len(settings) * len(seeds)} runs, of which {len(missing)} are missing", flush=True)
             missing[0][0].build()  # wrong data are said once, here, and not by every run
             for line in self._train(missing):
-                known[json.dumps(line["setting"]), line["seed"]] = line
-        return {setting: [known[json.dumps(plain(setting)), seed] for seed in seeds] for setting in settings}
+                known[key(line["setting"], line["seed"])] = line
+        return {setting: [known[key(plain(setting), seed)] for seed in seeds] for setting in settings}
 
     def trajectory(self, setting: Setting, seed: int) -> Path:
         """The file of a finished run's trajectory.
@@ -133,6 +133,11 @@ class Sweep:
             file.flush()
             os.fsync(file.fileno())
         return read(text)
+
+
+def key(setting: dict[str, Any], seed: int) -> tuple[str, int]:
+    """What a finished run is found by."""
+    return json.dumps(setting), seed
 
 
 def read(text: str) -> Line:

@@ -16,6 +16,7 @@ from jsonargparse import auto_cli
 from torch import nn
 
 from recipes.hybrid.run import Setting
+from recipes.markdown import markdown_table
 from recipes.resnet.networks import ResNet
 
 SIDES = ("everything", "BatchNorm only")
@@ -59,8 +60,7 @@ def step_time_table(seconds: Seconds, parts: Sequence[str] = PARTS) -> str:
     full, norms = fastest = [[min(times[part]) for part in parts] for times in seconds.values()]
     rows = [(f"{side}, ms", [f"{1e3 * t:.1f}" for t in times]) for side, times in zip(seconds, fastest, strict=True)]
     rows.append(("ratio", [f"{ours / theirs:.2f}" for ours, theirs in zip(norms, full, strict=True)]))
-    heading = [("", list(parts)), ("---", ["---"] * len(parts))]
-    return "\n".join(f"| {' | '.join([label, *cells])} |" for label, cells in [*heading, *rows])
+    return markdown_table(["", *parts], [[label, *cells] for label, cells in rows])
 
 
 def step_time(setting: Setting = Setting(), rounds: int = 40, threads: int = 1) -> None:  # noqa: B008 (frozen)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, median, stdev
 from typing import Any
 
+from recipes.markdown import markdown_table
+
 Row = Mapping[str, Any]
 REFERENCE = "everything"
 MARGIN = 0.5  # points of accuracy below the reference's final one: as good as that
@@ -25,7 +27,7 @@ COLUMNS = (
 def comparison_table(rows: Sequence[Row]) -> str:
     """A line for each variant: means over seeds, ± standard deviation of one seed; medians of epochs and costs."""
     reference = {row["seed"]: row for row in rows if row["variant"] == REFERENCE}
-    lines = [COLUMNS, ("---",) * len(COLUMNS)]
+    lines = []
     for variant in dict.fromkeys(row["variant"] for row in rows):
         runs = [row for row in rows if row["variant"] == variant and row["seed"] in reference]
         finals = {row["seed"]: row["accuracy"][-1] for row in runs}
@@ -47,7 +49,7 @@ def comparison_table(rows: Sequence[Row]) -> str:
                 "" if missed else f"{median(cost(row, epochs) for row, epochs in reached):.1f}",
             )
         )
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return markdown_table(COLUMNS, lines)
 
 
 def epochs_to(row: Row, target: float) -> int:
