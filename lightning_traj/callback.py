@@ -146,6 +146,7 @@ class TrajectoryCallback(Callback):
             seed=seed,
         )
         self._quantity = quantity(track)
+        self._first_due = False  # whether what belongs to a step has to be recorded for the first time
         self._step_due = False  # whether what belongs to the coming step is to be recorded,
         self._epoch_due = False  # and whether it is at the end of the epoch, if no later step takes its place
         self._last_step: tuple[dict[str, Any] | Exception, int, float] | None = None  # an epoch's, so far
@@ -219,6 +220,7 @@ class TrajectoryCallback(Callback):
                 )
             self._begin()
         self._module = weakref.ref(pl_module)
+        self._first_due = not len(recorder)
         recorder.check(parameters, pl_module)
         self._check_trainer(trainer)
         cost = recorder.prepare(parameters)
@@ -386,8 +388,11 @@ class TrajectoryCallback(Callback):
         epoch = _completed_epochs(trainer, starting)
         if self._epoch_due and not self._step_due:
             self._last_step = tensors, self._steps, epoch
-        else:
-            self._recorder.record(tensors, self._steps, epoch)
+            return
+        # Tried once: where it fails on one rank, others may have recorded it, and yet all have to go on alike.
+        first_due, self._first_due = self._first_due, False
+        if not self._recorder.record(tensors, self._steps, epoch):
+            self._first_due = first_due
 
     def _read(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> dict[str, Any]:
         """What is to be recorded, by parameter."""
@@ -423,10 +428,9 @@ class TrajectoryCallback(Callback):
 
     def _prepare_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         self._epoch_due = trainer.is_last_batch and self.schedule.due_after_epoch(trainer.current_epoch + 1)
-        # Where a gradient is in partial sums, all ranks add it up, on training's own group: one that records no more
-        # must not ask for it at every step, and meet the others' sums there.
-        first = not len(self._recorder) and not self._recorder.ranks.broken
-        self._step_due = first or self.schedule.due_after_step(self._steps + 1)
+        # The same on all ranks, whatever each of them has: where a gradient is in partial sums, they add it up on
+        # training's own group, and one that asked for it alone would meet the others' sums there.
+        self._step_due = self._first_due or self.schedule.due_after_step(self._steps + 1)
         self._failed = None
         if self._step_due or self._epoch_due:
             try:

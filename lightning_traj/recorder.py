@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, astuple, replace
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,8 @@ GRAM_STATES = {"full": ("local", "finite"), "sketch": ("local", "finite", "base"
 class Recorder:
     """Records snapshots of parameters, and gives the Trajectory so far.
 
-    Recording a sketched snapshot never waits for the device; ``collect`` copies the new Gram rows to the host, once.
+    Recording a sketched snapshot never waits for the device, unless it brings new parameters; ``collect`` copies the
+    new Gram rows to the host, once.
 
     Args:
         track: What the tensors are that are given as parameters: said in the trajectory.
@@ -226,8 +227,8 @@ class Recorder:
 
         Args:
             parameters: By qualified name. Blocks are made of the floating-point ones; new ones may come, and what is
-                missing counts as unchanged. Or why they could not be read on this rank: it is raised, after the ranks
-                among which they are divided have been told.
+                missing counts as unchanged. Or why they could not be read on this rank: it is raised, after the other
+                ranks have been told.
             step: Optimizer steps taken.
             epoch: Completed epochs, fractional within one.
 
@@ -237,8 +238,8 @@ class Recorder:
         Raises:
             ValueError: a parameter has changed its size.
             OSError: a full snapshot could not be written.
-            FloatingPointError: a full snapshot, or on several ranks one with new parameters, has a non-finite entry or
-                failed on another rank.
+            FloatingPointError: a full snapshot, or one with new parameters, has a non-finite entry or failed on
+                another rank.
         """
         key = (step, epoch)
         if self.latest_key is not None and key <= self.latest_key:
@@ -250,12 +251,10 @@ class Recorder:
             parameters = error
         if not self.blocks:  # what is summed depends on what was read
             self.ranks.all_do(partial(_read, parameters))
-        shared = self._division.is_shared and self.blocks
-        if isinstance(parameters, Exception):
-            if not shared:
-                raise parameters
-        elif len(partition.blocks) > len(self.blocks) or self._division.lacks(parameters):
-            if shared and (summed := self._ask()) is not None:
+        if not isinstance(parameters, Exception) and (
+            len(partition.blocks) > len(self.blocks) or self._division.lacks(parameters)
+        ):
+            if self.blocks and (summed := self._ask()) is not None:
                 partition = self.partition
             else:
                 self._divide(partition, parameters)
@@ -448,12 +447,13 @@ class Recorder:
             file = self._record_full(partition, parameters, step, summed)
         else:
             row, failure = self._sketch(partition, parameters, summed)
-            # A rank may have failed, and what is new counts from its first value on: worth to wait for the device.
-            new = row[len(self.blocks) :] if self.blocks and self._division.is_shared else []
+            # What is new counts from its first value on, and a rank may have failed: worth to wait for the device. But
+            # for θ_0 on one rank, without which all begins anew.
+            new = row[len(self.blocks) :] if self.blocks or self.ranks.size > 1 else []
             if new and not torch.isfinite(torch.cat(new)).all():
-                raise failure or FloatingPointError(_left_out(step))
+                raise failure or self._left_out(step)
             self._sketched = (step, row, failure)
-            with self._alone():
+            with self.ranks.alone():
                 self.gram.update(row)
         try:
             self.partition = partition
@@ -466,7 +466,7 @@ class Recorder:
             path = walked if self.path is None else self.path + walked
         except BaseException:  # short of memory, or interrupted: what is kept has to stay of one length
             self.gram.keep(range(len(self.gram) - 1))
-            with self._alone():
+            with self.ranks.alone():
                 raise
         self.path = path
         self.paths.append(path)
@@ -489,11 +489,20 @@ class Recorder:
         Returns:
             That sum, if there is such a rank: what all take this snapshot for.
         """
-        count = len(self.blocks)
-        numel = self.gram.products_numel(count) if self.snapshot == "full" else sum(self._sizes(self.blocks))
+        if self.ranks.size == 1:
+            return None
         # Not zeros: a rank that knows of nothing new must not take the sum for a snapshot.
-        usual = self.ranks.sum(torch.full((numel,), torch.inf, dtype=torch.float64, device=self.device))
+        count = len(self.blocks)
+        numel = self.gram.products_numel(count) if self.snapshot == "full" else self._sent(self.blocks)
+        usual = self.ranks.sum(self._filled(numel, torch.inf))
         return usual if torch.isnan(usual).any() else None
+
+    def _filled(self, numel: int, value: float) -> Tensor:
+        return torch.full((numel,), value, dtype=torch.float64, device=self.device)
+
+    def _left_out(self, step: int) -> FloatingPointError:
+        elsewhere = ", or failed on another process" if self.ranks.size > 1 else ""
+        return FloatingPointError(f"the snapshot at step {step} has non-finite entries{elsewhere}: it is left out.")
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -505,10 +514,6 @@ class Recorder:
             yield
         finally:
             self._settled = None
-
-    def _alone(self) -> AbstractContextManager[None]:
-        """For what comes after ranks have met: one on which it fails would come to the next time without the others."""
-        return self.ranks.alone() if self._division.is_shared or not self.blocks else nullcontext()
 
     def _compare(self, partition: Partition, parameters: Mapping[str, Tensor]) -> None:
         self.ranks.compare(parameters, partition.blocks, self.settings)
@@ -524,7 +529,7 @@ class Recorder:
             self._divide(self.partition, parameters)
             self._sketched = (step, *self._sketch(self.partition, parameters))
         _, row, failure = self._sketched
-        with self._changing(), self._alone():
+        with self._changing(), self.ranks.alone():
             take(row)
         if failure is not None:
             raise failure
@@ -540,19 +545,30 @@ class Recorder:
     def _sketch(
         self, partition: Partition, parameters: Mapping[str, Tensor] | Exception, summed: Tensor | None = None
     ) -> tuple[list[Tensor], Exception | None]:
-        """Sketches of all blocks: where they are divided, the sum over ranks, in one piece; and what failed here."""
-        if not self._division.is_shared:
-            row: list[Tensor] = []
-            if self.blocks:
-                return self._own_sketches(partition, parameters), None
-            # θ_0: where it fails on one rank, all begin with the next one, before which they meet again.
-            self.ranks.all_do(lambda: row.extend(self._own_sketches(partition, parameters)))
-            return row, None
-        sizes, failure = self._sizes(partition.blocks), None
+        """Sketches of all blocks, and what failed here: NaNs then, on all ranks.
+
+        These meet once: for the sum of the sketches where the entries are divided, else of one number, which is not a
+        number where one of them has failed.
+        """
+        own: list[Tensor] = []
+
+        def make() -> Tensor:
+            own.extend(self._own_sketches(partition, parameters))
+            return torch.cat(own) if self._division.is_shared else self._filled(1, 0.0)
+
+        if self.ranks.size == 1:
+            return self._own_sketches(partition, parameters), None
+        failure = None
         if summed is None:
-            blank = torch.full((sum(sizes),), torch.nan, dtype=torch.float64, device=self.device)
-            summed, failure = self.ranks.sum_of(lambda: torch.cat(self._own_sketches(partition, parameters)), blank)
-        return list(torch.split(summed, sizes)), failure
+            summed, failure = self.ranks.sum_of(make, self._filled(self._sent(partition.blocks), torch.nan))
+        sizes = self._sizes(partition.blocks)
+        if own and not self._division.is_shared:
+            summed = torch.cat(own) + summed
+        return list(torch.split(summed.expand(sum(sizes)), sizes)), failure
+
+    def _sent(self, blocks: Sequence[Block]) -> int:
+        """How many numbers of their sketches ranks sum."""
+        return sum(self._sizes(blocks)) if self._division.is_shared else 1
 
     def _sizes(self, blocks: Iterable[Block]) -> list[int]:
         """Lengths of their sketches."""
@@ -632,12 +648,12 @@ class Recorder:
 
         failure = None
         if products is None:
-            blank = torch.full((self.gram.products_numel(len(partition.blocks)),), torch.nan, dtype=torch.float64)
+            blank = self._filled(self.gram.products_numel(len(partition.blocks)), torch.nan)
             products, failure = self.ranks.sum_of(own, blank)
         if not torch.isfinite(products).all():  # on all ranks
             self.snapshots.discard(name)
-            raise failure or FloatingPointError(_left_out(step))
-        with self._alone():
+            raise failure or self._left_out(step)
+        with self.ranks.alone():
             self.gram.update(row, products)
         return name
 
@@ -706,10 +722,6 @@ def _read(parameters: Mapping[str, Tensor] | Exception) -> Mapping[str, Tensor]:
     if isinstance(parameters, Exception):
         raise parameters
     return parameters
-
-
-def _left_out(step: int) -> str:
-    return f"the snapshot at step {step} has non-finite entries, or failed on another process: it is left out."
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

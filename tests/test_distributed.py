@@ -24,6 +24,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 from torch.distributed.tensor.placement_types import _StridedShard
 
 import lightning_traj.ranks
+import lightning_traj.recorder
 from conftest import Snapshots
 from launch import launch
 from lightning_traj import CountSketch, FusedLayout, Trajectory
@@ -250,12 +251,13 @@ def test_a_snapshot_is_one_small_collective(tmp_path: Path) -> None:
 
 
 def sketching(rows: int) -> tuple[int, int]:
-    """Entries that this rank sketches of plain parameters, and collectives, in a snapshot."""
-    counts = {"entries": 0, "collectives": 0}
+    """Entries that this rank sketches of plain parameters, and numbers that it sends, in the one sum of a snapshot."""
+    counts = {"entries": 0}
+    sent: list[int] = []
     reduce, sketch = dist.all_reduce, CountSketch.of_blocks
 
     def counting(tensor: Tensor, **group: Any) -> None:
-        counts["collectives"] += 1
+        sent.append(tensor.numel())
         reduce(tensor, **group)
 
     def counted(self: CountSketch, blocks: Any) -> list[Tensor]:
@@ -277,18 +279,19 @@ def sketching(rows: int) -> tuple[int, int]:
     dist.all_reduce, CountSketch.of_blocks = counting, counted  # type: ignore[method-assign]
     ours.record(second, 1, 1)
     a, b = (recorder.collect()[0].anchored for recorder in (ours, whole))
-    if counts["collectives"]:
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.abs(b).max())
-    else:
+    if sent == [1]:  # whether all have their sketches
         np.testing.assert_array_equal(a, b)
-    return counts["entries"], counts["collectives"]
+    else:
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.abs(b).max())
+    (numbers,) = sent
+    return counts["entries"], numbers
 
 
 def test_sketching_is_shared_out_where_it_pays() -> None:
-    """Copies of a small model are sketched by everyone, which needs no collective; those of a large one once in all."""
-    assert launch(sketching, 3, 10) == [(10 * 1024 + 600, 0)] * 3
-    entries, collectives = zip(*launch(sketching, 3, 1100), strict=True)
-    assert collectives == (1, 1, 1)
+    """Copies of a small model are sketched by everyone, who send but one number; those of a large one once in all."""
+    assert launch(sketching, 3, 10) == [(10 * 1024 + 600, 1)] * 3
+    entries, numbers = zip(*launch(sketching, 3, 1100), strict=True)
+    assert numbers == (2 * 64,) * 3
     assert sum(entries) == 1100 * 1024 + 600
     assert max(entries) < 1.01 * sum(entries) / 3
 
@@ -296,7 +299,7 @@ def test_sketching_is_shared_out_where_it_pays() -> None:
 # What goes wrong -------------------------------------------------------------------------------------------------
 
 
-def failing(folder: Path, mode: str, what: str) -> tuple[list[int], list[str]]:
+def failing(folder: Path, mode: str, layout: str, what: str) -> tuple[list[int], list[str]]:
     """One rank fails in the fourth snapshot; what is kept, what it says."""
     owner: Any
     owner, name = (SnapshotFiles, "write") if mode == "full" else (CountSketch, "of_blocks")
@@ -314,7 +317,7 @@ def failing(folder: Path, mode: str, what: str) -> tuple[list[int], list[str]]:
     recorder.max_snapshots = 8
     errors = []
     for step in range(STEPS):
-        parameters = placed(step, layouts()["rows"])
+        parameters = placed(step, layouts()[layout])
         if not step:
             recorder.prepare(parameters)
         given = trouble if what == "reading" and step == 3 and dist.get_rank() == 1 else parameters
@@ -331,21 +334,21 @@ def failing(folder: Path, mode: str, what: str) -> tuple[list[int], list[str]]:
     return recorder.collect()[0].steps.tolist(), errors
 
 
-FAILING = tuple(product(MODES, ("taking", "reading", "finding blocks")))
+FAILING = tuple(product(MODES, ("rows", "plain"), ("taking", "reading", "finding blocks")))
 
 
 def all_failing(folder: Path) -> list[tuple[list[int], list[str]]]:
-    return [failing(folder / mode / what, mode, what) for mode, what in FAILING]
+    return [failing(folder.joinpath(*case), *case) for case in FAILING]
 
 
 def test_a_rank_that_fails_does_not_hang_the_others(tmp_path: Path) -> None:
     results = launch(all_failing, 3, tmp_path)
-    for (mode, _), first, second, third in zip(FAILING, *results, strict=True):
+    for (mode, *_), first, second, third in zip(FAILING, *results, strict=True):
         assert first[0] == second[0] == third[0] == [0, 1, 2, 4, 5]
         assert "No space left" in second[1][0]
         told = ["the snapshot at step 3 has non-finite entries, or failed on another process: it is left out."]
         assert first[1] == third[1] == (told if mode == "full" else [])
-    names = [path.name for path in (tmp_path / "full" / "taking").iterdir()]
+    names = [path.name for path in (tmp_path / "full" / "rows" / "taking").iterdir()]
     assert len(names) == 5 * 3  # nothing is left of the one that failed
     assert not any("step000000003" in name for name in names)
 
@@ -383,7 +386,7 @@ def test_a_rank_that_fails_after_a_sum_ends_the_recording_and_nothing_else(tmp_p
             assert gradient == [3.0**STEPS] * 3
 
 
-def unread(folder: Path, mode: str, at: int, what: str) -> tuple[list[int], list[float]]:
+def unread(folder: Path, mode: str, layout: str, at: int, what: str) -> tuple[list[int], list[float]]:
     """The second rank fails at the first snapshot, or at one that brings a new parameter; which are kept."""
     recorder, gradient = recorder_of(folder, Ranks.of_world(), snapshot=mode), torch.ones(3)
     own, trouble = Partition.held, MemoryError("out of memory")
@@ -395,8 +398,14 @@ def unread(folder: Path, mode: str, at: int, what: str) -> tuple[list[int], list
 
     if what == "taking":
         Partition.held = held  # type: ignore[method-assign]
+    place, pays = layouts()[layout.split(",")[0]], lightning_traj.recorder.DIVIDED
+    if "shared out" in layout:  # from when on there is what is new
+        lightning_traj.recorder.DIVIDED = (
+            0,
+            sum(2 * t.numel() if t.is_complex() else t.numel() for t in walk()[0].values()),
+        )
     for step in range(STEPS):
-        parameters = placed(step, layouts()["rows"])
+        parameters = placed(step, place)
         if not step:
             recorder.prepare(parameters)
         given = trouble if what == "reading" and step == at and dist.get_rank() == 1 else parameters
@@ -417,10 +426,12 @@ def unread(folder: Path, mode: str, at: int, what: str) -> tuple[list[int], list
     expected = whole.collect()[0].anchored
     np.testing.assert_allclose(trajectory.anchored, expected, rtol=0, atol=1e-13 * np.abs(expected).max())
     Partition.held = own  # type: ignore[method-assign]
+    lightning_traj.recorder.DIVIDED = pays
+    assert recorder._division.is_shared == (mode == "full" or layout != "plain")
     return trajectory.steps.tolist(), gradient.tolist()
 
 
-NEW = tuple(product(MODES, (0, 2), ("reading", "taking")))
+NEW = tuple(product(MODES, ("rows", "plain", "plain, shared out from then on"), (0, 2), ("reading", "taking")))
 
 
 def all_unread(folder: Path) -> list[tuple[list[int], list[float]]]:
@@ -431,7 +442,7 @@ def test_a_rank_that_fails_at_what_is_new(tmp_path: Path) -> None:
     """That snapshot is left out by all, and the next one brings what was new then."""
     results = launch(all_unread, 3, tmp_path)
     assert results[0] == results[1] == results[2]
-    for (_, at, _), (kept, gradient) in zip(NEW, results[0], strict=True):
+    for (*_, at, _), (kept, gradient) in zip(NEW, results[0], strict=True):
         assert kept == [step for step in range(STEPS) if step != at]
         assert gradient == [3.0**STEPS] * 3  # training's own sums are as ever
 
@@ -456,7 +467,7 @@ def failing_at_first(what: str) -> tuple[list[int], list[float]]:
         if not step:
             recorder.prepare(parameters)
         began = time.monotonic()
-        with suppress(MemoryError, RuntimeError):
+        with suppress(MemoryError, RuntimeError, FloatingPointError):
             recorder.record(parameters, step, step / 10)
         assert time.monotonic() - began < 7  # nobody waits
         dist.all_reduce(gradient)
@@ -465,9 +476,9 @@ def failing_at_first(what: str) -> tuple[list[int], list[float]]:
 
 
 def test_a_rank_that_fails_at_the_first_snapshot_of_copies_keeps_nobody_waiting() -> None:
-    """All begin with the next one; where it fails after they have met, it records nothing, and the others go on."""
+    """All begin with the next one; where it fails after they have met, nobody records any more."""
     assert launch(failing_at_first, 2, "sketching") == [([1, 2, 3], [16.0] * 3)] * 2
-    assert launch(failing_at_first, 2, "taking in") == [([0, 1, 2, 3], [16.0] * 3), ([], [16.0] * 3)]
+    assert launch(failing_at_first, 2, "taking in") == [([0], [16.0] * 3), ([], [16.0] * 3)]
 
 
 def new_on_one(folder: Path) -> list[list[int]]:

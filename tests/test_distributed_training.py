@@ -41,6 +41,7 @@ from launch import launch
 from launched import by_itself
 from lightning_traj import EveryNSteps, FusedLayout, Trajectory, TrajectoryCallback
 from lightning_traj.gram import RunningGram
+from lightning_traj.quantities import Gradient
 from lightning_traj.recorder import Recorder
 from lightning_traj.snapshots import SnapshotFiles
 from models import INPUTS, Training, fit
@@ -523,32 +524,40 @@ def test_gradients_that_are_partial_sums(tmp_path: Path, monkeypatch: Any) -> No
         assert "Partial" in placements
 
 
-def failing_once(root: Path) -> list[list[float]]:
-    """The second rank fails after the sum of the first snapshot; losses with the callback and without."""
+def failing_once(root: Path, what: str) -> list[list[float]]:
+    """The second rank fails at the first snapshot, or has no finite one; losses with the callback and without."""
     callback, losses = TrajectoryCallback(track="gradient", sketch_dim=16), []
-    update, trouble = RunningGram.update, [MemoryError("out of memory")] * torch.distributed.get_rank()
+    trouble = [MemoryError("out of memory")] * torch.distributed.get_rank()
+    owner, name = (RunningGram, "update") if what == "after the sum" else (Gradient, "read")
+    own = getattr(owner, name)
 
-    def failing(gram: RunningGram, *args: Any) -> None:
-        if trouble:
-            raise trouble.pop()
-        update(gram, *args)
+    def failing(*args: Any) -> Any:
+        if not trouble:
+            return own(*args)
+        error = trouble.pop()
+        if what != "not finite":
+            raise error
+        return {name: gradient * torch.nan for name, gradient in own(*args).items()}
 
-    for own in ([callback], []):
+    for callbacks in ([callback], []):
         arguments = {"strategy": strategy("tensor parallel", 2), "devices": 2, "max_epochs": 1}
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-            patch.setattr("lightning_traj.recorder.RunningGram", type("Failing", (RunningGram,), {"update": failing}))
+            patch.setattr(owner, name, failing)
             warnings.filterwarnings("ignore", message=".*recording failed with")
-            trainer = fit(*own, root=root, module=SequenceParallelNet, data=data(), **arguments)
+            trainer = fit(*callbacks, root=root, module=SequenceParallelNet, data=data(), **arguments)
         losses.append([float(loss) for loss in trainer.lightning_module.losses])
     assert not trouble
-    assert len(callback._recorder) == 1 - torch.distributed.get_rank()
+    # Where all have left the first one out, the next is that of the epoch's last step.
+    steps = [len(losses[0])] if what != "after the sum" else [] if torch.distributed.get_rank() else [1]
+    assert callback._recorder.steps == steps
     return losses
 
 
-def test_a_rank_that_no_longer_records_adds_up_no_gradients(tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("what", ["reading", "not finite", "after the sum"])
+def test_a_rank_that_no_longer_records_adds_up_no_gradients(what: str, tmp_path: Path, monkeypatch: Any) -> None:
     """They are added up in training's own group, where it would meet other sums of the others, and wait for ever."""
     monkeypatch.setattr("lightning_traj.tensorboard.log_figures", lambda *_: None)
-    for observed, alone in launch(failing_once, 2, tmp_path):
+    for observed, alone in launch(failing_once, 2, tmp_path, what):
         assert observed == alone
 
 

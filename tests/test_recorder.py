@@ -506,7 +506,7 @@ def test_only_what_is_new_is_copied_to_the_host_and_in_one_piece(new, walk, reco
 def test_recording_never_waits_for_the_device(new, frozen):
     """On meta tensors whatever asks for a value raises."""
 
-    def parameters(late):
+    def parameters(late=False):
         shapes = {"w": (300, 300), "b": (40,), "s": ()} | ({"late": (100,)} if late else {})
         return {
             name: nn.Parameter(torch.empty(shape, device="meta"), requires_grad=not frozen)
@@ -514,18 +514,30 @@ def test_recording_never_waits_for_the_device(new, frozen):
         }
 
     recorder = new(max_snapshots=4)
-    recorder.prepare(parameters(late=False))
+    recorder.prepare(parameters())
     assert recorder.device.type == "meta"
     for step in range(12):
-        assert recorder.record(parameters(late=step > 5), step, 0.0)
-        recorder.add_to_window(parameters(late=step > 5), step)
+        assert recorder.record(parameters(), step, 0.0)
+        recorder.add_to_window(parameters(), step)
         if not recorder.windows.running:
-            recorder.begin_window(parameters(late=step > 5), step)
+            recorder.begin_window(parameters(), step)
     assert len(recorder) <= 4
-    assert recorder.windows.counts == [5]  # cut short where a block came
     assert recorder.state_dict()["anchored"].device.type == "meta"
+    # What does need the values: the check can fail.
     with pytest.raises((NotImplementedError, RuntimeError)):
-        recorder.collect()  # which does need the values: the check can fail
+        recorder.collect()
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        recorder.record(parameters(late=True), 12, 0.0)
+
+
+def test_a_window_is_cut_short_where_a_block_comes(new, walk):
+    recorder = new()
+    for step, snapshot in enumerate(walk({"a": (5,), "late": (6,)}, 12)):
+        parameters = snapshot if step > 5 else {"a": snapshot["a"]}
+        recorder.record(parameters, step, 0.0)
+        recorder.add_to_window(parameters, step)
+        recorder.begin_window(parameters, step)
+    assert recorder.windows.counts == [5]
 
 
 def test_what_would_fill_a_device_is_kept_on_the_host(new, monkeypatch):
@@ -728,6 +740,19 @@ def test_a_block_that_comes_with_a_non_finite_snapshot_begins_there(new, walk, r
     assert trajectory.steps.tolist() == [0, 1, 3, 4, 5]
     late = np.stack([snapshots[max(t, 2)]["late"].double().numpy() for t in (0, 1, 3, 4, 5)])
     np.testing.assert_allclose(trajectory.gram("late"), late @ late.T, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["sketch", "full"])
+def test_a_block_whose_first_value_is_not_finite_begins_with_the_next_one(new, walk, recorded, mode, tmp_path):
+    snapshots = walk({"a": (5,), "late": (6,)}, 6)
+    recorder = recorded([{"a": snapshot["a"]} for snapshot in snapshots[:2]], new(snapshot=mode, folder=tmp_path / "0"))
+    with pytest.raises(FloatingPointError, match="the snapshot at step 2 has non-finite entries: it is left out"):
+        recorded([{**snapshots[2], "late": torch.full((6,), math.inf)}], recorder, first=2)
+    recorded(snapshots[3:], recorder, first=3)
+    whole = recorded([{"a": snapshot["a"]} for snapshot in snapshots[:2]], new(snapshot=mode, folder=tmp_path / "1"))
+    recorded(snapshots[3:], whole, first=3)
+    assert collected(recorder).steps.tolist() == [0, 1, 3, 4, 5]
+    assert_same(collected(recorder), collected(whole))
 
 
 def test_path_lengths_outlive_snapshots_that_were_dropped(new, walk, stacked, recorded):
