@@ -22,7 +22,7 @@ from lightning_traj.crossing import crossing
 from lightning_traj.fused import FusedLayout
 from lightning_traj.guard import Guard
 from lightning_traj.logbook import Logbook, last_step, stem
-from lightning_traj.partition import Granularity
+from lightning_traj.partition import Granularity, stable_repr
 from lightning_traj.quantities import quantity, zeros_like
 from lightning_traj.ranks import Ranks
 from lightning_traj.recorder import Recorder
@@ -223,6 +223,7 @@ class TrajectoryCallback(Callback):
         self._first_due = not len(recorder)
         recorder.check(parameters, pl_module)
         self._check_trainer(trainer)
+        recorder.ranks.compare(self._schedules)
         cost = recorder.prepare(parameters)
         self._guard.forget()
         self._book.open(trainer, folder, new=restored is None and not len(recorder))
@@ -517,7 +518,7 @@ class TrajectoryCallback(Callback):
 def _describe(schedule: Schedule | str) -> str:
     """A schedule in words that are the same in every process: also one of the user's own, without a repr."""
     plain = type(schedule).__repr__ is object.__repr__
-    return f"{type(schedule).__qualname__}({vars(schedule)})" if plain else repr(schedule)
+    return f"{type(schedule).__qualname__}({stable_repr(vars(schedule))})" if plain else stable_repr(schedule)
 
 
 def _default_name(track: object) -> str:

@@ -48,8 +48,8 @@ class RunningGram(Metric):
 
     A snapshot is given as one 1-D tensor a block, the whole of it (``exact=True``) or its sketch. ``update`` never
     waits for the device unless ``exact``. A snapshot with a non-finite entry leaves zeros, and False among
-    ``finite``: drop it with ``keep``. Blocks that appear late count as constant before their first value, which has to be
-    finite: all that comes later is measured from it.
+    ``finite``: drop it with ``keep``. Blocks that appear late count as constant before their first value, which has to
+    be finite: all that comes later is measured from it.
 
     Args:
         exact: False keeps a copy of the displacements in float32, whose Gram matrix is accumulated in float64, all new

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
@@ -263,8 +264,13 @@ def piece_from_state(state: Mapping[str, Any]) -> Piece:
 def function_name(function: Any) -> str:
     """A function's name, the same in every process: without an address."""
     if isinstance(function, partial):
-        return f"{function_name(function.func)} with {function.args}, {function.keywords}"
+        return f"{function_name(function.func)} with {stable_repr(function.args)}, {stable_repr(function.keywords)}"
     return str(getattr(function, "__qualname__", type(function).__qualname__))
+
+
+def stable_repr(value: object) -> str:
+    """A value in words that are the same in every process: without addresses."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def _itself(block: Block) -> str:

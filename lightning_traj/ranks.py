@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from itertools import accumulate
-from math import prod
 from typing import Any
 
 import torch
@@ -131,22 +130,23 @@ class Ranks:
         table[self.rank] = torch.tensor(numbers, dtype=torch.int64)
         return self.sum(table)
 
-    def compare(self, parameters: Mapping[str, Tensor], *more: object) -> None:
-        """Make sure that names, shapes, and what more is given, are the same on all ranks. All have to call it.
+    def compare(self, values: Mapping[str, object]) -> None:
+        """Make sure that plain values are the same on all ranks. All have to call it, with as many.
 
         Raises:
-            ValueError: on all ranks alike, if they are not.
+            ValueError: on all ranks, if they are not; each names what it has itself, of lists the first that differs.
         """
-        shapes = [(name, tuple(p.shape) if has_entries(p) else None) for name, p in parameters.items()]
-        entries = sum(prod(shape) for _, shape in shapes if shape is not None)
-        table = self.each([_number((shapes, more)), len(shapes), entries])
-        others = (table != table[0]).any(dim=1).nonzero().flatten().tolist()
-        if others:
-            had = ["{:,} with {:,} entries".format(*table[rank, 1:].tolist()) for rank in (0, others[0])]
+        table = self.each([_number(value) for value in values.values()])
+        differs = (table != table[0]).any(dim=0).tolist()
+        for name, value in itertools.compress(values.items(), differs):
+            if isinstance(value, list):
+                longest = int(self.each([len(value)]).max())
+                numbers = [_number(item) for item in value] + [0] * (longest - len(value))
+                first = int((self.each(numbers).diff(dim=0) != 0).any(dim=0).nonzero()[0])
+                name, value = f"{name}[{first}]", [*value, "nothing"][min(first, len(value))]
             raise ValueError(
-                f"parameters have other names, shapes or blocks on {len(others)} of {self.size} ranks than on rank 0, "
-                f"or the callback has other settings: rank 0 has {had[0]}, rank {others[0]} {had[1]}. Sums over ranks "
-                "need the same on all of them: build the same model and the same callback on each."
+                f"{name}={value} on rank {self.rank} of {self.size} is not what all others have. Sums over ranks need "
+                "the same on all of them: build the same model and the same callback on each."
             )
 
     def shares(self, parameters: Mapping[str, Tensor]) -> dict[str, Share]:
@@ -167,7 +167,7 @@ class Ranks:
             replicas.setdefault(tuple(rank for rank, is_one in enumerate(holders) if is_one), []).append(name)
         shares = {}
         for ranks, names in replicas.items():
-            begins = list(accumulate((held[name].numel for name in names), initial=0))
+            begins = list(itertools.accumulate((held[name].numel for name in names), initial=0))
             at, total = ranks.index(self.rank), begins[-1]
             first, last = (total * i // len(ranks) for i in (at, at + 1))
             for name, begin in zip(names, begins, strict=False):

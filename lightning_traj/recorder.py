@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_traj.blocks import Block, Patterns, block_groups, clean_name
+from lightning_traj.blocks import Block, Patterns, block_groups, clean_name, has_entries
 from lightning_traj.fused import FusedLayout
 from lightning_traj.gram import UPDATE, RunningGram
 from lightning_traj.mirror import Mirror, mirrored
@@ -138,11 +138,15 @@ class Recorder:
     # Before training
 
     def check(self, parameters: Mapping[str, Tensor], model: nn.Module | None = None) -> None:
-        """Raise ValueError: nothing to record, a pattern without a match, blocks that differ from a resumed run's.
+        """Can these be recorded?
 
         Args:
             parameters: By qualified name.
             model: Whose parameters they are. A weak reference is kept, for parameters that come later.
+
+        Raises:
+            ValueError: there is nothing to record, a pattern has no match, or blocks differ from a resumed run's.
+            RuntimeError: it failed on another rank alone.
         """
         self.model = None if model is None else weakref.ref(model)
         self.ranks.all_do(partial(self._check, parameters, model))
@@ -380,7 +384,7 @@ class Recorder:
             parameters: By qualified name; what full snapshots need where each rank has a part of them.
 
         Raises:
-            ValueError: the settings differ from those of the state; the message says both values.
+            ValueError: the settings differ from those of the state (the message says both values), or between ranks.
             FileNotFoundError: a full snapshot is missing.
             RuntimeError: full snapshots could not be read on another rank.
         """
@@ -418,7 +422,7 @@ class Recorder:
         if self.ranks.size > 1:
             held = self.partition.held(parameters, self._division.shares)
             wanted = self._held = self._held_shares(self.partition, held)
-        mapped = {name: self.snapshots.read(name, formerly, self.ranks.rank, wanted) for name in names}
+        mapped = self.snapshots.read(names, formerly, self.ranks.rank, wanted)
         blocks = [block.name for block in self.blocks]
         base = {block: mapped[file][block] for block, file in zip(blocks, self.base_files, strict=True)}
         # A snapshot that is older than a block has its first value.
@@ -516,7 +520,8 @@ class Recorder:
             self._settled = None
 
     def _compare(self, partition: Partition, parameters: Mapping[str, Tensor]) -> None:
-        self.ranks.compare(parameters, partition.blocks, self.settings)
+        shapes = [(name, list(p.shape) if has_entries(p) else None) for name, p in parameters.items()]
+        self.ranks.compare({"parameters": shapes, **self.settings, "the blocks": list(partition.blocks)})
 
     def _extended(self, parameters: Mapping[str, Tensor]) -> Partition:
         return self.partition.extended(parameters, None if self.model is None else self.model())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -74,18 +74,26 @@ class SnapshotFiles:
         """Delete what this process wrote of a snapshot that others could not write theirs of."""
         (self.folder / _of_rank(name, self.rank)).unlink(missing_ok=True)
 
-    def read(self, name: str, formerly: Path, rank: int = 0, wanted: Shares | None = None) -> dict[str, Any]:
-        """The blocks of a snapshot, 1-D each: mapped, and read when they are used.
+    def read(
+        self, names: Iterable[str], formerly: Path, rank: int = 0, wanted: Shares | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """The blocks of snapshots, 1-D each, by the names of both: mapped, and read when they are used.
 
         Args:
-            name: Of the snapshot.
-            formerly: The folder where it was written: looked in after ``folder``.
-            rank: Of this process, whose own file comes first.
+            names: Of the snapshots.
+            formerly: The folder where they were written: looked in after ``folder``.
+            rank: Of this process, whose own files come first.
             wanted: Which entries, whichever process wrote them; default: all.
 
         Raises:
-            FileNotFoundError: the snapshot is in neither folder, or a part of it is missing.
+            FileNotFoundError: a snapshot is in neither folder, or a part of it is missing.
         """
+        find = cache(_stretches)  # most snapshots have their entries where the one before has them
+        return {name: self._read(name, formerly, rank, wanted, find) for name in names}
+
+    def _read(
+        self, name: str, formerly: Path, rank: int, wanted: Shares | None, find: Callable[..., Any]
+    ) -> dict[str, Any]:
         first = self._find(name, formerly)
         files = {0: first}
 
@@ -101,7 +109,7 @@ class SnapshotFiles:
             if own.shares[block] == list(shares):
                 found[block] = own.blocks[block]
             else:
-                found[block] = _gathered(shares, block, [file(of) for of in range(first.processes)])
+                found[block] = _gathered(shares, block, [file(of) for of in range(first.processes)], find)
         return found
 
     def _find(self, name: str, formerly: Path) -> _File:
@@ -165,9 +173,9 @@ def _of_rank(name: str, rank: int) -> str:
     return name if rank == 0 else f"{name.removesuffix('.safetensors')}.{rank}.safetensors"
 
 
-def _gathered(wanted: Sequence[Share], block: str, files: Sequence[_File]) -> Any:
-    """The wanted entries of a block, wherever they lie."""
-    stretches, found = _stretches(tuple(wanted), tuple(tuple(file.shares[block]) for file in files))
+def _gathered(wanted: Sequence[Share], block: str, files: Sequence[_File], find: Callable[..., Any]) -> Any:
+    """The wanted entries of a block, wherever ``find``, as ``_stretches`` does, says that they lie."""
+    stretches, found = find(tuple(wanted), tuple(tuple(file.shares[block]) for file in files))
     numel = sum(prod(share.sizes) for share in wanted)
     begins = np.cumsum(stretches[:, 3]) - stretches[:, 3]
     if stretches[:, 3].sum() != numel or (begins != stretches[:, 0]).any():
@@ -177,7 +185,6 @@ def _gathered(wanted: Sequence[Share], block: str, files: Sequence[_File]) -> An
     return Spread(stretches, [files[i].blocks[block] for i in found])
 
 
-@lru_cache(maxsize=4096)  # most snapshots have their entries where the one before has them
 def _stretches(
     wanted: tuple[Share, ...], held: tuple[tuple[Share, ...], ...]
 ) -> tuple[NDArray[np.int64], tuple[int, ...]]:

@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from functools import partial
+from itertools import product
 from math import ceil
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,7 +46,7 @@ from lightning_traj.quantities import Gradient
 from lightning_traj.recorder import Recorder
 from lightning_traj.snapshots import SnapshotFiles
 from models import INPUTS, Training, fit
-from test_faults import slurm
+from slurm import slurm
 
 FUSED = {"*.qkv.*": FusedLayout({"q": 1, "k": 1, "v": 1})}
 ALWAYS = {"fused": FUSED, "sketch_dim": 16}
@@ -110,6 +111,12 @@ class Sharded(Training, pl.LightningModule):
         return data()
 
 
+def whole(tensors: dict[str, Any]) -> dict[str, Tensor]:
+    """Copies, gathered where they are sharded, of those that there are."""
+    there = {name: tensor.detach() for name, tensor in tensors.items() if tensor is not None}
+    return {name: getattr(tensor, "full_tensor", lambda t=tensor: t)().clone() for name, tensor in there.items()}
+
+
 class WholeWitness(pl.Callback):
     """Keeps the whole parameters, gathered, at the start and after each epoch."""
 
@@ -121,10 +128,7 @@ class WholeWitness(pl.Callback):
         self.parameters = dict(module.named_parameters())
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        whole = {
-            name: (p.full_tensor() if hasattr(p, "placements") else p).detach() for name, p in self.parameters.items()
-        }
-        self.snapshots.append({name: tensor.clone() for name, tensor in whole.items()})
+        self.snapshots.append(whole(self.parameters))
 
     on_train_start = on_train_epoch_end
 
@@ -217,9 +221,8 @@ def observed(layout: str, root: Path) -> dict[str, Any]:
     for ours, theirs in zip(snapshots, alone, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     steps = sketched.trajectory.steps.tolist()
-    whole = reference(snapshots, steps, root / str(trainer.global_rank), snapshot="full")
     for callback, expected in (
-        (full, whole),
+        (full, reference(snapshots, steps, root / str(trainer.global_rank), snapshot="full")),
         (sketched, reference(snapshots, steps, root, snapshot="sketch")),
     ):
         scale = np.sqrt(expected.gram().diagonal())
@@ -450,23 +453,58 @@ def test_a_job_of_two_processes_that_slurm_requeues(tmp_path: Path, monkeypatch:
 # Other quantities, and what is refused -----------------------------------------------------------------------------
 
 
-def quantities(root: Path) -> dict[str, list[float]]:
-    tracks = ("gradient", "update", "first_moment", "second_moment")
-    callbacks = [TrajectoryCallback(track=track, schedule=EveryNSteps(2), **ALWAYS) for track in tracks]
-    train("FSDP2", TrajectoryCallback(**ALWAYS), *callbacks, root=root, max_epochs=2)
-    return {callback.track: [*callback.trajectory.series()["param_norm"]] for callback in callbacks}
+TRACKS = ("gradient", "update", "first_moment", "second_moment")
 
 
-def test_quantities_of_a_step_under_sharding(tmp_path: Path, monkeypatch: Any) -> None:
-    """Two processes with the same batches do what one does."""
+class StepWitness(pl.Callback):
+    """Keeps the whole gradient, update and moments of each optimizer step, gathered."""
+
+    def __init__(self) -> None:
+        self.parameters: dict[str, Any] = {}
+        self.before: dict[str, Tensor] = {}
+        self.snapshots: dict[str, list[dict[str, Tensor]]] = {track: [] for track in TRACKS}
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        self.parameters = dict(module.named_parameters())
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        trainer.optimizers[0].register_step_post_hook(self.after_step)
+
+    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+        self.before = whole(self.parameters)
+        self.snapshots["gradient"].append(whole({name: p.grad for name, p in self.parameters.items()}))
+
+    def after_step(self, optimizer: Any, *_: Any) -> None:
+        update = {name: p.double() - self.before[name].double() for name, p in whole(self.parameters).items()}
+        self.snapshots["update"].append(update)
+        for track, state in (("first_moment", "exp_avg"), ("second_moment", "exp_avg_sq")):
+            moments = {name: optimizer.state.get(p, {}).get(state) for name, p in self.parameters.items()}
+            self.snapshots[track].append(whole(moments))
+
+
+def quantities(layout: str, root: Path) -> None:
+    witness, callbacks = StepWitness(), []
+    for track, mode in product(TRACKS, ("sketch", "full")):
+        settings = {"track": track, "snapshot": mode, "schedule": EveryNSteps(2)}
+        callbacks.append(TrajectoryCallback(name=f"{track}_{mode}", **settings, **ALWAYS))
+    trainer, _ = train(layout, TrajectoryCallback(**ALWAYS), *callbacks, witness, root=root, max_epochs=2)
+    for callback, (track, mode) in zip(callbacks, product(TRACKS, ("sketch", "full")), strict=True):
+        steps = callback.trajectory.steps.tolist()
+        assert len(steps) > 4
+        seen = [witness.snapshots[track][step - 1] for step in steps]
+        folder = root / str(trainer.global_rank) / callback.name
+        expected = reference(seen, steps, folder, snapshot=mode, track=track).anchored
+        ours = callback.trajectory.anchored
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-10 * np.abs(expected).max(), err_msg=callback.name)
+
+
+@pytest.mark.parametrize("layout", ["DDP, shared out", "FSDP2", "HSDP", "FSDP2 x tensor parallel"])
+def test_quantities_of_a_step_under_sharding(layout: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """They are those of the whole tensors, gathered at each step."""
     monkeypatch.setattr("lightning_traj.tensorboard.log_figures", lambda *_: None)
-    monkeypatch.setattr("test_distributed_training.data", alike)
     monkeypatch.setattr(Sharded, "configure_optimizers", lambda self: torch.optim.Adam(self.parameters()))
-    (alone,), several = launch(quantities, 1, tmp_path / "1"), launch(quantities, 2, tmp_path / "2")
-    for result in several:
-        for track, norms in alone.items():
-            assert len(result[track]) > 3  # half as many steps an epoch
-            np.testing.assert_allclose(result[track], norms[: len(result[track])], rtol=1e-3, err_msg=track)
+    share_out(layout, monkeypatch)
+    launch(quantities, LAYOUTS[layout], layout, tmp_path)
 
 
 class SequenceParallelNet(Training, pl.LightningModule):
@@ -492,7 +530,7 @@ class GradientWitness(WholeWitness):
     def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
         gradients: dict[str, Any] = {name: p.grad for name, p in module.named_parameters()}
         self.placements = str([gradient.placements for gradient in gradients.values()])
-        self.snapshots.append({name: gradient.full_tensor().clone() for name, gradient in gradients.items()})
+        self.snapshots.append(whole(gradients))
 
     on_train_start = on_train_epoch_end = None
 
@@ -559,6 +597,18 @@ def test_a_rank_that_no_longer_records_adds_up_no_gradients(what: str, tmp_path:
     monkeypatch.setattr("lightning_traj.tensorboard.log_figures", lambda *_: None)
     for observed, alone in launch(failing_once, 2, tmp_path, what):
         assert observed == alone
+
+
+def scheduled_apart(root: Path) -> str:
+    callback = TrajectoryCallback(schedule=EveryNSteps(1 + torch.distributed.get_rank()), **ALWAYS)
+    with pytest.raises(ValueError, match="is not what all others have") as caught:
+        train("DDP", callback, root=root, max_epochs=1)
+    return str(caught.value).partition(" is not")[0]
+
+
+def test_schedules_that_differ_between_ranks_are_an_error_on_all(tmp_path: Path) -> None:
+    said = [f"schedule=EveryNSteps(n={1 + rank}) on rank {rank} of 2" for rank in range(2)]
+    assert launch(scheduled_apart, 2, tmp_path) == said
 
 
 def refused_by(strategy: Any, world_size: int = 1) -> str:

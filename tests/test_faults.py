@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 from safetensors import safe_open
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -23,6 +22,7 @@ import lightning_traj.recorder
 from lightning_traj import EveryNSteps, Trajectory, TrajectoryCallback
 from lightning_traj.recorder import Recorder
 from models import Module, batches, fit
+from slurm import slurm
 from test_resume import assert_same
 
 pytestmark = pytest.mark.filterwarnings(
@@ -141,24 +141,6 @@ class Requeued(Module):
             self.marker.touch()
             os.kill(os.getpid(), signal.SIGTERM)
         return super().training_step(batch, batch_idx)
-
-
-def slurm(root: Path, rank: int = 0, tasks: int = 1) -> SLURMEnvironment:
-    """As if this process were one of so many tasks of a job, whose requeueing is noted in a file."""
-    if not rank:
-        (root / "bin").mkdir(exist_ok=True)
-        (root / "bin" / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {root}/scontrol\n')
-        (root / "bin" / "scontrol").chmod(0o755)
-    os.environ |= {
-        "PATH": f"{root / 'bin'}:{os.environ['PATH']}",
-        "SLURM_JOB_ID": "42",
-        "SLURM_NTASKS": str(tasks),
-        "SLURM_NTASKS_PER_NODE": str(tasks),
-        "SLURM_PROCID": str(rank),
-        "SLURM_LOCALID": str(rank),
-        "SLURM_NODEID": "0",
-    }
-    return SLURMEnvironment(auto_requeue=True, requeue_signal=signal.SIGTERM)
 
 
 def on_slurm(root: Path) -> None:

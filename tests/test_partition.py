@@ -168,8 +168,9 @@ def test_functions_are_named_without_an_address():
             return block.role
 
     assert Partition(Grouping()).settings["blocks"].endswith("Grouping")
-    assert "0x" not in Partition(partial(Grouping(), extra=1)).settings["blocks"]
-    assert "extra" in Partition(partial(Grouping(), extra=1)).settings["blocks"]
+    named = Partition(partial(Grouping(), object(), extra=1)).settings["blocks"]
+    assert "0x" not in named
+    assert "(<object object>,), {'extra': 1}" in named
 
 
 def test_a_function_that_fails_is_named(network):
