@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_traj import measures
+from lightning_traj.gram import Row
 from lightning_traj.recorder import Recorder
 
 # Tag, the two quantities, and the two vectors of a block from their newest sketches and the first one of the second.
@@ -30,12 +31,12 @@ def crossing(first: tuple[str, Recorder], second: tuple[str, Recorder]) -> dict[
     for (one, its), (other, others) in ((first, second), (second, first)):
         if (one, other) in CROSSINGS and _comparable(its, others):
             tag, vectors = CROSSINGS[one, other]
-            places = {block: i for i, block in enumerate(others.blocks)}
+            latest, base = (Row(flat, others.gram.lengths).blocks() for flat in (others.gram.latest, others.gram.base))
+            places = dict(zip(others.blocks, zip(latest, base, strict=True), strict=False))
             total = torch.zeros(3, dtype=torch.float64, device=its.device)
-            for i, block in enumerate(its.blocks):
-                if block in places and i < len(its.gram.latest):
-                    j = places[block]
-                    a, b = vectors(its.gram.latest[i], others.gram.latest[j], others.gram.base[j])
+            for block, sketch in zip(its.blocks, Row(its.gram.latest, its.gram.lengths).blocks(), strict=False):
+                if block in places:
+                    a, b = vectors(sketch, *places[block])
                     total = total + torch.stack([a @ a, a @ b, b @ b])
             aa, ab, bb = total.tolist()
             return {tag: float(measures.turn([[aa, ab], [ab, bb]])[1])}

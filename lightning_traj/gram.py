@@ -10,7 +10,8 @@ change of basis of H (``snapshot_gram``, ``displacement_gram``) that adds and ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,7 +23,7 @@ from torchmetrics import Metric
 Matrix = TypeVar("Matrix", Tensor, NDArray[np.float64])
 
 THETA, DISPLACEMENT, UPDATE, PREVIOUS_UPDATE = range(4)  # the vectors of a local Gram matrix: θ_t, d_t, u_t, u_{t−1}
-BLOCKS = 32  # multiplied at once: their sketches stay in a CPU's cache
+BLOCKS = 32  # taken at once: their sketches stay in a CPU's cache
 # Rows and columns of a local Gram matrix [4, 4] that say all of it: those with u_{t−1} follow from the one before.
 _NEW = [0, 0, 0, 1, 1, 2, 2], [0, 1, 2, 1, 2, 2, 3]
 CHUNK = 655_360  # entries: two float64 rows of it stay in a large cache, and the launches are few
@@ -41,6 +42,28 @@ def displacement_gram(anchored: Matrix) -> Matrix:
     relative[..., 0, :] = 0.0
     relative[..., :, 0] = 0.0
     return relative
+
+
+@dataclass(frozen=True)
+class Row:
+    """The sketches of one snapshot, which nobody changes any more.
+
+    Attributes:
+        flat: Those of all blocks, one after the other: float64, 1-D.
+        lengths: Of each.
+    """
+
+    flat: Tensor
+    lengths: tuple[int, ...]
+
+    @staticmethod
+    def of(sketches: Sequence[Tensor]) -> Row:
+        """Of a copy of 1-D tensors, one a block."""
+        return Row(torch.cat(list(sketches)).double(), tuple(sketch.numel() for sketch in sketches))
+
+    def blocks(self) -> tuple[Tensor, ...]:
+        """The sketches of the blocks: views."""
+        return torch.split(self.flat, list(self.lengths))
 
 
 class RunningGram(Metric):
@@ -71,12 +94,12 @@ class RunningGram(Metric):
     is_differentiable = False
     full_state_update = False
 
-    base: list[Tensor]
     rows: list[Tensor]
-    latest: list[Tensor]
-    before: list[Tensor]
     local: list[Tensor]
     finite: list[Tensor]
+    base: Tensor
+    latest: Tensor
+    before: Tensor
     anchored: Tensor
 
     def __init__(self, *, exact: bool = False, storage: torch.device | str | None = None, **kwargs: Any) -> None:
@@ -84,16 +107,24 @@ class RunningGram(Metric):
         super().__init__(**{"sync_on_compute": False, **kwargs})
         self.exact = exact
         self.storage = None if storage is None else torch.device(storage)
-        self.snapshots: list[Sequence[Tensor]] = []  # exact: the given tensors [n][blocks]
-        self.newest = torch.zeros(0, 4, 4, dtype=torch.float64)  # exact: local Gram matrices of what came last
-        for state in ("base", "rows", "latest", "before", "local", "finite"):
-            self.add_state(state, default=[], dist_reduce_fx=None, persistent=not exact or state in ("local", "finite"))
+        for state in ("rows", "local", "finite"):
+            self.add_state(state, default=[], dist_reduce_fx=None, persistent=True)
+        for state in ("base", "latest", "before"):  # sketches of all blocks, flat: θ_0, θ_t, θ_{t−1}
+            self.add_state(state, default=torch.zeros(0, dtype=torch.float64), persistent=True)
         self.add_state("anchored", default=torch.zeros(0, 0, 0, dtype=torch.float64), persistent=True)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.lengths: tuple[int, ...] = ()  # of the blocks' sketches, or of the blocks
+        # Exact: the given tensors, by snapshot and block; of θ_0, θ_t and θ_{t−1} by block, and the newest local Gram.
+        self.snapshots: list[Sequence[Tensor]] = []
+        self.given: tuple[list[Tensor], list[Tensor], list[Tensor]] = [], [], []
+        self.newest = torch.zeros(0, 4, 4, dtype=torch.float64)
 
     def __len__(self) -> int:
         return len(self.local)
 
-    def update(self, row: Sequence[Tensor], products: Tensor | None = None) -> None:
+    def update(self, row: Sequence[Tensor] | Row, products: Tensor | None = None) -> None:
         """Take in the next snapshot.
 
         Args:
@@ -105,59 +136,66 @@ class RunningGram(Metric):
             ValueError: a block is missing or has another length than before.
             FloatingPointError: exact, and an entry is not finite. Nothing was taken in.
         """
-        vectors = self._vectors(row)
-        new = len(row) - len(self.base)
-        _, base, latest, before = vectors
         if self.exact:
-            products = self.products(row) if products is None else products
-            sizes = [len(_NEW[0]), len(self.snapshots)]
-            found, others = torch.split(products.view(len(row), -1), sizes, dim=1)
-            local = products.new_zeros(len(row), 4, 4)
-            local[:, _NEW[0], _NEW[1]] = local[:, _NEW[1], _NEW[0]] = found
-            # u_{t−1} was the update, and ⟨θ_t, u_{t−1}⟩ = ⟨θ_{t−1}, u_{t−1}⟩ + ⟨u_t, u_{t−1}⟩. That loses digits only
-            # where θ_t or d_t is all at once much shorter than before, and no measure is made of these two.
-            past = local.new_zeros(len(row), 3)
-            past[: len(self.newest)] = self.newest[:, :3, UPDATE]
-            past[:, :UPDATE] += local[:, UPDATE, PREVIOUS_UPDATE, None]
-            for i, vector in enumerate((THETA, DISPLACEMENT, PREVIOUS_UPDATE)):
-                local[:, vector, PREVIOUS_UPDATE] = local[:, PREVIOUS_UPDATE, vector] = past[:, i]
+            assert not isinstance(row, Row)
+            self._take_blocks(row, self.products(row) if products is None else products)
         else:
-            grams: list[Tensor] = []
-            displacements: list[Tensor] = []
-            for differences, sizes in _differences(*vectors):
-                grams.append(_gram(differences))
-                displacements += torch.split(differences[DISPLACEMENT].float().view(-1), sizes)[::2]
-            local, displacement = torch.cat(grams), torch.cat(displacements)
-        anchored = self.anchored
-        if new:
-            anchored = self._grown(anchored, base, max(1, anchored.shape[-1]))
-            anchored[-new:, 0, 0] = local[-new:, THETA, THETA]  # it has not moved so far
+            self._check([piece.numel() for piece in row] if not isinstance(row, Row) else row.lengths)
+            self._take_sketches(row if isinstance(row, Row) else Row.of(row))
+
+    def _take_sketches(self, row: Row) -> None:
+        theta, new = row.flat, len(row.lengths) - len(self.lengths)
+        late = theta[theta.numel() - sum(row.lengths[len(self.lengths) :]) :]  # it has not moved so far
+        rows = (self.base, self.latest, self.before)
+        base, latest, before = (
+            (torch.cat([kept, late]) if new else kept for kept in rows) if self.lengths else (theta,) * 3
+        )
+        displacement = torch.empty_like(theta, dtype=torch.float32)
+        local = local_grams(row, base, latest, before, displacement)
+        anchored = self._with_blocks(local, new) if new else self.anchored
         # Non-finite entries anywhere make a diagonal entry non-finite: no second pass over the snapshot.
         finite = torch.isfinite(local).all()
         stored = None
-        if self.exact:
-            if not finite:
-                raise FloatingPointError("row has non-finite entries: leave this snapshot out.")
-            if self.snapshots:
-                anchored = self._grown(anchored, base, len(self.snapshots) + 1)
-                squares = local[:, DISPLACEMENT, DISPLACEMENT, None]
-                anchored[:, -1, :] = anchored[:, :, -1] = torch.cat([others, squares], dim=1)
-            before, latest = latest, list(row)
-        else:
-            if self.local:
-                zero = displacement.new_zeros(1).expand_as(displacement)
-                stored = self._stored(_either(finite, [displacement], [zero])[0])
-            own = torch.split(torch.cat(list(row)), [piece.numel() for piece in row])
-            latest, before = _either(finite, own, latest), _either(finite, latest, before)
+        if self.local:
+            stored = self._stored(_either(finite, displacement, displacement.new_zeros(1).expand_as(displacement)))
+        latest, before = _either(finite, theta, latest), _either(finite, latest, before)
         # What can fail, or be interrupted, has happened: from here on all that is kept grows together.
-        self.base, self.latest, self.before, self.anchored = base, latest, before, anchored
+        self.lengths, self.anchored = row.lengths, anchored
+        self.base, self.latest, self.before = base, latest, before
         self.local.append(torch.where(finite, local, 0.0))
         self.finite.append(finite)
         if stored is not None:
             self.rows.append(stored)
-        if self.exact:
-            self.snapshots.append(row)
-            self.newest = local
+
+    def _take_blocks(self, row: Sequence[Tensor], products: Tensor) -> None:
+        _, base, latest, _ = self._vectors(row)
+        sizes = [len(_NEW[0]), len(self.snapshots)]
+        found, others = torch.split(products.view(len(row), -1), sizes, dim=1)
+        local = products.new_zeros(len(row), 4, 4)
+        local[:, _NEW[0], _NEW[1]] = local[:, _NEW[1], _NEW[0]] = found
+        # u_{t−1} was the update, and ⟨θ_t, u_{t−1}⟩ = ⟨θ_{t−1}, u_{t−1}⟩ + ⟨u_t, u_{t−1}⟩. That loses digits only
+        # where θ_t or d_t is all at once much shorter than before, and no measure is made of these two.
+        past = local.new_zeros(len(row), 3)
+        past[: len(self.newest)] = self.newest[:, :3, UPDATE]
+        past[:, :UPDATE] += local[:, UPDATE, PREVIOUS_UPDATE, None]
+        for i, vector in enumerate((THETA, DISPLACEMENT, PREVIOUS_UPDATE)):
+            local[:, vector, PREVIOUS_UPDATE] = local[:, PREVIOUS_UPDATE, vector] = past[:, i]
+        finite = torch.isfinite(local).all()
+        if not finite:
+            raise FloatingPointError("row has non-finite entries: leave this snapshot out.")
+        new = len(row) - len(self.lengths)
+        anchored = self._with_blocks(local, new) if new else self.anchored
+        if self.snapshots:
+            anchored = self._grown(anchored, len(row), len(self.snapshots) + 1, local.device)
+            squares = local[:, DISPLACEMENT, DISPLACEMENT, None]
+            anchored[:, -1, :] = anchored[:, :, -1] = torch.cat([others, squares], dim=1)
+        # As above.
+        self.lengths, self.anchored = tuple(piece.numel() for piece in row), anchored
+        self.given = base, list(row), latest
+        self.local.append(local)
+        self.finite.append(finite)
+        self.snapshots.append(row)
+        self.newest = local
 
     def forward(self, row: Sequence[Tensor]) -> Tensor:
         """Take in the next snapshot and return the Gram matrix so far: a snapshot alone has no other to go with."""
@@ -173,10 +211,10 @@ class RunningGram(Metric):
         """H = Gram(θ_0, d_1, …, d_T), float64 [blocks, n, n], after filling in the rows that are new."""
         done, n = self.anchored.shape[-1], len(self)
         if done < n:
-            if self.storage is not None and self.base[0].is_cuda:  # rows may still be on their way to the host
-                torch.cuda.current_stream(self.base[0].device).synchronize()
-            grown = self._grown(self.anchored, self.base, n)
-            for b, base in enumerate(self.base):
+            if self.storage is not None and self.base.is_cuda:  # rows may still be on their way to the host
+                torch.cuda.current_stream(self.base.device).synchronize()
+            grown = self._grown(self.anchored, len(self.lengths), n, self.base.device)
+            for b, base in enumerate(Row(self.base, self.lengths).blocks()):
                 displacements = self._displacements(b)  # [n - 1, k]
                 new = displacements[done - 1 :]  # [new, k]
                 products = new @ displacements.T  # [new, n - 1]
@@ -223,20 +261,27 @@ class RunningGram(Metric):
         return blocks * (len(_NEW[0]) + len(self.snapshots))
 
     def _vectors(self, row: Sequence[Tensor]) -> tuple[Sequence[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-        """θ_t, θ_0, θ_{t−1} and θ_{t−2}, each with the blocks of the row; what is new has not moved so far."""
-        lengths = [piece.numel() for piece in self.base]
-        if [piece.numel() for piece in row[: len(lengths)]] != lengths or not row:
+        """Exact: θ_t, θ_0, θ_{t−1} and θ_{t−2}, each with the blocks of the row; what is new has not moved so far."""
+        self._check([piece.numel() for piece in row])
+        base, latest, before = ([*kept, *row[len(kept) :]] for kept in self.given)
+        return row, base, latest, before
+
+    def _check(self, lengths: Sequence[int]) -> None:
+        if not lengths or tuple(lengths[: len(self.lengths)]) != self.lengths:
             raise ValueError(
-                f"row has blocks of lengths {[piece.numel() for piece in row]}, where snapshots so far have {lengths}: "
+                f"row has blocks of lengths {list(lengths)}, where snapshots so far have {list(self.lengths)}: "
                 "pass one 1-D tensor for each block, in the order of the first snapshot, new blocks last."
             )
-        new = [piece if self.exact else piece.clone() for piece in row[len(lengths) :]]
-        return row, [*self.base, *new], [*self.latest, *new], [*self.before, *new]
 
-    def _grown(self, anchored: Tensor, base: Sequence[Tensor], n: int) -> Tensor:
-        """A copy of H with room for all blocks and n snapshots."""
-        device = self.storage or base[0].device
-        grown = torch.zeros(len(base), n, n, dtype=torch.float64, device=device)
+    def _with_blocks(self, local: Tensor, new: int) -> Tensor:
+        """A copy of H with these new blocks, which have not moved so far."""
+        grown = self._grown(self.anchored, len(local), max(1, self.anchored.shape[-1]), local.device)
+        grown[-new:, 0, 0] = local[-new:, THETA, THETA]
+        return grown
+
+    def _grown(self, anchored: Tensor, blocks: int, n: int, device: torch.device) -> Tensor:
+        """A copy of H with room for so many blocks and n snapshots."""
+        grown = torch.zeros(blocks, n, n, dtype=torch.float64, device=self.storage or device)
         grown[: anchored.shape[0], : anchored.shape[1], : anchored.shape[2]] = anchored
         return grown
 
@@ -249,8 +294,7 @@ class RunningGram(Metric):
 
     def _displacements(self, block: int) -> Tensor:
         """Displacements of one block, float64 [n − 1, k]; zero where the block came later."""
-        start = sum(piece.numel() for piece in self.base[:block])
-        size = self.base[block].numel()
+        start, size = sum(self.lengths[:block]), self.lengths[block]
         pieces = [row[start : start + size] for row in self.rows]
         late = sum(piece.numel() < size for piece in pieces)
         stacked = torch.stack(pieces[late:]).double()
@@ -259,8 +303,15 @@ class RunningGram(Metric):
     def reset(self) -> None:
         """Forget all snapshots."""
         super().reset()
-        self.snapshots = []
-        self.newest = torch.zeros(0, 4, 4, dtype=torch.float64)
+        self._forget()
+
+    def get_extra_state(self) -> list[int]:
+        """For ``state_dict``: the lengths of the sketches."""
+        return list(self.lengths)
+
+    def set_extra_state(self, state: list[int]) -> None:
+        """From ``state_dict``."""
+        self.lengths = tuple(state)
 
     def _apply(self, fn: Any, exclude_state: Sequence[str] = ()) -> Any:
         stay = ("rows", "anchored") if self.storage else ()
@@ -278,45 +329,52 @@ def _at(tensor: Tensor, indices: Sequence[int], dim: int) -> Tensor:
     return torch.cat([tensor.narrow(dim, run[0], len(run)) for run in runs], dim)
 
 
-def local_grams(*rows: Sequence[Tensor]) -> Tensor:
-    """Gram matrices of θ_t, d_t, u_t and u_{t−1}, from sketches of θ_t, θ_0, θ_{t−1} and θ_{t−2}: float64 [B, 4, 4]."""
-    return torch.cat([_gram(differences) for differences, _ in _differences(*rows)])
+def local_grams(row: Row, base: Tensor, latest: Tensor, before: Tensor, displacement: Tensor | None = None) -> Tensor:
+    """Gram matrices of θ_t, d_t, u_t and u_{t−1} of each block, from sketches of θ_t, θ_0, θ_{t−1} and θ_{t−2}.
 
+    Many blocks at a time: few launches, in memory that stays in a CPU's cache.
 
-def _differences(*rows: Sequence[Tensor]) -> Iterator[tuple[Tensor, list[int]]]:
-    """θ_t, d_t, u_t and u_{t−1} of many blocks at a time: few launches, in memory that stays in a CPU's cache.
+    Args:
+        row: Of θ_t.
+        base: Of θ_0, flat.
+        latest: Of θ_{t−1}.
+        before: Of θ_{t−2}.
+        displacement: Where d_t is written to.
 
-    Yields:
-        Float64 [4, blocks, k], shorter blocks being padded with zeros; their lengths and paddings by turns.
+    Returns:
+        float64 [blocks, 4, 4].
     """
-    lengths = [piece.numel() for piece in rows[0]]
-    for first in range(0, len(lengths), BLOCKS):
-        group = slice(first, first + BLOCKS)
-        width = max(lengths[group])
-        zeros = rows[0][first].new_zeros(width)
-        paddings = {length: zeros[length:] for length in set(lengths[group])}
-        padding = [paddings[length] for length in lengths[group]]
-        padded = [part for row in rows for both in zip(row[group], padding, strict=True) for part in both]
-        vectors = torch.cat(padded).view(len(rows), -1, width)
-        theta, base, latest, before = vectors
-        torch.sub(latest, before, out=before)
-        torch.sub(theta, latest, out=latest)
-        torch.sub(theta, base, out=base)
-        yield vectors, [size for length in lengths[group] for size in (length, width - length)]
+    theta, grams, stop = row.flat, [], 0
+    for first in range(0, len(row.lengths), BLOCKS):
+        lengths = row.lengths[first : first + BLOCKS]
+        at = slice(stop, stop := stop + sum(lengths))
+        vectors = torch.empty(4, stop - at.start, dtype=torch.float64, device=theta.device)
+        vectors[THETA] = theta[at]
+        torch.sub(theta[at], base[at], out=vectors[DISPLACEMENT])
+        torch.sub(theta[at], latest[at], out=vectors[UPDATE])
+        torch.sub(latest[at], before[at], out=vectors[PREVIOUS_UPDATE])
+        if displacement is not None:
+            displacement[at] = vectors[DISPLACEMENT]
+        by_block = _padded(vectors, lengths).transpose(0, 1)
+        grams.append(by_block @ by_block.mT)
+    return torch.cat(grams)
 
 
-def _gram(differences: Tensor) -> Tensor:
-    """[4, blocks, k] to [blocks, 4, 4]."""
-    by_block = differences.transpose(0, 1)
-    return by_block @ by_block.mT
+def _padded(vectors: Tensor, lengths: Sequence[int]) -> Tensor:
+    """[4, entries] to [4, blocks, length of the longest one], others being padded with zeros."""
+    width = max(lengths)
+    if min(lengths) < width:
+        zeros = vectors.new_zeros(width)
+        parts = [[part, zeros[part.numel() :]] for vector in vectors for part in torch.split(vector, list(lengths))]
+        vectors = torch.cat([piece for both in parts for piece in both])
+    return vectors.view(4, -1, width)
 
 
-def _either(finite: Tensor, yes: Sequence[Tensor], no: Sequence[Tensor]) -> list[Tensor]:
-    """One of two lists of tensors, as ``torch.where`` would choose: without its copies where the answer is at hand."""
+def _either(finite: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """``torch.where`` without its copy where the answer is at hand."""
     if finite.is_cpu:
-        return list(yes if finite else no)
-    chosen = torch.where(finite, torch.cat(list(yes)), torch.cat(list(no)))
-    return list(torch.split(chosen, [piece.numel() for piece in yes]))
+        return yes if finite else no
+    return torch.where(finite, yes, no)
 
 
 def _exact_products(

@@ -61,7 +61,7 @@ def mirrored(
     Returns:
         The mirror, and ``more`` on the host.
     """
-    n, b, groups = len(order), len(gram.base), paths[-1].numel()
+    n, b, groups = len(order), len(gram.lengths), paths[-1].numel()
     if previous is None or (len(previous.anchored), previous.paths.shape[1]) != (b, groups):  # blocks were added
         previous = Mirror((), np.zeros((b, 0, 0)), np.zeros((0, b, 4, 4)), np.zeros((0, groups)), np.zeros(0, bool))
     still = set(order)

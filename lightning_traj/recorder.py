@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_traj.blocks import Block, Patterns, block_groups, clean_name, has_entries
 from lightning_traj.fused import FusedLayout
-from lightning_traj.gram import UPDATE, RunningGram
+from lightning_traj.gram import UPDATE, Row, RunningGram
 from lightning_traj.mirror import Mirror, mirrored
 from lightning_traj.partition import Granularity, Partition, piece_from_state
 from lightning_traj.ranks import Division, Ranks
@@ -104,7 +104,7 @@ class Recorder:
         self.stride = 1
         self.latest_key: tuple[int, float] | None = None
         self.windows = StepWindows(self.window, self.max_snapshots)
-        self._sketched: tuple[int, list[Tensor], Exception | None] | None = None  # latest sketch: step, row, failure
+        self._sketched: tuple[int, Row, Exception | None] | None = None  # latest sketch: step, row, failure
         self._frozen: dict[str, tuple[list[weakref.ref[Tensor]], list[int], Tensor]] = {}  # tensors, versions, sketch
         self._division = Division()  # of parameters among ranks
         self._held: dict[str, list[Share]] = {}  # by block of full snapshots: what is here
@@ -343,9 +343,9 @@ class Recorder:
 
     def rows(self) -> np.ndarray | None:
         """The kept sketches, θ_0 first and then displacements, float32 [n, k] on the host; None for full snapshots."""
-        if self.snapshot != "sketch" or not self.gram.base:
+        if self.snapshot != "sketch" or not self.blocks:
             return None
-        base = torch.cat(self.gram.base).float().cpu()
+        base = self.gram.base.float().cpu()
         return torch.stack([base, *(_pad(row.cpu(), base.numel()) for row in self.gram.rows)]).numpy()
 
     # State
@@ -373,7 +373,7 @@ class Recorder:
             "windows": self.windows.state_dict(),
             "latest_key": self.latest_key,
             "anchored": self.gram.compute_anchored(),
-            "gram": {state: list(getattr(self.gram, state)) for state in GRAM_STATES[self.snapshot]},
+            "gram": {state: _shallow(getattr(self.gram, state)) for state in GRAM_STATES[self.snapshot]},
         }
 
     def load_state_dict(self, state: Mapping[str, Any], parameters: Mapping[str, Tensor] | None = None) -> None:
@@ -408,8 +408,9 @@ class Recorder:
         self.path, self.scheduled, self.stride = state["path"], state["scheduled"], state["stride"]
         self.latest_key = None if state["latest_key"] is None else tuple(state["latest_key"])
         for name, values in state["gram"].items():
-            setattr(self.gram, name, list(values))
+            setattr(self.gram, name, _shallow(values))
         self.gram.anchored = state["anchored"]
+        self.gram.lengths = self._sizes(self.blocks)
         self.windows.load_state_dict(state["windows"])
         if self.snapshot == "full":
             self._compare(self.partition, parameters or {})
@@ -425,13 +426,13 @@ class Recorder:
         mapped = self.snapshots.read(names, formerly, self.ranks.rank, wanted)
         blocks = [block.name for block in self.blocks]
         base = {block: mapped[file][block] for block, file in zip(blocks, self.base_files, strict=True)}
+        self.gram.lengths = tuple(entries.numel() for entries in base.values())
         # A snapshot that is older than a block has its first value.
         recent = [[mapped[file].get(block, base[block]) for block in blocks] for file in self.recent_files]
-        self.gram.base = list(base.values())
         self.gram.snapshots = [
             [mapped[file][block] for block in blocks if block in mapped[file]] for file in self.files
         ]
-        self.gram.before, self.gram.latest = (list(row) for row in (recent[:1] + recent[-1:]))
+        self.gram.given = list(base.values()), recent[-1], recent[0]
         self.gram.newest = self.gram.local[-1]
 
     # Inside
@@ -453,8 +454,8 @@ class Recorder:
             row, failure = self._sketch(partition, parameters, summed)
             # What is new counts from its first value on, and a rank may have failed: worth to wait for the device. But
             # for θ_0 on one rank, without which all begins anew.
-            new = row[len(self.blocks) :] if self.blocks or self.ranks.size > 1 else []
-            if new and not torch.isfinite(torch.cat(new)).all():
+            known = sum(self._sizes(self.blocks))
+            if new_blocks and (known or self.ranks.size > 1) and not torch.isfinite(row.flat[known:]).all():
                 raise failure or self._left_out(step)
             self._sketched = (step, row, failure)
             with self.ranks.alone():
@@ -526,7 +527,7 @@ class Recorder:
     def _extended(self, parameters: Mapping[str, Tensor]) -> Partition:
         return self.partition.extended(parameters, None if self.model is None else self.model())
 
-    def _with_row(self, parameters: Mapping[str, Tensor], step: int, take: Callable[[Sequence[Tensor]], None]) -> None:
+    def _with_row(self, parameters: Mapping[str, Tensor], step: int, take: Callable[[Row], None]) -> None:
         """Take sketches of all blocks after this step, if need be those that a snapshot has just made."""
         if not self.blocks:  # before θ_0
             return
@@ -549,7 +550,7 @@ class Recorder:
 
     def _sketch(
         self, partition: Partition, parameters: Mapping[str, Tensor] | Exception, summed: Tensor | None = None
-    ) -> tuple[list[Tensor], Exception | None]:
+    ) -> tuple[Row, Exception | None]:
         """Sketches of all blocks, and what failed here: NaNs then, on all ranks.
 
         These meet once: for the sum of the sketches where the entries are divided, else of one number, which is not a
@@ -558,26 +559,23 @@ class Recorder:
         own: list[Tensor] = []
 
         def make() -> Tensor:
-            own.extend(self._own_sketches(partition, parameters))
-            return torch.cat(own) if self._division.is_shared else self._filled(1, 0.0)
+            own.append(torch.cat(self._own_sketches(partition, parameters)))
+            return own[0] if self._division.is_shared or self.ranks.size == 1 else self._filled(1, 0.0)
 
-        if self.ranks.size == 1:
-            return self._own_sketches(partition, parameters), None
-        failure = None
+        sizes, failure = self._sizes(partition.blocks), None
         if summed is None:
             summed, failure = self.ranks.sum_of(make, self._filled(self._sent(partition.blocks), torch.nan))
-        sizes = self._sizes(partition.blocks)
-        if own and not self._division.is_shared:
-            summed = torch.cat(own) + summed
-        return list(torch.split(summed.expand(sum(sizes)), sizes)), failure
+        if own and self.ranks.size > 1 and not self._division.is_shared:
+            summed = own[0] + summed
+        return Row(summed.expand(sum(sizes)), sizes), failure
 
     def _sent(self, blocks: Sequence[Block]) -> int:
         """How many numbers of their sketches ranks sum."""
         return sum(self._sizes(blocks)) if self._division.is_shared else 1
 
-    def _sizes(self, blocks: Iterable[Block]) -> list[int]:
+    def _sizes(self, blocks: Iterable[Block]) -> tuple[int, ...]:
         """Lengths of their sketches."""
-        return [min(block.numel, self.sketch.dim) for block in blocks]
+        return tuple(min(block.numel, self.sketch.dim) for block in blocks)
 
     def _own_sketches(self, partition: Partition, parameters: Mapping[str, Tensor] | Exception) -> list[Tensor]:
         """Sketches of what this rank answers for."""
@@ -630,10 +628,11 @@ class Recorder:
 
     def _resting(self, b: int, size: int) -> Tensor:
         """The last sketch of a block that is no more in the model, from one rank."""
-        last = self.gram.latest if self.snapshot == "sketch" else self.windows.last
-        if b < len(last) and (self.ranks.rank == 0 or not self._division.is_shared):
-            return last[b]
-        return torch.zeros(size, dtype=torch.float64, device=self.device)
+        last = Row(self.gram.latest, self.gram.lengths) if self.snapshot == "sketch" else self.windows.last
+        is_mine = self.ranks.rank == 0 or not self._division.is_shared
+        if last is not None and b < len(last.lengths) and is_mine:
+            return last.blocks()[b]
+        return self._filled(size, 0.0)
 
     def _record_full(
         self,
@@ -673,7 +672,7 @@ class Recorder:
         self._held = shares
         entries = {
             # What is gone from the model moves no more.
-            block.name: _joined([each.flat() for each in pieces]) if pieces else self.gram.latest[b][:]
+            block.name: _joined([each.flat() for each in pieces]) if pieces else self.gram.given[1][b][:]
             for b, (block, pieces) in enumerate(zip(partition.blocks, held, strict=True))
         }
         written = self.snapshots.write(name, entries, self._held)
@@ -713,12 +712,15 @@ class Recorder:
                 setattr(self, attribute, [values[i] for i in indices])
 
 
+def _shallow(value: Any) -> Any:
+    """A list of its own, with the same tensors in it; whatever else as it is."""
+    return list(value) if isinstance(value, list) else value
+
+
 def _twin(original: Object) -> Object:
     """A copy that shares everything but its lists."""
     twin = object.__new__(type(original))
-    twin.__dict__.update(
-        {name: list(value) if isinstance(value, list) else value for name, value in vars(original).items()}
-    )
+    twin.__dict__.update({name: _shallow(value) for name, value in vars(original).items()})
     return twin
 
 

@@ -169,8 +169,7 @@ class CountSketch:
         for block, buckets in zip(blocks, sums, strict=True):
             self._add(buckets, block)
         permuted = shared.permuted[:n]
-        for buckets, line in zip(sums, permuted, strict=True):
-            torch.index_select(buckets, 0, shared.permutation, out=line)
+        torch.gather(sums, 1, shared.permutation.expand(n, -1), out=permuted)
         return permuted.view(n, -1, self.dim).sum(1).unbind()
 
     def _whole(self, block: Given) -> Tensor:

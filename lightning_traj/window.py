@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_traj.gram import DISPLACEMENT, PREVIOUS_UPDATE, UPDATE, local_grams
+from lightning_traj.gram import DISPLACEMENT, PREVIOUS_UPDATE, UPDATE, Row, local_grams
 from lightning_traj.thinning import thinned
 
 LEAST = 2  # steps: with fewer there is no angle between them
@@ -37,7 +37,7 @@ class StepWindows:
         self.counts: list[int] = []
         self.order: list[int] = []
         self.stride = 1
-        self._rows: list[list[Tensor]] = []  # of the running window: where it began, the last two
+        self._rows: list[Row] = []  # of the running window: where it began, the last two
         self._parts: list[Tensor] = []  # of its steps so far, [B, 3]
         self._landed: dict[int, NDArray[np.float64]] = {}  # sums on the host, by order
 
@@ -47,33 +47,33 @@ class StepWindows:
         return bool(self._rows)
 
     @property
-    def last(self) -> list[Tensor]:
-        """What the running window took in last; empty where none runs."""
-        return self._rows[1] if self._rows else []
+    def last(self) -> Row | None:
+        """What the running window took in last, if one runs."""
+        return self._rows[1] if self._rows else None
 
     @property
     def latest(self) -> int:
         """Optimizer steps taken when the newest window ended; 0 before."""
         return self.steps[-1] if self.steps else 0
 
-    def begin(self, row: Sequence[Tensor]) -> None:
-        """Begin a window at the parameters whose sketches these are, one a block; not while another one runs."""
+    def begin(self, row: Row) -> None:
+        """Begin a window at the parameters whose sketches these are; not while another one runs."""
         if self.running:
             return
-        self._rows = [list(row)] * 3
+        self._rows = [row] * 3
         self._parts = []
 
-    def add(self, row: Sequence[Tensor], step: int) -> None:
+    def add(self, row: Row, step: int) -> None:
         """Take in the parameters after the next step."""
         start, latest, before = self._rows
-        if len(row) != len(start):  # blocks were added: there is no difference to take
+        if row.lengths != start.lengths:  # blocks were added: there is no difference to take
             self.end(step - 1)
             self._rows = []
             return
-        local = local_grams(row, start, latest, before)
+        local = local_grams(row, start.flat, latest.flat, before.flat)
         pairs = ((UPDATE, UPDATE), (UPDATE, PREVIOUS_UPDATE), (DISPLACEMENT, DISPLACEMENT))
         self._parts.append(torch.stack([local[:, i, j] for i, j in pairs], dim=1))
-        self._rows = [start, list(row), latest]
+        self._rows = [start, row, latest]
         if len(self._parts) == self.length:
             self.end(step)
 
@@ -125,14 +125,15 @@ class StepWindows:
             "counts": list(self.counts),
             "order": list(self.order),
             "stride": self.stride,
-            "rows": [list(row) for row in self._rows],
+            "rows": [row.flat for row in self._rows],
+            "lengths": list(self._rows[0].lengths) if self._rows else [],
             "parts": list(self._parts),
         }
 
     def to(self, device: torch.device) -> None:
         """Move to where the rows are going to be."""
         self.sums = [window.to(device) for window in self.sums]
-        self._rows = [[tensor.to(device) for tensor in row] for row in self._rows]
+        self._rows = [Row(row.flat.to(device), row.lengths) for row in self._rows]
         self._parts = [part.to(device) for part in self._parts]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -140,6 +141,6 @@ class StepWindows:
         self.sums = list(state["sums"])
         self.steps, self.counts, self.order = (list(state[name]) for name in ("steps", "counts", "order"))
         self.stride = state["stride"]
-        self._rows = [list(row) for row in state["rows"]]
+        self._rows = [Row(flat, tuple(state["lengths"])) for flat in state["rows"]]
         self._parts = list(state["parts"])
         self._landed = {}

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 import reference
 from lightning_traj import AtEpochs, EveryNEpochs, EveryNSteps, Trajectory, TrajectoryCallback
+from lightning_traj.gram import Row
 from lightning_traj.recorder import Recorder
 from lightning_traj.schedule import AtSteps
 from lightning_traj.sketch import CountSketch
@@ -365,9 +366,11 @@ def test_a_window_with_a_value_that_is_not_finite_is_undefined(fit: Any, bad: fl
 
 def test_an_infinite_step_of_a_single_number_warns_of_nothing() -> None:
     windows = StepWindows(3, 8)
-    windows.begin([torch.zeros(1, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)])
+    windows.begin(Row.of([torch.zeros(1, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)]))
     for step, value in enumerate((1.0, math.inf, 2.0), start=1):
-        windows.add([torch.tensor([value], dtype=torch.float64), torch.tensor([step, 0.0], dtype=torch.float64)], step)
+        windows.add(
+            Row.of([torch.tensor([value], dtype=torch.float64), torch.tensor([step, 0.0], dtype=torch.float64)]), step
+        )
     windows.landed([window.numpy() for window in windows.fresh()])
     sums = windows.on_host(2)[0]
     assert np.isnan(list(oscillation(sums.sum(axis=0)))).all()
@@ -419,12 +422,12 @@ def test_a_running_window_has_three_rows_and_its_sums(walk: Any) -> None:
     for length in lengths:
         windows = StepWindows(length, limit=8)
         rows = [[tensor.double().flatten() for tensor in row.values()] for row in walk({"a": (40,), "b": (3,)}, length)]
-        windows.begin(rows[0])
+        windows.begin(Row.of(rows[0]))
         for step, row in enumerate(rows[1:], start=1):
-            windows.add(row, step)
+            windows.add(Row.of(row), step)
         state = windows.state_dict()
-        assert [len(row) for row in state["rows"]] == [2, 2, 2]
-        sizes.append(sum(tensor.numel() for row in state["rows"] for tensor in row))
+        assert (len(state["rows"]), state["lengths"]) == (3, [40, 3])
+        sizes.append(sum(row.numel() for row in state["rows"]))
         assert {tuple(part.shape) for part in state["parts"]} == {(2, 3)}
         assert len(state["parts"]) == length - 1
     assert sizes == [3 * 43] * len(lengths)
@@ -433,9 +436,9 @@ def test_a_running_window_has_three_rows_and_its_sums(walk: Any) -> None:
 def test_windows_are_thinned_as_snapshots_are() -> None:
     windows, limit = StepWindows(2, limit=6), 6
     for step in range(0, 200, 2):
-        windows.begin([torch.tensor([float(step)])])
+        windows.begin(Row.of([torch.tensor([float(step)])]))
         for after in (step + 1, step + 2):
-            windows.add([torch.tensor([float(after)])], after)
+            windows.add(Row.of([torch.tensor([float(after)])]), after)
         assert len(windows.sums) == len(windows.steps) == len(windows.counts) == len(windows.order) <= limit
         assert windows.order[0] == 0
         assert windows.steps[-1] == step + 2
@@ -449,11 +452,11 @@ def test_windows_are_thinned_as_snapshots_are() -> None:
 
 def test_a_window_that_is_due_while_one_runs_is_left_out() -> None:
     windows = StepWindows(4, limit=8)
-    windows.begin([torch.zeros(1)])
-    windows.add([torch.ones(1)], 1)
-    windows.begin([torch.ones(1)])
+    windows.begin(Row.of([torch.zeros(1)]))
+    windows.add(Row.of([torch.ones(1)]), 1)
+    windows.begin(Row.of([torch.ones(1)]))
     for step in (2, 3, 4):
-        windows.add([torch.full((1,), float(step))], step)
+        windows.add(Row.of([torch.full((1,), float(step))]), step)
     assert (windows.steps, windows.counts) == ([4], [4])
     assert not windows.running
 
@@ -473,14 +476,14 @@ def test_windows_begin_anew_with_the_recorder(walk: Any) -> None:
 def test_state_of_a_running_window() -> None:
     whole = StepWindows(4, limit=8)
     rows = [torch.randn(3, dtype=torch.float64, generator=torch.Generator().manual_seed(step)) for step in range(5)]
-    whole.begin(rows[:1])
+    whole.begin(Row.of(rows[:1]))
     for step in (1, 2):
-        whole.add([rows[step]], step)
+        whole.add(Row.of([rows[step]]), step)
     resumed = StepWindows(4, limit=8)
     resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
     for windows in (whole, resumed):
         for step in (3, 4):
-            windows.add([rows[step]], step)
+            windows.add(Row.of([rows[step]]), step)
     assert torch.equal(resumed.sums[0], whole.sums[0])
     theta = torch.stack(rows).numpy()
     assert list(oscillation(whole.sums[0][0].numpy())) == pytest.approx(measured(theta), rel=1e-12)
