@@ -16,13 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_traj.blocks import Block, Patterns, block_groups, clean_name, has_entries
+from lightning_traj.full_rows import FullRows
 from lightning_traj.fused import FusedLayout
 from lightning_traj.gram import UPDATE, Row, RunningGram
 from lightning_traj.mirror import Mirror, mirrored
 from lightning_traj.partition import Granularity, Partition, piece_from_state
+from lightning_traj.path_lengths import PathLengths
 from lightning_traj.ranks import Division, Ranks
-from lightning_traj.shards import Held, Share, stretches_of
-from lightning_traj.sketch import CountSketch, Given
+from lightning_traj.sketch import CountSketch
+from lightning_traj.sketches import Sketches
 from lightning_traj.snapshots import SnapshotFiles
 from lightning_traj.thinning import thinned
 from lightning_traj.trajectory import Trajectory, Windows
@@ -98,18 +100,15 @@ class Recorder:
         self.files: list[str] = []  # of full snapshots: the kept ones, the last two scheduled, each block's first
         self.recent_files: list[str] = []
         self.base_files: list[str] = []
-        self.paths: list[Tensor] = []
-        self.path: Tensor | None = None  # up to the latest scheduled snapshot, whether or not it is kept
+        self.walked = PathLengths()
         self.scheduled = 0
         self.stride = 1
         self.latest_key: tuple[int, float] | None = None
         self.windows = StepWindows(self.window, self.max_snapshots)
         self._sketched: tuple[int, Row, Exception | None] | None = None  # latest sketch: step, row, failure
-        self._frozen: dict[str, tuple[list[weakref.ref[Tensor]], list[int], Tensor]] = {}  # tensors, versions, sketch
+        self.sketches = Sketches(self.sketch)
         self._division = Division()  # of parameters among ranks
-        self._held: dict[str, list[Share]] = {}  # by block of full snapshots: what is here
-        self._membership = torch.zeros(0, 0, dtype=torch.float64)
-        self._groups: list[str] = []
+        self.full = FullRows(self.snapshots)
         self._settled: Recorder | None = None  # as it was before what is being changed
         self._mirror: Mirror | None = None  # what was collected last, and the trajectory of it
         self._collected: Trajectory | None = None
@@ -212,10 +211,8 @@ class Recorder:
         self.device = device
         if self.snapshot == "sketch":
             self.gram.to(device)
-        self.paths = [path.to(device) for path in self.paths]
-        self.path = None if self.path is None else self.path.to(device)
+        self.walked.to(device)
         self.windows.to(device)
-        self._group()
         self._divide(partition, parameters)
         number = int(self.ranks.each([uuid.uuid4().int >> 68])[0, 0])  # rank 0's
         self.snapshots.begin(number, self.ranks.rank, self.ranks.size)
@@ -308,7 +305,7 @@ class Recorder:
         )
         if self._collected is not None and unchanged and self._collected.windows.steps == tuple(self.windows.steps):
             return self._collected, []
-        mirror, windows = mirrored(self.order, self.gram, self.paths, self._mirror, self.windows.fresh())
+        mirror, windows = mirrored(self.order, self.gram, self.walked.kept, self._mirror, self.windows.fresh())
         self.windows.landed(windows)
         good = np.flatnonzero(mirror.finite).tolist()
         dropped = [self.steps[i] for i in np.flatnonzero(~mirror.finite)]
@@ -366,8 +363,8 @@ class Recorder:
             "recent_files": list(self.recent_files),
             "base_files": list(self.base_files),
             "folder": str(self.snapshots.folder.absolute()),
-            "paths": list(self.paths),
-            "path": self.path,
+            "paths": list(self.walked.kept),
+            "path": self.walked.latest,
             "scheduled": self.scheduled,
             "stride": self.stride,
             "windows": self.windows.state_dict(),
@@ -402,10 +399,11 @@ class Recorder:
             pieces=tuple(tuple(piece_from_state(piece) for piece in pieces) for pieces in state["pieces"]),
             root=state["root"],
         )
-        self._group()
-        for attribute in ("steps", "epochs", "order", "files", "recent_files", "base_files", "paths"):
+        for attribute in ("steps", "epochs", "order", "files", "recent_files", "base_files"):
             setattr(self, attribute, list(state[attribute]))
-        self.path, self.scheduled, self.stride = state["path"], state["scheduled"], state["stride"]
+        self.scheduled, self.stride = state["scheduled"], state["stride"]
+        self.walked.kept, self.walked.latest = list(state["paths"]), state["path"]
+        self.walked.regroup(self.blocks, self.device)
         self.latest_key = None if state["latest_key"] is None else tuple(state["latest_key"])
         for name, values in state["gram"].items():
             setattr(self.gram, name, _shallow(values))
@@ -419,16 +417,13 @@ class Recorder:
 
     def _map_files(self, formerly: Path, parameters: Mapping[str, Tensor]) -> None:
         names = {*self.files, *self.recent_files, *self.base_files}
-        wanted = None
-        if self.ranks.size > 1:
-            held = self.partition.held(parameters, self._division.shares)
-            wanted = self._held = self._held_shares(self.partition, held)
-        mapped = self.snapshots.read(names, formerly, self.ranks.rank, wanted)
+        held = self.partition.held(parameters, self._division.shares) if self.ranks.size > 1 else None
+        mapped = self.full.read(names, formerly, self.partition, held, self.ranks.rank)
         blocks = [block.name for block in self.blocks]
         base = {block: mapped[file][block] for block, file in zip(blocks, self.base_files, strict=True)}
-        self.gram.lengths = tuple(entries.numel() for entries in base.values())
         # A snapshot that is older than a block has its first value.
         recent = [[mapped[file].get(block, base[block]) for block in blocks] for file in self.recent_files]
+        self.gram.lengths = tuple(entries.numel() for entries in base.values())
         self.gram.snapshots = [
             [mapped[file][block] for block in blocks if block in mapped[file]] for file in self.files
         ]
@@ -463,18 +458,15 @@ class Recorder:
         try:
             self.partition = partition
             if new_blocks:
-                self._group()
+                self.walked.regroup(self.blocks, self.device)
                 if self.snapshot == "full":
                     self._sketched = None  # of fewer blocks
-            updates = self.gram.local[-1][:, UPDATE, UPDATE].clamp_min(0)  # ‖u_t‖² of each block
-            walked = torch.cat([self._membership @ updates, updates]).sqrt()
-            path = walked if self.path is None else self.path + walked
+            path = self.walked.after(self.gram.local[-1][:, UPDATE, UPDATE].clamp_min(0))
         except BaseException:  # short of memory, or interrupted: what is kept has to stay of one length
             self.gram.keep(range(len(self.gram) - 1))
             with self.ranks.alone():
                 raise
-        self.path = path
-        self.paths.append(path)
+        self.walked.add(path)
         self.steps.append(step)
         self.epochs.append(epoch)
         self.order.append(self.scheduled)
@@ -513,7 +505,7 @@ class Recorder:
     def _changing(self) -> Iterator[None]:
         """What is changed meanwhile is not seen by a checkpoint, which a signal may ask for at any moment."""
         settled = _twin(self)
-        settled.gram, settled.windows = _twin(self.gram), _twin(self.windows)
+        settled.gram, settled.walked, settled.windows = _twin(self.gram), _twin(self.walked), _twin(self.windows)
         self._settled = settled
         try:
             yield
@@ -546,7 +538,7 @@ class Recorder:
         numel = sum(block.numel for block in partition.blocks)
         pays = numel >= DIVIDED[1] and numel >= DIVIDED[0] * sent
         if self._division.follow(self.ranks, parameters, self.snapshot == "full" or pays):
-            self._frozen = {}  # sketches of other entries
+            self.sketches.forget()  # those of other entries
 
     def _sketch(
         self, partition: Partition, parameters: Mapping[str, Tensor] | Exception, summed: Tensor | None = None
@@ -580,59 +572,15 @@ class Recorder:
     def _own_sketches(self, partition: Partition, parameters: Mapping[str, Tensor] | Exception) -> list[Tensor]:
         """Sketches of what this rank answers for."""
         parameters = _read(parameters)
-        originals = {clean_name(name): parameter for name, parameter in parameters.items()}
-        known: dict[int, Tensor] = {}
-        frozen = {}
-        unseen: dict[int, tuple[list[weakref.ref[Tensor]], list[int]]] = {}  # frozen blocks that are sketched now
-        held_blocks = partition.held(parameters, self._division.shares)
-        for b, (block, pieces, held) in enumerate(zip(partition.blocks, partition.pieces, held_blocks, strict=True)):
-            if not held:  # taken out of the model: it moves no more
-                known[b] = self._resting(b, min(block.numel, self.sketch.dim))
-                continue
-            sources = [originals[piece.parameter] for piece in pieces]
-            # Trusted for frozen tensors alone: fused optimizers and .data change values without the counter.
-            if any(source.requires_grad or source.is_inference() for source in sources):  # the latter have no counter
-                continue
-            versions = [source._version for source in sources]
-            seen = self._frozen.get(block.name)
-            if (
-                seen is not None
-                and seen[1] == versions
-                and all(r() is s for r, s in zip(seen[0], sources, strict=True))
-            ):
-                frozen[block.name] = seen
-                known[b] = seen[2]
-            else:
-                unseen[b] = [weakref.ref(source) for source in sources], versions
-        made = iter(
-            self.sketch.of_blocks(
-                self._given(partition.sketch_name(block), block.numel, held)
-                for b, (block, held) in enumerate(zip(partition.blocks, held_blocks, strict=True))
-                if b not in known
-            )
-        )
-        row = [known[b] if b in known else next(made).to(self.device) for b in range(len(held_blocks))]
-        for b, (seen_sources, versions) in unseen.items():
-            row[b] = row[b].clone()  # on its own: kept for long, it would keep those that it shares memory with
-            frozen[partition.blocks[b].name] = seen_sources, versions, row[b]
-        self._frozen = frozen
-        return row
+        return self.sketches.of(partition, parameters, self._division.shares, self._resting, self.device)
 
-    def _given(self, name: str, numel: int, held: Sequence[Held]) -> Given:
-        """What is here of a block, for its sketch."""
-        device = held[0].tensor.device
-        if device.type == "mps":
-            device = torch.device("cpu")
-            held = [Held(each.tensor.cpu(), each.share) for each in held]
-        return Given(name, numel, device, stretches_of(held))
-
-    def _resting(self, b: int, size: int) -> Tensor:
+    def _resting(self, b: int) -> Tensor:
         """The last sketch of a block that is no more in the model, from one rank."""
         last = Row(self.gram.latest, self.gram.lengths) if self.snapshot == "sketch" else self.windows.last
         is_mine = self.ranks.rank == 0 or not self._division.is_shared
         if last is not None and b < len(last.lengths) and is_mine:
             return last.blocks()[b]
-        return self._filled(size, 0.0)
+        return self._filled(min(self.blocks[b].numel, self.sketch.dim), 0.0)
 
     def _record_full(
         self,
@@ -647,7 +595,7 @@ class Recorder:
 
         def own() -> Tensor:
             held = partition.held(_read(parameters), self._division.shares)
-            row.extend(self._write(name, partition, held, step))
+            row.extend(self.full.write(name, step, partition, held, self.gram.given[1]))
             return self.gram.products(row)
 
         failure = None
@@ -661,53 +609,13 @@ class Recorder:
             self.gram.update(row, products)
         return name
 
-    def _write(self, name: str, partition: Partition, held: Sequence[Sequence[Held]], step: int) -> list[Tensor]:
-        boxes = (view for pieces in held for each in pieces for view, _ in each.boxes())
-        if not all(bool(torch.isfinite(view).all()) for view in boxes):
-            raise FloatingPointError(f"the snapshot at step {step} has non-finite entries: it is left out.")
-        shares = self._held_shares(partition, held)
-        for block, before in self._held.items():
-            if shares[block] != before:
-                raise ValueError(f"the parameters of {block!r} are placed in another way than before")
-        self._held = shares
-        entries = {
-            # What is gone from the model moves no more.
-            block.name: _joined([each.flat() for each in pieces]) if pieces else self.gram.given[1][b][:]
-            for b, (block, pieces) in enumerate(zip(partition.blocks, held, strict=True))
-        }
-        written = self.snapshots.write(name, entries, self._held)
-        return [written[block.name] for block in partition.blocks]
-
-    def _held_shares(self, partition: Partition, held: Sequence[Sequence[Held]]) -> dict[str, list[Share]]:
-        """Which entries of each block this rank keeps; one that is gone from the model stays where it was."""
-        gone = [Share((0,), ((),))]
-        return {
-            block.name: [each.share for each in pieces] or self._held.get(block.name, gone)
-            for block, pieces in zip(partition.blocks, held, strict=True)
-        }
-
-    def _group(self) -> None:
-        """Which blocks are added up for the path lengths of ``block_groups``; those of single blocks come last."""
-        groups = block_groups(self.blocks)
-        before = self._groups
-        self._groups = list(groups)
-        sums = list(groups.values())[: len(groups) - len(self.blocks)]
-        membership = torch.zeros(len(sums), len(self.blocks), dtype=torch.float64)
-        for row, members in enumerate(sums):
-            membership[row, members] = 1.0
-        self._membership = membership.to(self.device)
-        if self.path is not None and before != self._groups:  # blocks were added: what is new has not moved so far
-            at = torch.tensor([self._groups.index(group) for group in before], device=self.path.device)
-            *self.paths, self.path = (
-                path.new_zeros(len(groups)).index_copy(0, at, path) for path in (*self.paths, self.path)
-            )
-
     def _keep(self, indices: Iterable[int]) -> None:
         indices = list(indices)
         if len(indices) == len(self):
             return
         self.gram.keep(indices)
-        for attribute in ("steps", "epochs", "order", "paths", "files"):
+        self.walked.keep(indices)
+        for attribute in ("steps", "epochs", "order", "files"):
             if values := getattr(self, attribute):
                 setattr(self, attribute, [values[i] for i in indices])
 
@@ -729,10 +637,6 @@ def _read(parameters: Mapping[str, Tensor] | Exception) -> Mapping[str, Tensor]:
     if isinstance(parameters, Exception):
         raise parameters
     return parameters
-
-
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat([tensor.reshape(-1).cpu() for tensor in tensors])
 
 
 def _pad(values: Tensor, length: int) -> Tensor:

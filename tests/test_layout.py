@@ -47,10 +47,12 @@ def test_public_names_are_found_where_they_are_said_to_be():
 # From the ground up. A module imports from lower floors only; rooms of one floor don't know each other.
 FLOORS = [
     {"blocks", "files", "gram", "labels", "measures", "page", "quantities", "roles", "schedule"},
-    {"dcp", "fused", "guard", "hyperparameters", "line_search", "mirror", "resumption", "timeline", "uncertainty"},
+    {"dcp", "fused", "guard", "hyperparameters", "line_search", "mirror", "path_lengths", "resumption", "timeline"}
+    | {"uncertainty"},
     {"formats", "shards", "sketch", "table", "window"},
     {"overlaps", "partition", "ranks"},
-    {"arguments", "freezing", "snapshots", "streaming", "trajectory"},
+    {"arguments", "freezing", "sketches", "snapshots", "streaming", "trajectory"},
+    {"full_rows"},
     {"conditions", "drawing", "findings", "layers", "recorder", "report", "runs"},
     {"comparison_table", "crossing", "decisions", "heatmap", "joint", "plot", "series", "series_plot", "state_dicts"},
     {"parting", "small_maps"},

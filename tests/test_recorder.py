@@ -875,7 +875,7 @@ def test_a_failure_after_the_gram_matrix_has_grown_loses_that_snapshot_alone(new
     for step, snapshot in enumerate(snapshots):
         if step == 3:
             with monkeypatch.context() as patch:
-                patch.setattr(recorder, "_membership", None)  # stands for any failure of what follows
+                patch.setattr(recorder.walked, "_membership", None)  # stands for any failure of what follows
                 with pytest.raises(TypeError):
                     recorder.record(snapshot, step, 0.0)
         else:

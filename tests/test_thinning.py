@@ -181,7 +181,7 @@ def held(recorder: Recorder) -> int:
             for item in inner if isinstance(thing, (list, tuple, dict)) else vars(thing).values():
                 visit(item)
 
-    visit([vars(recorder.gram), recorder.paths, recorder.path, recorder._mirror, recorder._collected, recorder.windows])
+    visit([vars(recorder.gram), vars(recorder.walked), recorder._mirror, recorder._collected, recorder.windows])
     visit(recorder._sketched)
     return sum(seen.values())
 
@@ -206,7 +206,7 @@ def test_ten_thousand_snapshots_in_bounded_memory_and_launches(walk: Any) -> Non
         if step % 50 == 0:
             recorder.begin_window(first, step)
         gram = recorder.gram
-        lists = [recorder.steps, recorder.epochs, recorder.order, recorder.paths, gram.local, gram.finite]
+        lists = [recorder.steps, recorder.epochs, recorder.order, recorder.walked.kept, gram.local, gram.finite]
         assert {len(values) for values in lists} == {len(recorder)}
         assert len(gram.rows) == len(recorder) - 1
         assert len(recorder) <= limit
@@ -225,7 +225,7 @@ def test_ten_thousand_snapshots_in_bounded_memory_and_launches(walk: Any) -> Non
         max(n for step, n in sizes.items() if step >= count / 2)
         <= max(n for step, n in sizes.items() if step < 1000) * 1.5
     )
-    assert recorder.path is not None
+    assert recorder.walked.latest is not None
     assert trajectory.steps.tolist() == kept(count - 1, limit)[0]
 
 
