@@ -223,7 +223,10 @@ class TrajectoryCallback(Callback):
         self._first_due = not len(recorder)
         recorder.check(parameters, pl_module)
         self._check_trainer(trainer)
-        recorder.ranks.compare(self._schedules)
+        # One of the user's own may well know of its rank, and yet answer alike.
+        kinds = {argument: type(getattr(self, argument)) for argument in self._schedules}
+        known = {argument for argument, kind in kinds.items() if kind.__module__ == Schedule.__module__}
+        recorder.ranks.compare({a: said if a in known else kinds[a].__name__ for a, said in self._schedules.items()})
         cost = recorder.prepare(parameters)
         self._guard.forget()
         self._book.open(trainer, folder, new=restored is None and not len(recorder))
@@ -319,7 +322,11 @@ class TrajectoryCallback(Callback):
     def _goes_on(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Whether a fit without restored state goes on with what an earlier fit of the same Trainer has recorded."""
         same = self._module is not None and self._module() is pl_module and not trainer.ckpt_path
-        return bool(same and len(self._recorder) and trainer.global_step)
+        goes_on = bool(same and len(self._recorder) and trainer.global_step)
+        if not self._recorder.ranks.agree((goes_on, self._recorder.steps)):
+            rank_zero_warn(f"{self.name}: ranks had come apart, and recorded other snapshots; it begins anew.")
+            return False
+        return goes_on
 
     def _lacks_epoch(self, trainer: Trainer) -> bool:
         """Whether the checkpoint was saved at the last batch of an epoch whose end Lightning does not call again."""
@@ -413,7 +420,10 @@ class TrajectoryCallback(Callback):
             self._recorder.record(*last)
         due = self.schedule.due_after_epoch(trainer.current_epoch + 1)
         if self._steps and not len(self._recorder):
-            self._guard.warn("nothing", f"nothing was recorded: no step came with a value for track={self.track!r}")
+            self._guard.warn(
+                "nothing",
+                f"nothing was recorded: no step came with a value for track={self.track!r}, or all were left out",
+            )
         elif due and last is None and (self._recorder.latest_key or (0, 0.0))[0] < self._steps:
             self._guard.warn(
                 "last batch",

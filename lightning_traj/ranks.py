@@ -99,6 +99,8 @@ class Ranks:
         """
         if self.size == 1:
             return own(), None
+        if self.broken:  # what it makes would be for nothing
+            raise RuntimeError(GONE)
         failure: Exception | None = None
         try:
             values = own()
@@ -130,6 +132,11 @@ class Ranks:
         table[self.rank] = torch.tensor(numbers, dtype=torch.int64)
         return self.sum(table)
 
+    def agree(self, value: object) -> bool:
+        """Whether a plain value is the same on all ranks. All have to call it."""
+        table = self.each([_number(value)])
+        return bool((table == table[0]).all())
+
     def compare(self, values: Mapping[str, object]) -> None:
         """Make sure that plain values are the same on all ranks. All have to call it, with as many.
 
@@ -139,9 +146,9 @@ class Ranks:
         table = self.each([_number(value) for value in values.values()])
         differs = (table != table[0]).any(dim=0).tolist()
         for name, value in itertools.compress(values.items(), differs):
-            if isinstance(value, list):
-                longest = int(self.each([len(value)]).max())
-                numbers = [_number(item) for item in value] + [0] * (longest - len(value))
+            lengths = self.each([len(value) if isinstance(value, list) else -1])
+            if isinstance(value, list) and lengths.min() >= 0:
+                numbers = [_number(item) for item in value] + [0] * (int(lengths.max()) - len(value))
                 first = int((self.each(numbers).diff(dim=0) != 0).any(dim=0).nonzero()[0])
                 name, value = f"{name}[{first}]", [*value, "nothing"][min(first, len(value))]
             raise ValueError(

@@ -261,9 +261,9 @@ class Recorder:
                 self._divide(partition, parameters)
         if not partition.blocks:
             return False
-        with self._changing():
+        with self._changing(), self.ranks.alone():  # what fails here, fails after ranks have met
             failure = self._record(partition, parameters, key, summed)
-        if failure is not None:  # recorded as non-finite, here as on the other ranks
+        if failure is not None:  # left out, or recorded as non-finite, on all ranks alike
             raise failure
         return True
 
@@ -328,9 +328,7 @@ class Recorder:
             self._mirror, self._collected = mirror, trajectory
             return trajectory, []
         if not good:
-            division = self._division
             self.clear()
-            self._division = division  # which takes all ranks to find
             return trajectory, dropped
         if dropped:
             with self._changing():
@@ -439,22 +437,23 @@ class Recorder:
         key: tuple[int, float],
         summed: Tensor | None,
     ) -> Exception | None:
-        """Take a snapshot with these blocks, whose sum over ranks may be there; what failed on this rank alone."""
+        """Take a snapshot with these blocks, whose sum over ranks may be there; why it is not what it should be."""
         step, epoch = key
         new_blocks = len(partition.blocks) - len(self.blocks)
-        file, failure = None, None
+        file = None
         if self.snapshot == "full":
-            file = self._record_full(partition, parameters, step, summed)
+            file, failure = self._record_full(partition, parameters, step, summed)
+            if failure is not None:
+                return failure
         else:
             row, failure = self._sketch(partition, parameters, summed)
             # What is new counts from its first value on, and a rank may have failed: worth to wait for the device. But
             # for θ_0 on one rank, without which all begins anew.
             known = sum(self._sizes(self.blocks))
             if new_blocks and (known or self.ranks.size > 1) and not torch.isfinite(row.flat[known:]).all():
-                raise failure or self._left_out(step)
+                return failure or self._left_out(step)
             self._sketched = (step, row, failure)
-            with self.ranks.alone():
-                self.gram.update(row)
+            self.gram.update(row)
         try:
             self.partition = partition
             if new_blocks:
@@ -464,8 +463,7 @@ class Recorder:
             path = self.walked.after(self.gram.local[-1][:, UPDATE, UPDATE].clamp_min(0))
         except BaseException:  # short of memory, or interrupted: what is kept has to stay of one length
             self.gram.keep(range(len(self.gram) - 1))
-            with self.ranks.alone():
-                raise
+            raise
         self.walked.add(path)
         self.steps.append(step)
         self.epochs.append(epoch)
@@ -488,11 +486,12 @@ class Recorder:
         """
         if self.ranks.size == 1:
             return None
-        # Not zeros: a rank that knows of nothing new must not take the sum for a snapshot.
         count = len(self.blocks)
         numel = self.gram.products_numel(count) if self.snapshot == "full" else self._sent(self.blocks)
-        usual = self.ranks.sum(self._filled(numel, torch.inf))
-        return usual if torch.isnan(usual).any() else None
+        with self.ranks.alone():
+            # Not zeros: a rank that knows of nothing new must not take the sum for a snapshot.
+            usual = self.ranks.sum(self._filled(numel, torch.inf))
+            return usual if torch.isnan(usual).any() else None
 
     def _filled(self, numel: int, value: float) -> Tensor:
         return torch.full((numel,), value, dtype=torch.float64, device=self.device)
@@ -523,11 +522,14 @@ class Recorder:
         """Take sketches of all blocks after this step, if need be those that a snapshot has just made."""
         if not self.blocks:  # before θ_0
             return
-        if self._sketched is None or self._sketched[0] != step:
+        if self._sketched is not None and self._sketched[0] != step:
+            self._sketched = None
+        if self._sketched is None:
             self._divide(self.partition, parameters)
-            self._sketched = (step, *self._sketch(self.partition, parameters))
-        _, row, failure = self._sketched
         with self._changing(), self.ranks.alone():
+            if self._sketched is None:
+                self._sketched = (step, *self._sketch(self.partition, parameters))
+            _, row, failure = self._sketched
             take(row)
         if failure is not None:
             raise failure
@@ -545,14 +547,14 @@ class Recorder:
     ) -> tuple[Row, Exception | None]:
         """Sketches of all blocks, and what failed here: NaNs then, on all ranks.
 
-        These meet once: for the sum of the sketches where the entries are divided, else of one number, which is not a
-        number where one of them has failed.
+        These meet once: for the sum of the sketches where the entries are divided, else of one number, which is 0, or
+        NaN where one of them has failed or has entries that are not finite.
         """
         own: list[Tensor] = []
 
         def make() -> Tensor:
             own.append(torch.cat(self._own_sketches(partition, parameters)))
-            return own[0] if self._division.is_shared or self.ranks.size == 1 else self._filled(1, 0.0)
+            return own[0] if self._division.is_shared or self.ranks.size == 1 else (0 * own[0]).sum().view(1)
 
         sizes, failure = self._sizes(partition.blocks), None
         if summed is None:
@@ -588,8 +590,8 @@ class Recorder:
         parameters: Mapping[str, Tensor] | Exception,
         step: int,
         products: Tensor | None = None,
-    ) -> str:
-        """Write what this rank answers for, and take it in; the snapshot's name."""
+    ) -> tuple[str, Exception | None]:
+        """Write what this rank answers for, and take it in; the snapshot's name, or why there is none."""
         name = self.snapshots.next_name(step)
         row: list[Tensor] = []
 
@@ -599,15 +601,19 @@ class Recorder:
             return self.gram.products(row)
 
         failure = None
-        if products is None:
-            blank = self._filled(self.gram.products_numel(len(partition.blocks)), torch.nan)
-            products, failure = self.ranks.sum_of(own, blank)
-        if not torch.isfinite(products).all():  # on all ranks
+        try:
+            if products is None:
+                blank = self._filled(self.gram.products_numel(len(partition.blocks)), torch.nan)
+                products, failure = self.ranks.sum_of(own, blank)
+            finite = bool(torch.isfinite(products).all())  # on all ranks
+        except BaseException:
             self.snapshots.discard(name)
-            raise failure or self._left_out(step)
-        with self.ranks.alone():
-            self.gram.update(row, products)
-        return name
+            raise
+        if not finite:
+            self.snapshots.discard(name)
+            return "", failure or self._left_out(step)
+        self.gram.update(row, products)  # should it fail, others have this snapshot, of which the file is a part
+        return name, None
 
     def _keep(self, indices: Iterable[int]) -> None:
         indices = list(indices)

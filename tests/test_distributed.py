@@ -353,17 +353,24 @@ def test_a_rank_that_fails_does_not_hang_the_others(tmp_path: Path) -> None:
     assert not any("step000000003" in name for name in names)
 
 
-def coming_apart(folder: Path, mode: str) -> tuple[int, list[str], list[float]]:
+def coming_apart(folder: Path, mode: str, where: str) -> tuple[int, list[str], list[float]]:
     """The second rank fails after the sum of the fourth snapshot: what is kept, what is said, training's next sum."""
     recorder, errors = recorder_of(folder, Ranks.of_world(), snapshot=mode), []
-    update = recorder.gram.update
+    owner, name = {
+        "taking in": (recorder.gram, "update"),
+        "path lengths": (recorder.walked, "after"),
+        "thinning": (recorder, "_keep"),
+        "windows": (recorder.windows, "add"),
+        "before the sum": (recorder, "_filled"),
+    }[where]
+    own = getattr(owner, name)
 
-    def failing(*args: Any) -> None:
-        if len(recorder) == 3 and dist.get_rank() == 1:
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if step == 3 and dist.get_rank() == 1:
             raise MemoryError("out of memory")
-        update(*args)
+        return own(*args, **kwargs)
 
-    recorder.gram.update = failing  # type: ignore[method-assign]
+    setattr(owner, name, failing)
     gradient = torch.ones(3)
     for step in range(STEPS):
         parameters = placed(step, layouts()["rows"])
@@ -376,14 +383,25 @@ def coming_apart(folder: Path, mode: str) -> tuple[int, list[str], list[float]]:
     return len(recorder), errors, gradient.tolist()
 
 
+def all_coming_apart(folder: Path) -> list[tuple[int, list[str], list[float]]]:
+    return [coming_apart(folder.joinpath(*case), *case) for case in APART]
+
+
+KEPT = {"taking in": 3, "path lengths": 3, "thinning": 4, "windows": 4, "before the sum": 3}  # where it fails
+APART = tuple(product(MODES, KEPT))
+
+
 def test_a_rank_that_fails_after_a_sum_ends_the_recording_and_nothing_else(tmp_path: Path) -> None:
-    for mode in MODES:
-        results = launch(coming_apart, 3, tmp_path, mode)
-        assert [kept for kept, *_ in results] == ([4, 3, 4])
+    for (mode, where), *results in zip(APART, *launch(all_coming_apart, 3, tmp_path), strict=True):
+        others = 3 if where == "before the sum" else 4
+        assert [kept for kept, *_ in results] == [others, KEPT[where], others], (mode, where)
         assert results[1][1][0] == "out of memory"
         for _, errors, gradient in results:
             assert "processes no longer record together" in errors[-1]
             assert gradient == [3.0**STEPS] * 3
+        # Nothing more is written, and what others have kept is whole.
+        written = list((tmp_path / mode / where).glob("*.safetensors"))
+        assert len(written) == (mode == "full") * 3 * others
 
 
 def unread(folder: Path, mode: str, layout: str, at: int, what: str) -> tuple[list[int], list[float]]:
@@ -511,10 +529,12 @@ def unlike(folder: Path) -> list[str]:
         "number": {name: p for name, p in parameters.items() if name != "few"},
         "order": dict(reversed(parameters.items())),
         "settings": parameters,
+        "patterns": parameters,
     }
     for mode, (what, other) in product(MODES, others.items()):
         second = dist.get_rank() == 1
-        recorder = recorder_of(folder, Ranks.of_world(), snapshot=mode, seed=int(second and what == "settings"))
+        settings = {"seed": 1} if what == "settings" else {"include": ["*"]} if what == "patterns" else {}
+        recorder = recorder_of(folder, Ranks.of_world(), snapshot=mode, **settings if second else {})
         own = other if second else parameters
         recorder.check(own)
         with pytest.raises(ValueError, match="Sums over ranks need the same on all of them") as caught:
@@ -535,27 +555,40 @@ def test_parameters_that_differ_between_ranks_are_an_error_on_all(tmp_path: Path
         ["parameters[7]=('few', [2, 3])", "parameters[7]=nothing"],
         ["parameters[0]=('embed.weight', [10, 6])", "parameters[0]=('few', [2, 3])"],
         ["seed=0", "seed=1"],
+        ["include=None", "include=['*']"],
     ]
     for rank in range(2):
         assert told[rank] == [f"{both[rank]} on rank {rank} of 2{remedy}" for both in differs] * 2
 
 
 def not_finite(folder: Path) -> list[list[int]]:
+    """The second rank has such entries, at the start, at a step that brings a new parameter, or at any other one."""
     kept = []
-    for mode in MODES:
+    for mode, layout, (at, name) in NOT_FINITE:
         recorder = recorder_of(folder, Ranks.of_world(), snapshot=mode)
         for step in range(5):
-            parameters = placed(step, layouts()["rows"])
-            if step == 3 and dist.get_rank() == 2:
-                parameters["embed.weight"].to_local()[0] = torch.nan
+            parameters = placed(step, layouts()[layout])
+            if step == at and dist.get_rank() == 1:
+                local_tensor(parameters[name]).fill_(torch.nan)
+            if not step:
+                recorder.prepare(parameters)
             with suppress(FloatingPointError):
                 recorder.record(parameters, step, step / 10)
+            recorder.add_to_window(parameters, step)
+            recorder.begin_window(parameters, step)
         kept.append(recorder.collect()[0].steps.tolist())
     return kept
 
 
+WHERE = *((at, "h.0.attn.qkv.weight") for at in (0, 2, 3)), (2, "few")
+NOT_FINITE = tuple(product(MODES, ("rows", "plain"), WHERE))
+
+
 def test_an_entry_on_one_rank_that_is_not_finite(tmp_path: Path) -> None:
-    assert launch(not_finite, 3, tmp_path) == [[[0, 1, 2, 4]] * 2] * 3
+    """Of copies too: gradients, or what DDP is told to leave alone, may differ."""
+    results = launch(not_finite, 2, tmp_path)
+    assert results[0] == results[1]
+    assert results[0] == [[step for step in range(5) if step != at] for _, _, (at, _) in NOT_FINITE]
 
 
 def partial_sums() -> str:

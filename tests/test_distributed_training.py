@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+from datetime import timedelta
 from functools import partial
 from itertools import product
 from math import ceil
@@ -37,6 +38,7 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 from torch.utils.data import DataLoader, TensorDataset
 
+import lightning_traj.ranks
 from conftest import ROOT
 from launch import launch
 from launched import by_itself
@@ -597,6 +599,83 @@ def test_a_rank_that_no_longer_records_adds_up_no_gradients(what: str, tmp_path:
     monkeypatch.setattr("lightning_traj.tensorboard.log_figures", lambda *_: None)
     for observed, alone in launch(failing_once, 2, tmp_path, what):
         assert observed == alone
+
+
+def fitted_twice(root: Path, mode: str) -> tuple[list[int], list[int]]:
+    """The second rank fails at the third snapshot of a first fit: the steps after it, and after a second one."""
+    update, trouble = RunningGram.update, [MemoryError("out of memory")] * torch.distributed.get_rank()
+
+    def failing(gram: RunningGram, *args: Any) -> None:
+        if trouble and len(gram) == 2:
+            raise trouble.pop()
+        update(gram, *args)
+
+    callback, module = TrajectoryCallback(snapshot=mode, dirpath=root, **ALWAYS), Sharded("DDP")
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=strategy("DDP", 2),
+        max_epochs=2,
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setattr(RunningGram, "update", failing)
+        trainer.fit(module, data())
+        first = list(callback._recorder.steps)
+        trainer.fit_loop.max_epochs = 5
+        trainer.fit(module, data())
+    return first, list(callback._recorder.steps)
+
+
+@pytest.mark.parametrize("mode", ["sketch", "full"])
+def test_ranks_that_came_apart_begin_anew_with_the_next_fit(mode: str, tmp_path: Path) -> None:
+    (first, ours), (second, theirs) = launch(fitted_twice, 2, tmp_path, mode)
+    assert (first, second) == ([0, 8, 16], [0, 8])
+    assert ours == theirs == [0, 8, 16, 24]
+
+
+def stopped_before_training(root: Path) -> tuple[str, float]:
+    """One rank alone cannot begin: what is said, and after how many seconds."""
+    lightning_traj.ranks.TIMEOUT = timedelta(seconds=20)
+    callback, began = TrajectoryCallback(dirpath=root, **ALWAYS), time.monotonic()
+    if torch.distributed.get_rank():
+        callback._quantity.check = lambda *_: (_ for _ in ()).throw(ValueError("mine alone"))  # type: ignore[method-assign]
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        train("DDP", callback, root=root, max_epochs=1)
+    waited = time.monotonic() - began
+    torch.distributed.barrier()
+    return str(caught.value).partition(",")[0], waited
+
+
+def test_a_rank_that_cannot_begin_does_not_hang_the_others(tmp_path: Path) -> None:
+    (ours, waited), (theirs, _) = launch(stopped_before_training, 2, tmp_path)
+    assert (ours, theirs) == ("processes no longer record together", "mine alone")
+    assert waited < 15
+
+
+class Own(EveryNSteps):
+    """A schedule of the user's own, which knows of its rank and yet answers alike."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        object.__setattr__(self, "rank", torch.distributed.get_rank())
+
+    __repr__ = object.__repr__
+
+
+def of_its_own(root: Path) -> list[int]:
+    callback = TrajectoryCallback(schedule=Own(), **ALWAYS)
+    train("DDP", callback, root=root, max_epochs=1)
+    return callback.trajectory.steps.tolist()
+
+
+def test_a_schedule_of_its_own_may_know_its_rank(tmp_path: Path) -> None:
+    assert launch(of_its_own, 2, tmp_path) == [[0, 4, 8]] * 2
 
 
 def scheduled_apart(root: Path) -> str:

@@ -180,6 +180,7 @@ class Plain(Schedule):
 
     def __init__(self, every: int) -> None:
         self.every = every
+        self.anything = object()  # whose address is in its repr
 
     def due_after_step(self, step: int) -> bool:
         return step % self.every == 0
@@ -192,7 +193,7 @@ def test_schedule_of_the_users_own(fit: Any, saved: Any) -> None:
     path, resumed = saved(TrajectoryCallback(schedule=Plain(2))), TrajectoryCallback(schedule=Plain(2))
     fit(resumed, ckpt_path=path)
     assert resumed.trajectory.steps.tolist() == [*range(0, 13, 2)]
-    with pytest.raises(ValueError, match=r"schedule=Plain\({'every': 3}\) differs from schedule=Plain\({'every': 2}\)"):
+    with pytest.raises(ValueError, match=r"schedule=Plain\({'every': 3, .* differs from schedule=Plain\({'every': 2, "):
         fit(TrajectoryCallback(schedule=Plain(3)), ckpt_path=path)
 
 

@@ -366,6 +366,20 @@ def test_an_epoch_whose_last_batch_has_no_step_is_told(fit: Any) -> None:
         fit(TrajectoryCallback(track="gradient"), module=Rarely)
 
 
+def test_the_first_step_that_has_a_value_is_recorded(fit: Any) -> None:
+    class Late(Module):
+        """Whose first step finds no gradients."""
+
+        def on_after_backward(self) -> None:
+            if not self.trainer.global_step:
+                self.zero_grad()
+
+    trainer = fit(TrajectoryCallback(track="gradient"), module=Late)
+    steps = trainer.callbacks[0].trajectory.steps.tolist()
+    batches = trainer.num_training_batches
+    assert steps[:2] == [2, batches]
+
+
 def test_an_optimizer_without_the_moment_is_told(fit: Any) -> None:
     class Adamax(Module):
         def configure_optimizers(self) -> Any:
