@@ -6,6 +6,7 @@ for it. Where that leaves a doubt the answer is None: a wrong split would be wor
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,21 +64,27 @@ class FusedLayout:
         return *self.parts.items(), self.groups, self.axis  # their order counts, which a dict's equality ignores
 
     def part(self, tensor: Tensor, role: str) -> Tensor:
-        """A view of one part: the axis of the tensor has become three, [groups, share, entries of one share]."""
+        """A view of one part: where there are several groups, the axis of the tensor has become [groups, entries]."""
         axis = self.axis % tensor.ndim
         width, begin, end = self.interval(tensor.shape[axis], role)
-        unit = width // sum(self.parts.values())
-        pieces = tensor.view(*tensor.shape[:axis], self.groups, width // unit, unit, *tensor.shape[axis + 1 :])
-        return pieces.narrow(axis + 1, begin // unit, (end - begin) // unit)
+        if self.groups == 1:
+            return tensor.narrow(axis, begin, end - begin)
+        groups = tensor.view(*tensor.shape[:axis], self.groups, width, *tensor.shape[axis + 1 :])
+        return groups.narrow(axis + 1, begin, end - begin)
 
     def interval(self, size: int, role: str) -> tuple[int, int, int]:
         """Entries of a group along an axis of this size, and from where to before where the part lies in each."""
         if role not in self.parts:
             raise ValueError(f"role={role!r}: the parts are {', '.join(self.parts)}.")
-        shares = list(self.parts.values())
-        unit = size // (self.groups * sum(shares))
-        begin = unit * sum(shares[: list(self.parts).index(role)])
-        return unit * sum(shares), begin, begin + unit * self.parts[role]
+        before, share, total = self._shares[role]
+        unit = size // (self.groups * total)
+        return unit * total, unit * before, unit * (before + share)
+
+    @cached_property
+    def _shares(self) -> dict[str, tuple[int, int, int]]:
+        """Of each part: the shares before it, its own, and those of all."""
+        total, before = sum(self.parts.values()), itertools.accumulate(self.parts.values(), initial=0)
+        return {role: (first, share, total) for (role, share), first in zip(self.parts.items(), before, strict=False)}
 
     def check(self, name: str, shape: Sequence[int]) -> None:
         """Raise ValueError where a tensor of this name and shape cannot be split so."""

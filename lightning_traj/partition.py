@@ -53,7 +53,7 @@ class Piece:
 
     def held(self, parameter: Tensor, share: Share) -> Held:
         """Of the piece's real entries those that are here, of this share of the parameter."""
-        local = local_tensor(parameter)
+        local = local_tensor(parameter).detach()  # of which views are cheaper
         share_of_piece = _share_of(self.layout, self.part, share, parameter.is_complex())
         if self.layout is not None and share.is_whole:
             local, share_of_piece = self.layout.part(local, self.part), whole(share_of_piece.shape)
@@ -172,8 +172,10 @@ class Partition:
             except KeyError:
                 listed.append([])
                 continue
-            if (numel := sum(piece.numel(tensor) for piece, _, tensor in found)) != block.numel:
-                raise ValueError(f"parameter {block.name!r} had {block.numel} entries and now has {numel}.")
+            if any(self._seen.get(piece.parameter) != tensor.shape for piece, _, tensor in found):
+                if (numel := sum(piece.numel(tensor) for piece, _, tensor in found)) != block.numel:
+                    raise ValueError(f"parameter {block.name!r} had {block.numel} entries and now has {numel}.")
+                self._seen.update((piece.parameter, tensor.shape) for piece, _, tensor in found)
             listed.append(
                 [piece.held(tensor, shares.get(name) or whole(tensor.shape)) for piece, name, tensor in found]
             )
@@ -184,6 +186,11 @@ class Partition:
     @cached_property
     def _known(self) -> set[str]:
         return {piece.parameter for pieces in self.pieces for piece in pieces} | self.excluded
+
+    @cached_property
+    def _seen(self) -> dict[str, Any]:
+        """Shapes of parameters that are as long as their blocks say."""
+        return {}
 
     def _is_wanted(self, block: Block, piece: Piece) -> bool:
         return is_wanted({block.name, piece.parameter}, self.include, self.exclude)

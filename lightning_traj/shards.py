@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import accumulate, product
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +48,11 @@ class Share:
     def numel(self) -> int:
         """Entries."""
         return prod(self.sizes)
+
+    @cached_property
+    def whole_numel(self) -> int:
+        """Entries of the whole tensor."""
+        return prod(self.shape)
 
     @cached_property
     def is_whole(self) -> bool:
@@ -90,8 +95,7 @@ class Share:
         return Share((*self.shape, 2), (*self.runs, ((0, 0, 2),)))
 
 
-@dataclass(frozen=True)
-class Held:
+class Held(NamedTuple):
     """Entries of a tensor that are here.
 
     Attributes:
@@ -140,9 +144,12 @@ def stretches_of(pieces: Iterable[Held]) -> Iterator[tuple[Tensor, int, Tensor |
     """The ``stretches`` of tensors that lie one after the other, as if they were one."""
     begin = 0
     for held in pieces:
-        for tensor, start, index in held.stretches():
-            yield tensor, begin + start, None if index is None else begin + index
-        begin += prod(held.share.shape)
+        if held.is_whole:  # as most are, and in haste
+            yield held.tensor, begin, None
+        else:
+            for tensor, start, index in held.stretches():
+                yield tensor, begin + start, None if index is None else begin + index
+        begin += held.share.whole_numel
 
 
 def whole(shape: Sequence[int]) -> Share:

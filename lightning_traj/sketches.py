@@ -57,7 +57,9 @@ class Sketches:
                 continue
             sources = [originals[piece.parameter] for piece in pieces]
             # Trusted for frozen tensors alone: fused optimizers and .data change values without the counter.
-            if any(source.requires_grad or source.is_inference() for source in sources):  # the latter have no counter
+            if sources[0].requires_grad or any(
+                s.requires_grad or s.is_inference() for s in sources
+            ):  # without a counter
                 continue
             versions = [source._version for source in sources]
             seen = self._frozen.get(block.name)
