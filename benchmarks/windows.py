@@ -79,9 +79,9 @@ def window(model: str, shapes: Shapes, repeats: int = 3) -> float:
             step += 1
             recorder.add_to_window(values, step)
 
-    def one_sketch() -> list[torch.Tensor]:
+    def one_sketch() -> torch.Tensor:
         blocks = zip(recorder.blocks, recorder.partition.held(values, {}), strict=True)
-        given = (Given(b.name, b.numel, held[0].tensor.device, stretches_of(held)) for b, held in blocks)
+        given = [Given(b.name, b.numel, held[0].tensor.device, stretches_of(held)) for b, held in blocks]
         return recorder.sketch.of_blocks(given)
 
     seconds = in_turns({f"a window of {WINDOW} steps": one_window, "one sketch of all parameters": one_sketch}, repeats)

@@ -53,11 +53,13 @@ class Piece:
 
     def held(self, parameter: Tensor, share: Share) -> Held:
         """Of the piece's real entries those that are here, of this share of the parameter."""
-        local = local_tensor(parameter).detach()  # of which views are cheaper
-        share_of_piece = _share_of(self.layout, self.part, share, parameter.is_complex())
+        local, is_complex = local_tensor(parameter).detach(), parameter.is_complex()  # views of it are cheaper
+        if self.layout is None and not is_complex:
+            return Held(local, share)
+        share_of_piece = _share_of(self.layout, self.part, share, is_complex)
         if self.layout is not None and share.is_whole:
             local, share_of_piece = self.layout.part(local, self.part), whole(share_of_piece.shape)
-        return Held(real_entries(local), share_of_piece)
+        return Held(real_entries(local) if is_complex else local, share_of_piece)
 
 
 @dataclass(frozen=True)

@@ -553,7 +553,7 @@ class Recorder:
         own: list[Tensor] = []
 
         def make() -> Tensor:
-            own.append(torch.cat(self._own_sketches(partition, parameters)))
+            own.append(self._own_sketches(partition, parameters))
             return own[0] if self._division.is_shared or self.ranks.size == 1 else (0 * own[0]).sum().view(1)
 
         sizes, failure = self._sizes(partition.blocks), None
@@ -571,7 +571,7 @@ class Recorder:
         """Lengths of their sketches."""
         return tuple(min(block.numel, self.sketch.dim) for block in blocks)
 
-    def _own_sketches(self, partition: Partition, parameters: Mapping[str, Tensor] | Exception) -> list[Tensor]:
+    def _own_sketches(self, partition: Partition, parameters: Mapping[str, Tensor] | Exception) -> Tensor:
         """Sketches of what this rank answers for."""
         parameters = _read(parameters)
         return self.sketches.of(partition, parameters, self._division.shares, self._resting, self.device)

@@ -143,34 +143,44 @@ class CountSketch:
                 f"start={start} with {tensor.numel()} entries does not fit block {name!r} of {numel}: "
                 "pass numel=, the number of entries of the whole block."
             )
-        return self.of_blocks([Given(name, numel, tensor.device, [(tensor, start, index)])])[0]
+        return self.of_blocks([Given(name, numel, tensor.device, [(tensor, start, index)])])
 
     @torch.no_grad()
-    def of_blocks(self, blocks: Iterable[Given]) -> list[Tensor]:
+    def of_blocks(self, blocks: Sequence[Given]) -> Tensor:
         """Sketch several blocks: as one by one, to the last bit, and in fewer launches.
 
         Returns:
-            float64 [min(dim, numel)] of each block, on its device. Some of them share memory.
+            The sketches one after the other: float64 [Σ min(dim, numel)], on the device of the first block.
         """
-        sketches: list[Tensor] = []
+        sizes = [min(block.numel, self.dim) for block in blocks]
+        sketches = torch.empty(sum(sizes), dtype=torch.float64, device=blocks[0].device if blocks else None)
+        stop = 0
         for device, run in itertools.groupby(blocks, key=attrgetter("device")):
             shared = self._shared_on(device)
             while some := list(itertools.islice(run, len(shared.sums))):
-                folded = iter(self._folded([block for block in some if block.numel > self.dim], shared))
-                sketches += [next(folded) if block.numel > self.dim else self._whole(block) for block in some]
+                at = slice(stop, stop := stop + sum(min(block.numel, self.dim) for block in some))
+                long = [block for block in some if block.numel > self.dim]
+                groups = self._permuted(long, shared)
+                if len(long) == len(some) and device == sketches.device:
+                    torch.sum(groups, 1, out=sketches[at].view(-1, self.dim))
+                    continue
+                folded = iter(groups.sum(1).unbind())
+                each = [next(folded) if block.numel > self.dim else self._whole(block) for block in some]
+                torch.cat([sketch.to(sketches.device) for sketch in each], out=sketches[at])
         return sketches
 
-    def _folded(self, blocks: Sequence[Given], shared: _Shared) -> Sequence[Tensor]:
-        """Sketches of blocks of more than dim entries, as many as there is memory for: stage two is one for all."""
-        if not blocks:
-            return []
+    def _permuted(self, blocks: Sequence[Given], shared: _Shared) -> Tensor:
+        """The buckets of blocks of more than dim entries, as many as there is memory for: [blocks, M / dim, dim].
+
+        They are permuted, and wait for the sum over each group.
+        """
         n = len(blocks)
         sums = shared.sums[:n].zero_()
         for block, buckets in zip(blocks, sums, strict=True):
             self._add(buckets, block)
         permuted = shared.permuted[:n]
         torch.gather(sums, 1, shared.permutation.expand(n, -1), out=permuted)
-        return permuted.view(n, -1, self.dim).sum(1).unbind()
+        return permuted.view(n, self.buckets // self.dim, self.dim)
 
     def _whole(self, block: Given) -> Tensor:
         """The entries of a block that is kept whole."""

@@ -33,8 +33,8 @@ class Sketches:
         shares: Mapping[str, Share],
         gone: Callable[[int], Tensor],
         device: torch.device,
-    ) -> list[Tensor]:
-        """The sketch of each block, float64 [min(dim, numel)].
+    ) -> Tensor:
+        """The sketches of all blocks, one after the other: float64 [Σ min(dim, numel)].
 
         Args:
             partition: The blocks.
@@ -72,17 +72,18 @@ class Sketches:
                 known[b] = seen[2]
             else:
                 unseen[b] = [weakref.ref(source) for source in sources], versions
-        made = iter(
-            self.sketch.of_blocks(
-                _given(partition.sketch_name(block), block.numel, held)
-                for b, (block, held) in enumerate(zip(partition.blocks, held_blocks, strict=True))
-                if b not in known
-            )
-        )
-        row = [known[b] if b in known else next(made).to(device) for b in range(len(held_blocks))]
-        for b, (seen_sources, versions) in unseen.items():
-            row[b] = row[b].clone()  # on its own: kept for long, it would keep those that it shares memory with
-            frozen[partition.blocks[b].name] = seen_sources, versions, row[b]
+        given = [
+            _given(partition.sketch_name(block), block.numel, held)
+            for b, (block, held) in enumerate(zip(partition.blocks, held_blocks, strict=True))
+            if b not in known
+        ]
+        row = self.sketch.of_blocks(given).to(device)
+        if known or unseen:
+            made = iter(torch.split(row, [min(block.numel, self.sketch.dim) for block in given]))
+            each = [known[b] if b in known else next(made) for b in range(len(held_blocks))]
+            row = torch.cat(each)
+            for b, (tensors, versions) in unseen.items():  # a copy, which does not keep the memory of the others
+                frozen[partition.blocks[b].name] = tensors, versions, each[b].clone()
         self._frozen = frozen
         return row
 

@@ -260,7 +260,7 @@ def sketching(rows: int) -> tuple[int, int]:
         sent.append(tensor.numel())
         reduce(tensor, **group)
 
-    def counted(self: CountSketch, blocks: Any) -> list[Tensor]:
+    def counted(self: CountSketch, blocks: Any) -> Tensor:
         blocks = [block._replace(stretches=list(block.stretches)) for block in blocks]
         counts["entries"] += sum(tensor.numel() for block in blocks for tensor, *_ in block.stretches)
         return sketch(self, blocks)

@@ -222,7 +222,6 @@ def sketched_names(monkeypatch):
     sketch = CountSketch.of_blocks
 
     def counting(self, blocks):
-        blocks = list(blocks)
         calls.extend(block.name for block in blocks)
         return sketch(self, blocks)
 

@@ -121,7 +121,7 @@ def test_shards_sketch_to_the_whole(shape: tuple[int, ...]) -> None:
             runs = [((0, 0, size),) for size in shape]
             runs[dim] = ((0, first, last - first),) if first < last else ()
             held = Held(tensor.narrow(dim, first, last - first), Share(shape, tuple(runs)))
-            total += sketch.of_blocks([Given("w", tensor.numel(), tensor.device, held.stretches())])[0]
+            total += sketch.of_blocks([Given("w", tensor.numel(), tensor.device, held.stretches())])
         torch.testing.assert_close(total, sketch(tensor, "w"), rtol=1e-10, atol=1e-10)
 
 
