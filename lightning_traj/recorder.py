@@ -253,7 +253,7 @@ class Recorder:
         if not self.blocks:  # what is summed depends on what was read
             self.ranks.all_do(partial(_read, parameters))
         if not isinstance(parameters, Exception) and (
-            len(partition.blocks) > len(self.blocks) or self._division.lacks(parameters)
+            len(partition.blocks) > len(self.blocks) or (self.ranks.size > 1 and self._division.lacks(parameters))
         ):
             if self.blocks and (summed := self._ask()) is not None:
                 partition = self.partition

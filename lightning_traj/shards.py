@@ -144,11 +144,8 @@ def stretches_of(pieces: Iterable[Held]) -> Iterator[tuple[Tensor, int, Tensor |
     """The ``stretches`` of tensors that lie one after the other, as if they were one."""
     begin = 0
     for held in pieces:
-        if held.is_whole:  # as most are, and in haste
-            yield held.tensor, begin, None
-        else:
-            for tensor, start, index in held.stretches():
-                yield tensor, begin + start, None if index is None else begin + index
+        for tensor, start, index in held.stretches():
+            yield tensor, begin + start, None if index is None else begin + index
         begin += held.share.whole_numel
 
 
