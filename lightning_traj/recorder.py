@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_traj.blocks import Block, Patterns, block_groups, clean_name, has_entries
+from lightning_traj.blocks import Block, Patterns, clean_name, has_entries
+from lightning_traj.cost import cost_of, in_bytes
 from lightning_traj.full_rows import FullRows
 from lightning_traj.fused import FusedLayout
 from lightning_traj.gram import UPDATE, Row, RunningGram
@@ -186,28 +187,14 @@ class Recorder:
         """
         partition = self._extended(parameters)
         self._compare(partition, parameters)
-        blocks, n = partition.blocks, self.max_snapshots
-        count, numel = len(blocks), sum(block.numel for block in blocks)
-        sketch = 8 * sum(self._sizes(blocks))
-        # Gram matrices, local ones, path lengths; windows, and the three sketches of the running one.
-        grams = n * (count * (8 * n + 128 + 24 * self.window) + 8 * len(block_groups(blocks))) + 3 * sketch
-        rows = 0
-        if self.snapshot == "full":
-            cleaned = {clean_name(name): parameter for name, parameter in parameters.items()}
-            pieces = ((piece, cleaned.get(piece.parameter)) for pieces in partition.pieces for piece in pieces)
-            sizes = ((piece.numel(p), p) for piece, p in pieces if p is not None)
-            per_snapshot = sum(numel * p.element_size() // (1 + p.is_complex()) for numel, p in sizes)
-            where = f"on disk, in {self.snapshots.folder}"
-        else:
-            per_snapshot = sketch // 2  # float32
-            rows = (n + 6) * per_snapshot  # and θ_0 and the last two in float64
-            where = "in memory"
+        cost = cost_of(partition, parameters, self.snapshot, self.sketch.dim, self.max_snapshots, self.window)
         device = next((p.device for p in parameters.values()), torch.device("cpu"))
         if self.snapshot == "full" or device.type == "mps":  # files are read on the host; MPS has no float64
             device = torch.device("cpu")
-        if device.type != "cpu" and rows + grams > ROW_BUDGET:
+        where = f"on disk, in {self.snapshots.folder}" if self.snapshot == "full" else "in memory"
+        if device.type != "cpu" and cost.rows + cost.grams > ROW_BUDGET:
             self.storage = self.gram.storage = torch.device("cpu")
-            where += f" of the host (above {_bytes(ROW_BUDGET)} in all)"
+            where += f" of the host (above {in_bytes(ROW_BUDGET)} in all)"
         self.device = device
         if self.snapshot == "sketch":
             self.gram.to(device)
@@ -216,10 +203,7 @@ class Recorder:
         self._divide(partition, parameters)
         number = int(self.ranks.each([uuid.uuid4().int >> 68])[0, 0])  # rank 0's
         self.snapshots.begin(number, self.ranks.rank, self.ranks.size)
-        what = f"recording {count} blocks, {numel:,} parameters as {self.snapshot} snapshots"
-        # The host has a copy of the Gram matrices.
-        total = f"{_bytes(rows + grams)} at most in each checkpoint, {_bytes(rows + 2 * grams)} in memory"
-        return f"{what}: {_bytes(per_snapshot)} a snapshot {where}; {total}"
+        return cost.said(self.snapshot, where)
 
     # During training
 
@@ -647,11 +631,3 @@ def _read(parameters: Mapping[str, Tensor] | Exception) -> Mapping[str, Tensor]:
 
 def _pad(values: Tensor, length: int) -> Tensor:
     return torch.nn.functional.pad(values, (0, length - values.numel()))
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            break
-        count /= 1000
-    return f"{count:.3g} {unit}"

@@ -51,7 +51,7 @@ FLOORS = [
     | {"uncertainty"},
     {"formats", "shards", "sketch", "table", "window"},
     {"overlaps", "partition", "ranks"},
-    {"arguments", "freezing", "sketches", "snapshots", "streaming", "trajectory"},
+    {"arguments", "cost", "freezing", "sketches", "snapshots", "streaming", "trajectory"},
     {"full_rows"},
     {"conditions", "drawing", "findings", "layers", "recorder", "report", "runs"},
     {"comparison_table", "crossing", "decisions", "heatmap", "joint", "plot", "series", "series_plot", "state_dicts"},
