@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -51,15 +51,19 @@ class Piece:
         numel = parameter.numel() * (2 if parameter.is_complex() else 1)
         return numel if self.layout is None else numel * self.layout.parts[self.part] // sum(self.layout.parts.values())
 
-    def held(self, parameter: Tensor, share: Share) -> Held:
-        """Of the piece's real entries those that are here, of this share of the parameter."""
-        local, is_complex = local_tensor(parameter).detach(), parameter.is_complex()  # views of it are cheaper
-        if self.layout is None and not is_complex:
-            return Held(local, share)
-        share_of_piece = _share_of(self.layout, self.part, share, is_complex)
+    def share_of(self, share: Share, is_complex: bool) -> Share:
+        """What a share of the parameter is of the piece's real entries."""
+        if self.layout is not None:
+            is_whole, share = share.is_whole, share.of_part(self.layout, self.part)
+            share = whole(share.shape) if is_whole else share  # of a view, then
+        return share.as_real() if is_complex else share
+
+    def entries(self, parameter: Tensor, share: Share) -> Tensor:
+        """A tensor that has what this share of the parameter is of the piece's real entries, and maybe more: a view."""
+        local = local_tensor(parameter).detach()  # of which views are cheaper
         if self.layout is not None and share.is_whole:
-            local, share_of_piece = self.layout.part(local, self.part), whole(share_of_piece.shape)
-        return Held(real_entries(local) if is_complex else local, share_of_piece)
+            local = self.layout.part(local, self.part)
+        return real_entries(local) if local.is_complex() else local
 
 
 @dataclass(frozen=True)
@@ -168,19 +172,19 @@ class Partition:
         """
         cleaned = {clean_name(name): (name, tensor) for name, tensor in parameters.items() if has_entries(tensor)}
         listed: list[list[Held]] = []
-        for block, pieces in zip(self.blocks, self.pieces, strict=True):
+        for b, pieces in enumerate(self.pieces):
             try:
-                found = [(piece, *cleaned[piece.parameter]) for piece in pieces]
+                found = [cleaned[piece.parameter] for piece in pieces]
             except KeyError:
                 listed.append([])
                 continue
-            if any(self._seen.get(piece.parameter) != tensor.shape for piece, _, tensor in found):
-                if (numel := sum(piece.numel(tensor) for piece, _, tensor in found)) != block.numel:
-                    raise ValueError(f"parameter {block.name!r} had {block.numel} entries and now has {numel}.")
-                self._seen.update((piece.parameter, tensor.shape) for piece, _, tensor in found)
-            listed.append(
-                [piece.held(tensor, shares.get(name) or whole(tensor.shape)) for piece, name, tensor in found]
-            )
+            tensors = [tensor for _, tensor in found]
+            given = [shares.get(name) or whole(tensor.shape) for name, tensor in found]
+            placed = [tensor.shape for tensor in tensors], given
+            if b not in self._owned or self._owned[b][0] != placed:
+                self._owned[b] = placed, self._own(b, tensors, given)
+            own = self._owned[b][1]
+            listed.append([Held(pieces[i].entries(tensor, given[i]), own[i]) for i, tensor in enumerate(tensors)])
         return listed
 
     # Inside
@@ -190,9 +194,17 @@ class Partition:
         return {piece.parameter for pieces in self.pieces for piece in pieces} | self.excluded
 
     @cached_property
-    def _seen(self) -> dict[str, Any]:
-        """Shapes of parameters that are as long as their blocks say."""
+    def _owned(self) -> dict[int, tuple[tuple[list[Any], list[Share]], list[Share]]]:
+        """Of blocks that were asked for: shapes and shares of their parameters, and what is here of their pieces."""
         return {}
+
+    def _own(self, b: int, tensors: Sequence[Tensor], given: Sequence[Share]) -> list[Share]:
+        """What these shares of its parameters are of the pieces of a block."""
+        block, pieces = self.blocks[b], self.pieces[b]
+        if (numel := sum(piece.numel(tensor) for piece, tensor in zip(pieces, tensors, strict=True))) != block.numel:
+            raise ValueError(f"parameter {block.name!r} had {block.numel} entries and now has {numel}.")
+        each = zip(pieces, tensors, given, strict=True)
+        return [piece.share_of(share, tensor.is_complex()) for piece, tensor, share in each]
 
     def _is_wanted(self, block: Block, piece: Piece) -> bool:
         return is_wanted({block.name, piece.parameter}, self.include, self.exclude)
@@ -247,14 +259,6 @@ class Partition:
 
 
 _WRAPPED = ("_orig_mod", "base_layer")  # what torch.compile and PEFT call the module that they wrap
-
-
-@lru_cache(maxsize=65_536)  # asked for at every snapshot, of every block
-def _share_of(layout: FusedLayout | None, part: str, share: Share, is_complex: bool) -> Share:
-    """What a share of a parameter is of the real entries of a piece."""
-    if layout is not None:
-        share = share.of_part(layout, part)
-    return share.as_real() if is_complex else share
 
 
 def root_of(names: Sequence[str]) -> str:

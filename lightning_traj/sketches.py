@@ -94,4 +94,6 @@ def _given(name: str, numel: int, held: Sequence[Held]) -> Given:
     if device.type == "mps":  # which has no float64
         device = torch.device("cpu")
         held = [Held(each.tensor.cpu(), each.share) for each in held]
+    if len(held) == 1 and held[0].is_whole:  # as nearly all are: without the detour over two generators
+        return Given(name, numel, device, ((held[0].tensor, 0, None),))
     return Given(name, numel, device, stretches_of(held))

@@ -202,7 +202,7 @@ def local_grams(gram: Array) -> Array:
 
 def _entries(piece: Piece, tensor: Tensor) -> Tensor:
     """The real entries of a piece of a parameter that is there as a whole: a view."""
-    return piece.held(tensor, whole(tensor.shape)).tensor
+    return piece.entries(tensor, whole(tensor.shape))
 
 
 def _update_gram(pieces: Sequence[Piece], reader: Reader, among: Sequence[int], advance: Advance) -> Array:

@@ -366,7 +366,10 @@ def test_a_rank_that_is_killed(tmp_path: Path, monkeypatch: Any) -> None:
 
 
 def dying_between_files(layout: str, root: Path, step: int) -> None:
-    """The last rank is killed before it writes its file of a snapshot, when the first one has written its own."""
+    """The last rank is killed before it writes its file of a snapshot, when the first one has written its own.
+
+    And that one too, before it can take its file away again.
+    """
     write = SnapshotFiles.write
 
     def dying(self: SnapshotFiles, name: str, *args: Any) -> Any:
@@ -377,6 +380,7 @@ def dying_between_files(layout: str, root: Path, step: int) -> None:
         return write(self, name, *args)
 
     SnapshotFiles.write = dying  # type: ignore[method-assign]
+    SnapshotFiles.discard = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment,method-assign]
     saving = ModelCheckpoint(root, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     train(layout, *resumable(), saving, root=root, max_epochs=4)
 
