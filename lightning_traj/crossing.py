@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_traj import measures
-from lightning_traj.gram import Row
 from lightning_traj.recorder import Recorder
+from lightning_traj.rows import Row
 
 # Tag, the two quantities, and the two vectors of a block from their newest sketches and the first one of the second.
 CROSSINGS: dict[tuple[str, str], tuple[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]]] = {

@@ -11,7 +11,6 @@ change of basis of H (``snapshot_gram``, ``displacement_gram``) that adds and ne
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,13 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-Matrix = TypeVar("Matrix", Tensor, NDArray[np.float64])
+from lightning_traj.rows import DISPLACEMENT, NEW, PREVIOUS_UPDATE, THETA, UPDATE, Row, exact_products, local_grams
 
-THETA, DISPLACEMENT, UPDATE, PREVIOUS_UPDATE = range(4)  # the vectors of a local Gram matrix: θ_t, d_t, u_t, u_{t−1}
-BLOCKS = 32  # taken at once: their sketches stay in a CPU's cache
-# Rows and columns of a local Gram matrix [4, 4] that say all of it: those with u_{t−1} follow from the one before.
-_NEW = [0, 0, 0, 1, 1, 2, 2], [0, 1, 2, 1, 2, 2, 3]
-CHUNK = 655_360  # entries: two float64 rows of it stay in a large cache, and the launches are few
+Matrix = TypeVar("Matrix", Tensor, NDArray[np.float64])
 
 
 def snapshot_gram(anchored: Matrix) -> Matrix:
@@ -42,28 +37,6 @@ def displacement_gram(anchored: Matrix) -> Matrix:
     relative[..., 0, :] = 0.0
     relative[..., :, 0] = 0.0
     return relative
-
-
-@dataclass(frozen=True)
-class Row:
-    """The sketches of one snapshot, which nobody changes any more.
-
-    Attributes:
-        flat: Those of all blocks, one after the other: float64, 1-D.
-        lengths: Of each.
-    """
-
-    flat: Tensor
-    lengths: tuple[int, ...]
-
-    @staticmethod
-    def of(sketches: Sequence[Tensor]) -> Row:
-        """Of a copy of 1-D tensors, one a block."""
-        return Row(torch.cat(list(sketches)).double(), tuple(sketch.numel() for sketch in sketches))
-
-    def blocks(self) -> tuple[Tensor, ...]:
-        """The sketches of the blocks: views."""
-        return torch.split(self.flat, list(self.lengths))
 
 
 class RunningGram(Metric):
@@ -128,7 +101,8 @@ class RunningGram(Metric):
         """Take in the next snapshot.
 
         Args:
-            row: 1-D tensors, one a block, always in the same order; blocks that are new come last.
+            row: 1-D tensors, one a block, always in the same order; blocks that are new come last. Sketches are
+                copied, unless they come as a ``Row``.
             products: Where ``exact`` rows are divided among processes: the sum over these of what ``products`` gives
                 for their parts of the row.
 
@@ -169,10 +143,10 @@ class RunningGram(Metric):
 
     def _take_blocks(self, row: Sequence[Tensor], products: Tensor) -> None:
         _, base, latest, _ = self._vectors(row)
-        sizes = [len(_NEW[0]), len(self.snapshots)]
+        sizes = [len(NEW[0]), len(self.snapshots)]
         found, others = torch.split(products.view(len(row), -1), sizes, dim=1)
         local = products.new_zeros(len(row), 4, 4)
-        local[:, _NEW[0], _NEW[1]] = local[:, _NEW[1], _NEW[0]] = found
+        local[:, NEW[0], NEW[1]] = local[:, NEW[1], NEW[0]] = found
         # u_{t−1} was the update, and ⟨θ_t, u_{t−1}⟩ = ⟨θ_{t−1}, u_{t−1}⟩ + ⟨u_t, u_{t−1}⟩. That loses digits only
         # where θ_t or d_t is all at once much shorter than before, and no measure is made of these two.
         past = local.new_zeros(len(row), 3)
@@ -251,14 +225,14 @@ class RunningGram(Metric):
         found = []
         for b, vectors in enumerate(zip(*self._vectors(row), strict=True)):
             stored = [snapshot[b] for snapshot in self.snapshots[1:] if b < len(snapshot)]
-            local, products = _exact_products(*vectors, stored)
+            local, products = exact_products(*vectors, stored)
             late = len(self.snapshots[1:]) - len(stored)  # snapshots before this block came: it had not moved
             found += [local, *([products[:1], products.new_zeros(late), products[1:]] if self.snapshots else ())]
         return torch.cat(found)
 
     def products_numel(self, blocks: int) -> int:
         """Entries of ``products`` for so many blocks."""
-        return blocks * (len(_NEW[0]) + len(self.snapshots))
+        return blocks * (len(NEW[0]) + len(self.snapshots))
 
     def _vectors(self, row: Sequence[Tensor]) -> tuple[Sequence[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
         """Exact: θ_t, θ_0, θ_{t−1} and θ_{t−2}, each with the blocks of the row; what is new has not moved so far."""
@@ -329,79 +303,8 @@ def _at(tensor: Tensor, indices: Sequence[int], dim: int) -> Tensor:
     return torch.cat([tensor.narrow(dim, run[0], len(run)) for run in runs], dim)
 
 
-def local_grams(row: Row, base: Tensor, latest: Tensor, before: Tensor, displacement: Tensor | None = None) -> Tensor:
-    """Gram matrices of θ_t, d_t, u_t and u_{t−1} of each block, from sketches of θ_t, θ_0, θ_{t−1} and θ_{t−2}.
-
-    Many blocks at a time: few launches, in memory that stays in a CPU's cache.
-
-    Args:
-        row: Of θ_t.
-        base: Of θ_0, flat.
-        latest: Of θ_{t−1}.
-        before: Of θ_{t−2}.
-        displacement: Where d_t is written to.
-
-    Returns:
-        float64 [blocks, 4, 4].
-    """
-    theta, grams, stop = row.flat, [], 0
-    for first in range(0, len(row.lengths), BLOCKS):
-        lengths = row.lengths[first : first + BLOCKS]
-        at = slice(stop, stop := stop + sum(lengths))
-        vectors = torch.empty(4, stop - at.start, dtype=torch.float64, device=theta.device)
-        vectors[THETA] = theta[at]
-        torch.sub(theta[at], base[at], out=vectors[DISPLACEMENT])
-        torch.sub(theta[at], latest[at], out=vectors[UPDATE])
-        torch.sub(latest[at], before[at], out=vectors[PREVIOUS_UPDATE])
-        if displacement is not None:
-            displacement[at] = vectors[DISPLACEMENT]
-        by_block = _padded(vectors, lengths).transpose(0, 1)
-        grams.append(by_block @ by_block.mT)
-    return torch.cat(grams)
-
-
-def _padded(vectors: Tensor, lengths: Sequence[int]) -> Tensor:
-    """[4, entries] to [4, blocks, length of the longest one], others being padded with zeros."""
-    width = max(lengths)
-    if min(lengths) < width:
-        zeros = vectors.new_zeros(width)
-        parts = [[part, zeros[part.numel() :]] for vector in vectors for part in torch.split(vector, list(lengths))]
-        vectors = torch.cat([piece for both in parts for piece in both])
-    return vectors.view(4, -1, width)
-
-
 def _either(finite: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     """``torch.where`` without its copy where the answer is at hand."""
     if finite.is_cpu:
         return yes if finite else no
     return torch.where(finite, yes, no)
-
-
-def _exact_products(
-    theta: Tensor, base: Tensor, latest: Tensor, before: Tensor, stored: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """What is new of the local Gram matrix [7] of a block, and its ⟨θ_0, d_t⟩, ⟨d_1, d_t⟩, … [1 + stored].
-
-    One pass over each tensor, chunk by chunk: converted into float64 rows that stay in the cache, so that the products
-    are float64's while the traffic is float32's.
-    """
-    numel = theta.numel()
-    size = max(1, -(-numel // max(1, -(-numel // CHUNK))))  # of equal size: a short last one would cost as much
-    rows = torch.empty(6, size, dtype=torch.float64, device=theta.device)
-    local = rows.new_zeros(len(_NEW[0]))
-    products = rows.new_zeros(1 + len(stored))
-    for start in range(0, numel, size):
-        chunk = slice(start, start + size)
-        now, displacement, update, previous, past, other = vectors = rows[:, : numel - start].unbind()
-        now.copy_(theta[chunk])
-        torch.sub(now, past.copy_(latest[chunk]), out=update)
-        torch.sub(past, other.copy_(before[chunk]), out=previous)
-        origin = past.copy_(base[chunk])
-        torch.sub(now, origin, out=displacement)
-        # Dot products: on CPUs, a matrix product of a few long rows takes three times as long as these.
-        local += torch.stack([vectors[i] @ vectors[j] for i, j in zip(*_NEW, strict=True)])
-        products += torch.stack(
-            [origin @ displacement, *(other.copy_(theta_i[chunk]) @ displacement for theta_i in stored)]
-        )
-    products[1:] -= products[0].clone()  # ⟨d_i, d⟩ = ⟨θ_i, d⟩ − ⟨θ_0, d⟩
-    return local, products

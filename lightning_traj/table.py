@@ -15,14 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_traj import measures, uncertainty
-from lightning_traj.gram import (
-    DISPLACEMENT,
-    PREVIOUS_UPDATE,
-    THETA,
-    UPDATE,
-    displacement_gram,
-    snapshot_gram,
-)
+from lightning_traj.gram import displacement_gram, snapshot_gram
+from lightning_traj.rows import DISPLACEMENT, PREVIOUS_UPDATE, THETA, UPDATE
 from lightning_traj.uncertainty import Gradient
 
 Array = NDArray[np.float64]

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_traj.gram import DISPLACEMENT, PREVIOUS_UPDATE, UPDATE, Row, local_grams
+from lightning_traj.rows import DISPLACEMENT, PREVIOUS_UPDATE, UPDATE, Row, local_grams
 from lightning_traj.thinning import thinned
 
 LEAST = 2  # steps: with fewer there is no angle between them

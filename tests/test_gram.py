@@ -11,7 +11,7 @@ import torch
 import torchmetrics
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_traj import gram as gram_module
+from lightning_traj import rows as rows_module
 from lightning_traj.gram import RunningGram, displacement_gram, snapshot_gram
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -63,7 +63,7 @@ def local_of(theta, t):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("chunk", [100, 524_288])
 def test_exact_grams_are_those_of_the_stacked_snapshots(rows, dtype, chunk, monkeypatch):
-    monkeypatch.setattr(gram_module, "CHUNK", chunk)
+    monkeypatch.setattr(rows_module, "CHUNK", chunk)
     snapshots = rows(8, dtype=dtype)
     gram = running(snapshots, exact=True)
     for b in range(len(LENGTHS)):

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 
 import reference
 from lightning_traj import AtEpochs, EveryNEpochs, EveryNSteps, Trajectory, TrajectoryCallback
-from lightning_traj.gram import Row
 from lightning_traj.recorder import Recorder
+from lightning_traj.rows import Row
 from lightning_traj.schedule import AtSteps
 from lightning_traj.sketch import CountSketch
 from lightning_traj.table import oscillation

@@ -1,0 +1,108 @@
+"""Rows of snapshots, and the inner products of what they differ by, block by block: in float64, few launches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+THETA, DISPLACEMENT, UPDATE, PREVIOUS_UPDATE = range(4)  # the vectors of a local Gram matrix: θ_t, d_t, u_t, u_{t−1}
+BLOCKS = 32  # taken at once: their sketches stay in a CPU's cache
+# Rows and columns of a local Gram matrix [4, 4] that say all of it: those with u_{t−1} follow from the one before.
+NEW = [0, 0, 0, 1, 1, 2, 2], [0, 1, 2, 1, 2, 2, 3]
+CHUNK = 655_360  # entries: two float64 rows of it stay in a large cache, and the launches are few
+
+
+@dataclass(frozen=True)
+class Row:
+    """The sketches of one snapshot, which nobody changes any more.
+
+    Attributes:
+        flat: Those of all blocks, one after the other: float64, 1-D.
+        lengths: Of each.
+    """
+
+    flat: Tensor
+    lengths: tuple[int, ...]
+
+    @staticmethod
+    def of(sketches: Sequence[Tensor]) -> Row:
+        """Of a copy of 1-D tensors, one a block."""
+        return Row(torch.cat(list(sketches)).double(), tuple(sketch.numel() for sketch in sketches))
+
+    def blocks(self) -> tuple[Tensor, ...]:
+        """The sketches of the blocks: views."""
+        return torch.split(self.flat, list(self.lengths))
+
+
+def local_grams(row: Row, base: Tensor, latest: Tensor, before: Tensor, displacement: Tensor | None = None) -> Tensor:
+    """Gram matrices of θ_t, d_t, u_t and u_{t−1} of each block, from sketches of θ_t, θ_0, θ_{t−1} and θ_{t−2}.
+
+    Many blocks at a time: few launches, in memory that stays in a CPU's cache.
+
+    Args:
+        row: Of θ_t.
+        base: Of θ_0, flat.
+        latest: Of θ_{t−1}.
+        before: Of θ_{t−2}.
+        displacement: Where d_t is written to.
+
+    Returns:
+        float64 [blocks, 4, 4].
+    """
+    theta, grams, stop = row.flat, [], 0
+    for first in range(0, len(row.lengths), BLOCKS):
+        lengths = row.lengths[first : first + BLOCKS]
+        at = slice(stop, stop := stop + sum(lengths))
+        vectors = torch.empty(4, stop - at.start, dtype=torch.float64, device=theta.device)
+        vectors[THETA] = theta[at]
+        torch.sub(theta[at], base[at], out=vectors[DISPLACEMENT])
+        torch.sub(theta[at], latest[at], out=vectors[UPDATE])
+        torch.sub(latest[at], before[at], out=vectors[PREVIOUS_UPDATE])
+        if displacement is not None:
+            displacement[at] = vectors[DISPLACEMENT]
+        by_block = _padded(vectors, lengths).transpose(0, 1)
+        grams.append(by_block @ by_block.mT)
+    return torch.cat(grams)
+
+
+def _padded(vectors: Tensor, lengths: Sequence[int]) -> Tensor:
+    """[4, entries] to [4, blocks, length of the longest one], others being padded with zeros."""
+    width = max(lengths)
+    if min(lengths) < width:
+        zeros = vectors.new_zeros(width)
+        parts = [[part, zeros[part.numel() :]] for vector in vectors for part in torch.split(vector, list(lengths))]
+        vectors = torch.cat([piece for both in parts for piece in both])
+    return vectors.view(4, -1, width)
+
+
+def exact_products(
+    theta: Tensor, base: Tensor, latest: Tensor, before: Tensor, stored: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What is new of the local Gram matrix [7] of a block, and its ⟨θ_0, d_t⟩, ⟨d_1, d_t⟩, … [1 + stored].
+
+    One pass over each tensor, chunk by chunk: converted into float64 rows that stay in the cache, so that the products
+    are float64's while the traffic is float32's.
+    """
+    numel = theta.numel()
+    size = max(1, -(-numel // max(1, -(-numel // CHUNK))))  # of equal size: a short last one would cost as much
+    rows = torch.empty(6, size, dtype=torch.float64, device=theta.device)
+    local = rows.new_zeros(len(NEW[0]))
+    products = rows.new_zeros(1 + len(stored))
+    for start in range(0, numel, size):
+        chunk = slice(start, start + size)
+        now, displacement, update, previous, past, other = vectors = rows[:, : numel - start].unbind()
+        now.copy_(theta[chunk])
+        torch.sub(now, past.copy_(latest[chunk]), out=update)
+        torch.sub(past, other.copy_(before[chunk]), out=previous)
+        origin = past.copy_(base[chunk])
+        torch.sub(now, origin, out=displacement)
+        # Dot products: on CPUs, a matrix product of a few long rows takes three times as long as these.
+        local += torch.stack([vectors[i] @ vectors[j] for i, j in zip(*NEW, strict=True)])
+        products += torch.stack(
+            [origin @ displacement, *(other.copy_(theta_i[chunk]) @ displacement for theta_i in stored)]
+        )
+    products[1:] -= products[0].clone()  # ⟨d_i, d⟩ = ⟨θ_i, d⟩ − ⟨θ_0, d⟩
+    return local, products
