@@ -57,12 +57,14 @@ def local_grams(row: Row, base: Tensor, latest: Tensor, before: Tensor, displace
         lengths = row.lengths[first : first + BLOCKS]
         at = slice(stop, stop := stop + sum(lengths))
         vectors = torch.empty(4, stop - at.start, dtype=torch.float64, device=theta.device)
-        vectors[THETA] = theta[at]
-        torch.sub(theta[at], base[at], out=vectors[DISPLACEMENT])
-        torch.sub(theta[at], latest[at], out=vectors[UPDATE])
-        torch.sub(latest[at], before[at], out=vectors[PREVIOUS_UPDATE])
+        own, displaced, update, previous = vectors.unbind()  # in the order of THETA, DISPLACEMENT, …
+        now, past = theta[at], latest[at]
+        own.copy_(now)
+        torch.sub(now, base[at], out=displaced)
+        torch.sub(now, past, out=update)
+        torch.sub(past, before[at], out=previous)
         if displacement is not None:
-            displacement[at] = vectors[DISPLACEMENT]
+            displacement[at].copy_(displaced)
         by_block = _padded(vectors, lengths).transpose(0, 1)
         grams.append(by_block @ by_block.mT)
     return torch.cat(grams)
@@ -73,8 +75,9 @@ def _padded(vectors: Tensor, lengths: Sequence[int]) -> Tensor:
     width = max(lengths)
     if min(lengths) < width:
         zeros = vectors.new_zeros(width)
-        parts = [[part, zeros[part.numel() :]] for vector in vectors for part in torch.split(vector, list(lengths))]
-        vectors = torch.cat([piece for both in parts for piece in both])
+        padding = [zeros[length:] for length in lengths]
+        both = (zip(torch.split(vector, list(lengths)), padding, strict=True) for vector in vectors)
+        vectors = torch.cat([piece for pairs in both for pair in pairs for piece in pair])
     return vectors.view(4, -1, width)
 
 
