@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_traj.blocks import block_groups, clean_name
 from lightning_traj.partition import Partition
+from lightning_traj.sketch import CountSketch
 
 
 class Cost(NamedTuple):
@@ -36,13 +37,13 @@ class Cost(NamedTuple):
 
 
 def cost_of(
-    partition: Partition, parameters: Mapping[str, Tensor], snapshot: str, sketch_dim: int, n: int, window: int
+    partition: Partition, parameters: Mapping[str, Tensor], snapshot: str, sketch: CountSketch, n: int, window: int
 ) -> Cost:
     """What it costs to record n snapshots of these blocks, and n windows of so many steps."""
     blocks = partition.blocks
-    sketch = 8 * sum(min(block.numel, sketch_dim) for block in blocks)
+    row = 8 * sum(sketch.length(block.numel) for block in blocks)
     # Gram matrices, local ones, path lengths; windows, and the three sketches of the running one.
-    grams = n * (len(blocks) * (8 * n + 128 + 24 * window) + 8 * len(block_groups(blocks))) + 3 * sketch
+    grams = n * (len(blocks) * (8 * n + 128 + 24 * window) + 8 * len(block_groups(blocks))) + 3 * row
     numel = sum(block.numel for block in blocks)
     if snapshot == "full":
         cleaned = {clean_name(name): parameter for name, parameter in parameters.items()}
@@ -50,7 +51,7 @@ def cost_of(
         sizes = ((piece.numel(p), p) for piece, p in pieces if p is not None)
         return Cost(len(blocks), numel, sum(k * p.element_size() // (1 + p.is_complex()) for k, p in sizes), 0, grams)
     # Of float32; and θ_0 and the last two in float64.
-    return Cost(len(blocks), numel, sketch // 2, (n + 6) * sketch // 2, grams)
+    return Cost(len(blocks), numel, row // 2, (n + 6) * row // 2, grams)
 
 
 def in_bytes(count: float) -> str:

@@ -188,7 +188,7 @@ class Recorder:
         """
         partition = self._extended(parameters)
         self._compare(partition, parameters)
-        cost = cost_of(partition, parameters, self.snapshot, self.sketch.dim, self.max_snapshots, self.window)
+        cost = cost_of(partition, parameters, self.snapshot, self.sketch, self.max_snapshots, self.window)
         device = next((p.device for p in parameters.values()), torch.device("cpu"))
         if self.snapshot == "full" or device.type == "mps":  # files are read on the host; MPS has no float64
             device = torch.device("cpu")
@@ -434,9 +434,10 @@ class Recorder:
             row, failure = self._sketch(partition, parameters, summed)
             # What is new counts from its first value on, and a rank may have failed: worth to wait for the device. But
             # for θ_0 on one rank, without which all begins anew.
-            known = sum(self._sizes(self.blocks))
-            if new_blocks and (known or self.ranks.size > 1) and not torch.isfinite(row.flat[known:]).all():
-                return failure or self._left_out(step)
+            if new_blocks and (self.blocks or self.ranks.size > 1):
+                new = row.flat[sum(self.gram.lengths) :]
+                if not torch.isfinite(new).all():
+                    return failure or self._left_out(step)
             self._sketched = (step, row, failure)
             self.gram.update(row)
         try:
@@ -554,7 +555,7 @@ class Recorder:
 
     def _sizes(self, blocks: Iterable[Block]) -> tuple[int, ...]:
         """Lengths of their sketches."""
-        return tuple(min(block.numel, self.sketch.dim) for block in blocks)
+        return tuple(self.sketch.length(block.numel) for block in blocks)
 
     def _own_sketches(self, partition: Partition, parameters: Mapping[str, Tensor] | Exception) -> Tensor:
         """Sketches of what this rank answers for."""
@@ -567,7 +568,7 @@ class Recorder:
         is_mine = self.ranks.rank == 0 or not self._division.is_shared
         if last is not None and b < len(last.lengths) and is_mine:
             return last.blocks()[b]
-        return self._filled(min(self.blocks[b].numel, self.sketch.dim), 0.0)
+        return self._filled(self.sketch.length(self.blocks[b].numel), 0.0)
 
     def _record_full(
         self,
@@ -585,17 +586,16 @@ class Recorder:
             row.extend(self.full.write(name, step, partition, held, self.gram.given[1]))
             return self.gram.products(row)
 
-        failure = None
+        failure, finite = None, False
         try:
             if products is None:
                 blank = self._filled(self.gram.products_numel(len(partition.blocks)), torch.nan)
                 products, failure = self.ranks.sum_of(own, blank)
             finite = bool(torch.isfinite(products).all())  # on all ranks
-        except BaseException:
-            self.snapshots.discard(name)
-            raise
+        finally:
+            if not finite:
+                self.snapshots.discard(name)
         if not finite:
-            self.snapshots.discard(name)
             return "", failure or self._left_out(step)
         self.gram.update(row, products)  # should it fail, others have this snapshot, of which the file is a part
         return name, None

@@ -50,11 +50,6 @@ class Share:
         return prod(self.sizes)
 
     @cached_property
-    def whole_numel(self) -> int:
-        """Entries of the whole tensor."""
-        return prod(self.shape)
-
-    @cached_property
     def is_whole(self) -> bool:
         """Whether it is all of the tensor, in its order."""
         return self.runs == whole(self.shape).runs
@@ -146,7 +141,7 @@ def stretches_of(pieces: Iterable[Held]) -> Iterator[tuple[Tensor, int, Tensor |
     for held in pieces:
         for tensor, start, index in held.stretches():
             yield tensor, begin + start, None if index is None else begin + index
-        begin += held.share.whole_numel
+        begin += prod(held.share.shape)
 
 
 def whole(shape: Sequence[int]) -> Share:

@@ -145,6 +145,10 @@ class CountSketch:
             )
         return self.of_blocks([Given(name, numel, tensor.device, [(tensor, start, index)])])
 
+    def length(self, numel: int) -> int:
+        """Of the sketch of a block of so many entries."""
+        return min(numel, self.dim)
+
     @torch.no_grad()
     def of_blocks(self, blocks: Sequence[Given]) -> Tensor:
         """Sketch several blocks: as one by one, to the last bit, and in fewer launches.
@@ -152,13 +156,13 @@ class CountSketch:
         Returns:
             The sketches one after the other: float64 [Σ min(dim, numel)], on the device of the first block.
         """
-        sizes = [min(block.numel, self.dim) for block in blocks]
-        sketches = torch.empty(sum(sizes), dtype=torch.float64, device=blocks[0].device if blocks else None)
+        total = sum(self.length(block.numel) for block in blocks)
+        sketches = torch.empty(total, dtype=torch.float64, device=blocks[0].device if blocks else None)
         stop = 0
         for device, run in itertools.groupby(blocks, key=attrgetter("device")):
             shared = self._shared_on(device)
             while some := list(itertools.islice(run, len(shared.sums))):
-                at = slice(stop, stop := stop + sum(min(block.numel, self.dim) for block in some))
+                at = slice(stop, stop := stop + sum(self.length(block.numel) for block in some))
                 long = [block for block in some if block.numel > self.dim]
                 groups = self._permuted(long, shared)
                 if len(long) == len(some) and device == sketches.device:

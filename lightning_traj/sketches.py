@@ -57,9 +57,7 @@ class Sketches:
                 continue
             sources = [originals[piece.parameter] for piece in pieces]
             # Trusted for frozen tensors alone: fused optimizers and .data change values without the counter.
-            if sources[0].requires_grad or any(
-                s.requires_grad or s.is_inference() for s in sources
-            ):  # without a counter
+            if any(source.requires_grad or source.is_inference() for source in sources):  # the latter have no counter
                 continue
             versions = [source._version for source in sources]
             seen = self._frozen.get(block.name)
@@ -79,7 +77,7 @@ class Sketches:
         ]
         row = self.sketch.of_blocks(given).to(device)
         if known or unseen:
-            made = iter(torch.split(row, [min(block.numel, self.sketch.dim) for block in given]))
+            made = iter(torch.split(row, [self.sketch.length(block.numel) for block in given]))
             each = [known[b] if b in known else next(made) for b in range(len(held_blocks))]
             row = torch.cat(each)
             for b, (tensors, versions) in unseen.items():  # a copy, which does not keep the memory of the others
