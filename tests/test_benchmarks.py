@@ -89,10 +89,12 @@ def test_checkpoints(
 ) -> None:
     checkpoints = benchmark["checkpoints"]
     shapes = {"weight": (300, 20), "bias": (20,)}
-    assert checkpoints.speed(shapes, count=3, repeats=1) > 1
+    checkpoints.speed(shapes, count=3, repeats=1)
     assert checkpoints.memory(shapes, count=6, files=3) > 0
     assert checkpoints.script(shapes, count=4, copies=2) is not None
-    assert "cosines agree to" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "exact analysis from files / in memory" in shown
+    assert "cosines agree to" in shown
     monkeypatch.setattr(checkpoints, "naive", lambda paths: np.ones((4, 4)))
     with pytest.raises(AssertionError, match="cosines differ"):
         checkpoints.script(shapes, count=4, copies=2)
@@ -139,7 +141,7 @@ def test_windows(benchmark: dict[str, ModuleType], one_thread: None, capsys: pyt
     windows.check(shapes)
     with pytest.raises(AssertionError, match="a window says"):
         windows.check(shapes, limit=0.0)
-    assert windows.window("two tensors", shapes, repeats=1) > 1
+    windows.window("two tensors", shapes, repeats=1)
     _, memory = windows.growth(windows.TINY, snapshots=300, max_snapshots=16, span=50)
     assert 0 < memory < 1  # what is stated is a bound: this run has no windows
     assert "at most 10 is wanted" in capsys.readouterr().out

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -467,7 +465,6 @@ def test_a_rank_that_fails_at_what_is_new(tmp_path: Path) -> None:
 
 def failing_at_first(what: str) -> tuple[list[int], list[float]]:
     """Copies that everyone sketches: the second rank fails at the first snapshot. What is kept."""
-    lightning_traj.ranks.TIMEOUT = timedelta(seconds=8)
     recorder, gradient = Recorder(), torch.ones(3)
     recorder.ranks = Ranks.of_world()
     owner: Any = Partition if what == "sketching" else recorder.gram
@@ -484,10 +481,8 @@ def failing_at_first(what: str) -> tuple[list[int], list[float]]:
         parameters = placed(step, layouts()["plain"])
         if not step:
             recorder.prepare(parameters)
-        began = time.monotonic()
         with suppress(MemoryError, RuntimeError, FloatingPointError):
             recorder.record(parameters, step, step / 10)
-        assert time.monotonic() - began < 7  # nobody waits
         dist.all_reduce(gradient)
     setattr(owner, name, own)
     return recorder.collect()[0].steps.tolist() if len(recorder) else [], gradient.tolist()

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import warnings
-from datetime import timedelta
 from functools import partial
 from itertools import product
 from math import ceil
@@ -38,7 +37,6 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 from torch.utils.data import DataLoader, TensorDataset
 
-import lightning_traj.ranks
 from conftest import ROOT
 from launch import launch
 from launched import by_itself
@@ -643,23 +641,20 @@ def test_ranks_that_came_apart_begin_anew_with_the_next_fit(mode: str, tmp_path:
     assert ours == theirs == [0, 8, 16, 24]
 
 
-def stopped_before_training(root: Path) -> tuple[str, float]:
-    """One rank alone cannot begin: what is said, and after how many seconds."""
-    lightning_traj.ranks.TIMEOUT = timedelta(seconds=20)
-    callback, began = TrajectoryCallback(dirpath=root, **ALWAYS), time.monotonic()
+def stopped_before_training(root: Path) -> str:
+    """One rank alone cannot begin: what is said."""
+    callback = TrajectoryCallback(dirpath=root, **ALWAYS)
     if torch.distributed.get_rank():
         callback._quantity.check = lambda *_: (_ for _ in ()).throw(ValueError("mine alone"))  # type: ignore[method-assign]
     with pytest.raises((ValueError, RuntimeError)) as caught:
         train("DDP", callback, root=root, max_epochs=1)
-    waited = time.monotonic() - began
     torch.distributed.barrier()
-    return str(caught.value).partition(",")[0], waited
+    return str(caught.value).partition(",")[0]
 
 
 def test_a_rank_that_cannot_begin_does_not_hang_the_others(tmp_path: Path) -> None:
-    (ours, waited), (theirs, _) = launch(stopped_before_training, 2, tmp_path)
-    assert (ours, theirs) == ("processes no longer record together", "mine alone")
-    assert waited < 15
+    said = launch(stopped_before_training, 2, tmp_path)  # which ends before a collective that waits for a rank does
+    assert said == ["processes no longer record together", "mine alone"]
 
 
 class Own(EveryNSteps):
