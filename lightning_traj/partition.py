@@ -27,6 +27,7 @@ from lightning_traj.roles import role_of
 from lightning_traj.shards import Held, Share, local_tensor, whole
 
 Granularity = Literal["tensor", "layer", "role", "model"] | Callable[[Block], str]
+Place = tuple[Sequence[int], Share]  # of a parameter: its shape, and what of it is here
 GRANULARITIES = ("tensor", "layer", "role", "model")
 
 
@@ -58,9 +59,8 @@ class Piece:
             share = whole(share.shape) if is_whole else share  # of a view, then
         return share.as_real() if is_complex else share
 
-    def entries(self, parameter: Tensor, share: Share) -> Tensor:
-        """A tensor that has what this share of the parameter is of the piece's real entries, and maybe more: a view."""
-        local = local_tensor(parameter).detach()  # of which views are cheaper
+    def entries(self, local: Tensor, share: Share) -> Tensor:
+        """The piece's real entries, and maybe more: a view of what is here of a parameter, this share of it."""
         if self.layout is not None and share.is_whole:
             local = self.layout.part(local, self.part)
         return real_entries(local) if local.is_complex() else local
@@ -170,21 +170,22 @@ class Partition:
         Raises:
             ValueError: a parameter has changed its size.
         """
-        cleaned = {clean_name(name): (name, tensor) for name, tensor in parameters.items() if has_entries(tensor)}
+        here: dict[str, tuple[Tensor, Place, Tensor]] = {}
+        for name, tensor in parameters.items():
+            if has_entries(tensor):
+                placed = tensor.shape, shares.get(name) or whole(tensor.shape)
+                here[clean_name(name)] = tensor, placed, local_tensor(tensor).detach()  # of which views are cheaper
         listed: list[list[Held]] = []
         for b, pieces in enumerate(self.pieces):
-            try:
-                found = [cleaned[piece.parameter] for piece in pieces]
-            except KeyError:
+            found = [here[piece.parameter] for piece in pieces if piece.parameter in here]
+            if len(found) < len(pieces):
                 listed.append([])
                 continue
-            tensors = [tensor for _, tensor in found]
-            given = [shares.get(name) or whole(tensor.shape) for name, tensor in found]
-            placed = [tensor.shape for tensor in tensors], given
-            if b not in self._owned or self._owned[b][0] != placed:
-                self._owned[b] = placed, self._own(b, tensors, given)
-            own = self._owned[b][1]
-            listed.append([Held(pieces[i].entries(tensor, given[i]), own[i]) for i, tensor in enumerate(tensors)])
+            places = [place for _, place, _ in found]
+            if b not in self._owned or self._owned[b][0] != places:
+                self._owned[b] = places, self._own(b, [tensor for tensor, *_ in found], places)
+            each = zip(pieces, found, self._owned[b][1], strict=True)
+            listed.append([Held(piece.entries(local, share), own) for piece, (_, (_, share), local), own in each])
         return listed
 
     # Inside
@@ -194,17 +195,17 @@ class Partition:
         return {piece.parameter for pieces in self.pieces for piece in pieces} | self.excluded
 
     @cached_property
-    def _owned(self) -> dict[int, tuple[tuple[list[Any], list[Share]], list[Share]]]:
-        """Of blocks that were asked for: shapes and shares of their parameters, and what is here of their pieces."""
+    def _owned(self) -> dict[int, tuple[list[Place], list[Share]]]:
+        """Of blocks that were asked for: where their parameters are, and what is here of their pieces."""
         return {}
 
-    def _own(self, b: int, tensors: Sequence[Tensor], given: Sequence[Share]) -> list[Share]:
-        """What these shares of its parameters are of the pieces of a block."""
+    def _own(self, b: int, tensors: Sequence[Tensor], places: Sequence[Place]) -> list[Share]:
+        """What is here of the pieces of a block."""
         block, pieces = self.blocks[b], self.pieces[b]
         if (numel := sum(piece.numel(tensor) for piece, tensor in zip(pieces, tensors, strict=True))) != block.numel:
             raise ValueError(f"parameter {block.name!r} had {block.numel} entries and now has {numel}.")
-        each = zip(pieces, tensors, given, strict=True)
-        return [piece.share_of(share, tensor.is_complex()) for piece, tensor, share in each]
+        each = zip(pieces, tensors, places, strict=True)
+        return [piece.share_of(share, tensor.is_complex()) for piece, tensor, (_, share) in each]
 
     def _is_wanted(self, block: Block, piece: Piece) -> bool:
         return is_wanted({block.name, piece.parameter}, self.include, self.exclude)

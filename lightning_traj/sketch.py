@@ -3,30 +3,29 @@
 Charikar, Chen, Farach-Colton, "Finding frequent items in data streams" (2002), made structured so that a
 block of any size is sketched in one pass over it, with no stored index of its size:
 
-    stage one, d -> m   entry i goes to bucket i mod m, times a random sign: chunk by chunk, the flat block is
+    stage one, d -> 2k  entry i goes to bucket i mod m, times a random sign: chunk by chunk, the flat block is
                         multiplied by a stretch of one sign vector, viewed as rows of length m, and added up
-    stage two, m -> k   a random permutation of the M ≥ m buckets, and a sum over the M/k of each group
+    stage two, 2k -> k  the first half of the buckets, plus a random permutation of the other half
 
-The prime m is drawn for each block from between 3M/4 and M. Each chunk takes the sign vector from a position of its
-own, no two congruent modulo m, and one more sign. So entries at a fixed stride, such as the columns of a matrix, spread
-over the buckets; entries that meet have signs of their own; and the errors of blocks with like contents, which would
-add up if the blocks were hashed alike, average out. Two entries meet with probability about 1/k: 1/m in stage one, the
-rest in stage two, whose groups are of one size. Blocks of at most k entries are kept whole.
+The prime m is drawn for each block from those between 3/2 k and 31/16 k. So entries at a fixed stride, such as the
+columns of a matrix, spread over the buckets, also where it is near a multiple of k, as widths of layers are. Two
+entries meet with probability about 1/k: 1/m in stage one, the rest in stage two. Each chunk takes the sign vector from
+a position of its own, no two congruent modulo m, and one more sign. So entries that meet have signs of their own, and
+the errors of blocks with like contents, which would add up if the blocks were hashed alike, average out. Blocks of at
+most k entries are kept whole.
 
 Every random number is a function of (seed, block name, index in the block): the same on every device, platform and
 version, and for whichever part of a block a process happens to hold. Both stages are gathers and sums in a fixed
-order: repeated sketches of the same values are bit-identical. Beside the sketches it takes 5.5 MiB on a device, for
+order: repeated sketches of the same values are bit-identical. Beside the sketches it takes 8 MiB on a device, for
 float32 entries and dimensions up to 2048.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Iterable, Sequence
 from math import isqrt
-from operator import attrgetter
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -34,9 +33,8 @@ from torch import Tensor
 
 from lightning_traj.blocks import flat_range
 
-MIN_BUCKETS = 8192
-MIN_GROUP = 4  # buckets of a stage-two group
 CHUNK = 262_144  # entries: fewer launches the longer it is, and it has to stay in a CPU's cache
+SIGNS = 4  # chunks: so long is the sign vector. Errors of constant blocks are the larger the more chunks share signs
 
 
 def _random_words(seed: int, purpose: str, count: int) -> np.ndarray:
@@ -45,16 +43,21 @@ def _random_words(seed: int, purpose: str, count: int) -> np.ndarray:
     return np.random.Philox(key=int.from_bytes(digest, "little")).random_raw(count)
 
 
-def _signs(words: np.ndarray) -> np.ndarray:
-    return 1.0 - 2.0 * (words & np.uint64(1)).astype(np.float64)
+def _random_signs(seed: int, purpose: str, count: int) -> np.ndarray:
+    """The bits of the random words as 1 and -1, int8: sign i depends on (seed, purpose, i) alone."""
+    words = _random_words(seed, purpose, -(-count // 64))
+    return 1 - 2 * np.unpackbits(words.astype("<u8").view(np.uint8), count=count).view(np.int8)
 
 
-def _primes(low: int, high: int) -> np.ndarray:
-    """Primes p with low < p < high; low is at least isqrt(high)."""
-    numbers = np.arange(low + 1, high)
-    for divisor in range(2, isqrt(high) + 1):
-        numbers = numbers[numbers % divisor > 0]
-    return numbers
+def _primes(low: int, high: int) -> list[int]:
+    """Primes p with low < p ≤ high; where there is none the largest one below, or 1."""
+    primes: list[int] = []
+    for n in range(high, 1, -1):
+        if primes and n <= low:
+            break
+        if all(n % divisor for divisor in range(2, isqrt(n) + 1)):
+            primes.append(n)
+    return primes or [1]
 
 
 class Given(NamedTuple):
@@ -106,12 +109,10 @@ class CountSketch:
             raise ValueError(f"dim={dim}: a sketch needs at least one entry; pass a positive integer.")
         self.dim = dim
         self.seed = seed
-        # Buckets are a multiple of dim, so that all groups of stage two are of one size.
-        self.buckets = dim * max(MIN_GROUP, -(-MIN_BUCKETS // dim))
-        self.chunk = max(CHUNK, 4 * self.buckets)
-        self._primes = _primes(3 * self.buckets // 4, self.buckets)
-        self._shared: dict[torch.device, _Shared] = {}
-        self._hashes: dict[str, tuple[int, int, list[float]]] = {}
+        self.chunk = max(CHUNK, 8 * dim)
+        self._primes = _primes(3 * dim // 2, 31 * dim // 16)
+        self._buckets: dict[torch.device, _Buckets] = {}
+        self._hashes: dict[str, _Hash] = {}
         self._chunk_signs: dict[tuple[str, torch.device], Tensor] = {}
 
     def __call__(
@@ -151,143 +152,187 @@ class CountSketch:
 
     @torch.no_grad()
     def of_blocks(self, blocks: Sequence[Given]) -> Tensor:
-        """Sketch several blocks: as one by one, to the last bit, and in fewer launches.
+        """Sketch several blocks.
 
         Returns:
             The sketches one after the other: float64 [Σ min(dim, numel)], on the device of the first block.
         """
-        total = sum(self.length(block.numel) for block in blocks)
-        sketches = torch.empty(total, dtype=torch.float64, device=blocks[0].device if blocks else None)
-        stop = 0
-        for device, run in itertools.groupby(blocks, key=attrgetter("device")):
-            shared = self._shared_on(device)
-            while some := list(itertools.islice(run, len(shared.sums))):
-                at = slice(stop, stop := stop + sum(self.length(block.numel) for block in some))
-                long = [block for block in some if block.numel > self.dim]
-                groups = self._permuted(long, shared)
-                if len(long) == len(some) and device == sketches.device:
-                    torch.sum(groups, 1, out=sketches[at].view(-1, self.dim))
-                    continue
-                folded = iter(groups.sum(1).unbind())
-                each = [next(folded) if block.numel > self.dim else self._whole(block) for block in some]
-                torch.cat([sketch.to(sketches.device) for sketch in each], out=sketches[at])
+        lengths = [self.length(block.numel) for block in blocks]
+        device = blocks[0].device if blocks else None
+        sketches = torch.empty(sum(lengths), dtype=torch.float64, device=device)
+        for block, sketch in zip(blocks, torch.split(sketches, lengths), strict=True):
+            here = sketch if block.device == device else torch.empty_like(sketch, device=block.device)
+            if block.numel <= self.dim:
+                self._add_entries(here.zero_(), block)
+            else:
+                buckets = self._buckets_on(block.device)
+                self._fill(buckets, block)
+                buckets.fold(out=here)
+            if here is not sketch:
+                sketch.copy_(here)
         return sketches
 
-    def _permuted(self, blocks: Sequence[Given], shared: _Shared) -> Tensor:
-        """The buckets of blocks of more than dim entries, as many as there is memory for: [blocks, M / dim, dim].
-
-        They are permuted, and wait for the sum over each group.
-        """
-        n = len(blocks)
-        sums = shared.sums[:n].zero_()
-        for block, buckets in zip(blocks, sums, strict=True):
-            self._add(buckets, block)
-        permuted = shared.permuted[:n]
-        torch.gather(sums, 1, shared.permutation.expand(n, -1), out=permuted)
-        return permuted.view(n, self.buckets // self.dim, self.dim)
-
-    def _whole(self, block: Given) -> Tensor:
-        """The entries of a block that is kept whole."""
-        entries = torch.zeros(block.numel, dtype=torch.float64, device=block.device)
-        self._add(entries, block)
-        return entries
-
-    def _add(self, buckets: Tensor, block: Given) -> None:
-        """Add what is given of a block to its buckets; to itself, where it is kept whole."""
+    def _add_entries(self, entries: Tensor, block: Given) -> None:
+        """Of a block that is kept whole."""
         for tensor, start, index in block.stretches:
+            flat = tensor.reshape(-1).to(torch.float64)
+            if index is None:
+                entries[start : start + flat.numel()].add_(flat)
+            else:
+                entries.index_add_(0, index.reshape(-1), flat)
+
+    def _fill(self, buckets: _Buckets, block: Given) -> None:
+        """Stage one."""
+        buckets.is_empty = True
+        for tensor, start, index in block.stretches:
+            n = tensor.numel()
             if index is not None:
-                self._add_indexed(buckets, tensor.reshape(-1), index.reshape(-1), block.name, block.numel)
-                continue
-            # What has to be copied for being strided is copied a chunk at a time.
-            n, is_flat = tensor.numel(), tensor.is_contiguous()
-            for first in range(0, n, n if is_flat else self.chunk) if n else ():
-                flat = tensor.view(-1) if is_flat else flat_range(tensor, first, min(first + self.chunk, n))
-                if block.numel <= self.dim:
-                    buckets[start + first : start + first + flat.numel()].add_(flat.to(torch.float64))
-                else:
-                    self._add_rows(buckets, flat, start + first, block)
+                self._add_indexed(buckets, tensor.reshape(-1), index.reshape(-1), block)
+            elif tensor.is_contiguous():
+                self._add_flat(buckets, tensor.view(-1), start, block)
+            else:  # it has to be copied: a chunk at a time
+                for first in range(0, n, self.chunk):
+                    self._add_flat(buckets, flat_range(tensor, first, min(first + self.chunk, n)), start + first, block)
 
-    def _add_rows(self, buckets: Tensor, flat: Tensor, first: int, block: Given) -> None:
+    def _add_flat(self, buckets: _Buckets, flat: Tensor, start: int, block: Given) -> None:
         """Stage one for contiguous entries."""
-        m, step, chunk_signs = self._hash(block.name, block.numel)
-        shared = self._shared_on(block.device)
-        size = self.chunk // m * m  # of a chunk: whole rows
-        position, last = first, first + flat.numel()
-        while position < last:
-            chunk, offset = divmod(position, size)
-            count, before = min(size - offset, last - position), offset % m
-            end = before + count
-            rows = shared.rows[: -(-end // m) * m]
-            if before:
-                rows[:before].zero_()
-            if end < rows.numel():
-                rows[end:].zero_()
-            part = flat[position - first : position - first + count]
-            # Signs first: half the traffic of signs after the conversion.
-            rows[before:end].copy_(shared.signed(part, (chunk + 1) * step % m + offset))
-            buckets[:m].add_(rows.view(-1, m).sum(0), alpha=chunk_signs[chunk])
-            position += count
+        hashed = self._hash(block.name, block.numel)
+        size = self.chunk // hashed.m * hashed.m  # of a chunk: whole rows
+        done, count = 0, flat.numel()
+        while done < count:
+            chunk, offset = divmod(start + done, size)
+            some = min(size - offset, count - done)
+            part = flat if some == count else flat[done : done + some]
+            buckets.add(part, offset, hashed, chunk)
+            done += some
 
-    def _add_indexed(self, buckets: Tensor, flat: Tensor, index: Tensor, name: str, numel: int) -> None:
+    def _add_indexed(self, buckets: _Buckets, flat: Tensor, index: Tensor, block: Given) -> None:
         """Stage one for entries anywhere in the block (a shard along an inner dimension, for instance)."""
+        hashed, chunk_signs = self._hash(block.name, block.numel), self._chunk_signs_on(flat.device, block)
+        size = self.chunk // hashed.m * hashed.m
         for entries, positions in zip(torch.split(flat, self.chunk), torch.split(index, self.chunk), strict=True):
-            values = entries.to(torch.float64)
-            if numel > self.dim:
-                m, step, _ = self._hash(name, numel)
-                size = self.chunk // m * m
-                signs = self._shared_on(flat.device).signs
-                chunk = positions // size
-                values = values * signs[(chunk + 1) * step % m + positions % size]
-                values *= self._chunk_signs_on(flat.device, name, numel)[chunk]
-                positions = positions % m
-            buckets.index_add_(0, positions, values)
+            chunk = positions // size
+            values = entries.to(torch.float64) * buckets.signs[hashed.begin(chunk) + positions % size]
+            buckets.sums.index_add_(0, positions % hashed.m, values.mul_(chunk_signs[chunk]))
 
-    def _hash(self, name: str, numel: int) -> tuple[int, int, list[float]]:
-        """Of a block: its row length m, the step by which the sign vector moves on, and a sign of each chunk."""
-        chunks = -(-numel // (self.chunk - self.buckets))  # at least
-        if name not in self._hashes or len(self._hashes[name][2]) < chunks:
-            words = _random_words(self.seed, f"block:{name}", 2 + chunks)
-            m = int(self._primes[int(words[0]) % len(self._primes)])
-            self._hashes[name] = m, 1 + int(words[1]) % (m - 1), _signs(words[2:]).tolist()
-        return self._hashes[name]
+    def _hash(self, name: str, numel: int) -> _Hash:
+        chunks = -(-numel // (self.chunk - 2 * self.dim))  # at least
+        found = self._hashes.get(name)
+        if found is None or len(found.signs) < chunks:
+            first, second = map(int, _random_words(self.seed, f"block:{name}", 2))
+            m = self._primes[first % len(self._primes)]
+            span = (SIGNS - 1) * self.chunk // m * m
+            step = 1 + second % (span - 1)
+            signs = _random_signs(self.seed, f"chunks:{name}", chunks)
+            found = _Hash(m, step + (step % m == 0), span, signs.tolist())
+            self._hashes[name] = found
+        return found
 
-    def _chunk_signs_on(self, device: torch.device, name: str, numel: int) -> Tensor:
+    def _chunk_signs_on(self, device: torch.device, block: Given) -> Tensor:
         """The sign of each chunk of a block: copied to a device once, since that has to wait for it."""
-        signs, kept = self._hash(name, numel)[2], self._chunk_signs.get((name, device))
+        signs, kept = self._hash(block.name, block.numel).signs, self._chunk_signs.get((block.name, device))
         if kept is None or len(kept) < len(signs):
-            kept = self._chunk_signs[name, device] = torch.tensor(signs, dtype=torch.float64, device=device)
+            kept = self._chunk_signs[block.name, device] = torch.tensor(signs, dtype=torch.float64, device=device)
         return kept
 
-    def _shared_on(self, device: torch.device) -> _Shared:
-        if device not in self._shared:
-            self._shared[device] = _Shared(self.seed, self.buckets, self.chunk, device)
-        return self._shared[device]
+    def _buckets_on(self, device: torch.device) -> _Buckets:
+        if device not in self._buckets:
+            self._buckets[device] = _Buckets(self.seed, self.dim, self.chunk, device)
+        return self._buckets[device]
 
 
-class _Shared:
-    """What all blocks on a device share: signs, a permutation, and memory that all sketches use in turn.
+Whole = TypeVar("Whole", int, Tensor)
 
-    Memory of their own would leave holes between what is kept.
+
+class _Hash(NamedTuple):
+    """Of a block.
+
+    Attributes:
+        m: How many buckets there are, and the length of a row.
+        step: By which the position in the sign vector moves on from chunk to chunk.
+        span: Positions begin before it: a multiple of m, so that no two of m chunks are congruent modulo m.
+        signs: One more of each chunk.
     """
 
-    def __init__(self, seed: int, buckets: int, chunk: int, device: torch.device) -> None:
-        order = np.argsort(_random_words(seed, "permutation", buckets), kind="stable")
-        self.permutation = torch.from_numpy(order).to(device)  # [M]
-        signs = _signs(_random_words(seed, "entries", chunk + buckets))
-        self.signs = torch.from_numpy(signs.astype(np.int8)).to(device)  # [chunk + M]
-        self.rows = torch.empty(chunk, dtype=torch.float64, device=device)
-        # Of several blocks, in half of the memory of a chunk: their buckets, and the same permuted.
-        self.sums = torch.empty(chunk // (2 * buckets), buckets, dtype=torch.float64, device=device)
-        self.permuted = self.rows[: self.sums.numel()].view_as(self.sums)
+    m: int
+    step: int
+    span: int
+    signs: list[int]
+
+    def begin(self, chunk: Whole) -> Whole:
+        """Where in the sign vector the signs of a chunk begin."""
+        return (chunk + 1) * self.step % self.span
+
+
+class _Buckets:
+    """The buckets of one block after the other, on a device, and what all blocks share: signs, and a permutation.
+
+    Memory of their own would leave holes between what is kept.
+
+    Attributes:
+        is_empty: Nothing has been added yet, and what the buckets hold is of another block.
+        signs: int8, 1 or -1.
+    """
+
+    def __init__(self, seed: int, dim: int, chunk: int, device: torch.device) -> None:
+        self.is_empty = True
+        self.signs = torch.from_numpy(_random_signs(seed, "entries", SIGNS * chunk)).to(device)
+        order = np.argsort(_random_words(seed, "permutation", dim), kind="stable")
+        self._permutation = torch.from_numpy(order).to(device)
+        self._sums = torch.empty(2 * dim, dtype=torch.float64, device=device)
+        self._first, self._second = self._sums.view(2, dim)
+        self._rows = torch.empty(chunk, dtype=torch.float64, device=device)
         self._by_dtype: dict[torch.dtype, tuple[Tensor, Tensor]] = {}  # signs, scratch
 
-    def signed(self, entries: Tensor, at: int) -> Tensor:
+    @property
+    def sums(self) -> Tensor:
+        """To add to."""
+        if self.is_empty:
+            self._sums.zero_()
+            self.is_empty = False
+        return self._sums
+
+    def add(self, entries: Tensor, offset: int, hashed: _Hash, chunk: int) -> None:
+        """Add 1-D entries of a chunk, from this offset in it on."""
+        m, sign = hashed.m, hashed.signs[chunk]
+        # Signs first: half the traffic of signs after the conversion.
+        rows = self._as_rows(self._signed(entries, hashed.begin(chunk) + offset), offset % m, m)
+        if not self.is_empty:
+            self._sums[:m].add_(rows.sum(0), alpha=sign)
+            return
+        # Without zeros to begin with: most blocks are one chunk.
+        torch.sum(rows, 0, out=self._sums[:m])
+        if sign < 0:
+            self._sums[:m].neg_()
+        self._sums[m:].zero_()
+        self.is_empty = False
+
+    def fold(self, out: Tensor) -> None:
+        """Stage two."""
+        if self.is_empty:
+            out.zero_()
+            return
+        torch.index_select(self._second, 0, self._permutation, out=out)
+        out += self._first
+
+    def _signed(self, entries: Tensor, at: int) -> Tensor:
         """The entries times the signs from a position on, in a floating-point dtype that holds them exactly."""
         if not entries.is_floating_point() or entries.element_size() == 1:
             entries = entries.to(torch.float64)
         if entries.dtype not in self._by_dtype:
             signs = self.signs.to(entries.dtype)
-            self._by_dtype[entries.dtype] = signs, torch.empty_like(signs)
+            self._by_dtype[entries.dtype] = signs, signs.new_empty(len(self._rows))
         signs, scratch = self._by_dtype[entries.dtype]
         count = entries.numel()
         return torch.mul(entries, signs[at : at + count], out=scratch[:count])
+
+    def _as_rows(self, entries: Tensor, begin: int, m: int) -> Tensor:
+        """Entries in float64, as rows of length m: the first one at this place of the first row, the rest is zeros."""
+        end = begin + entries.numel()
+        count = -(-end // m)
+        self._rows[begin:end].copy_(entries)
+        if begin:
+            self._rows[:begin].zero_()
+        if end < count * m:
+            self._rows[end : count * m].zero_()
+        return self._rows.as_strided((count, m), (m, 1))

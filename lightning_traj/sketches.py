@@ -47,6 +47,9 @@ class Sketches:
             ValueError: a parameter has changed its size.
         """
         originals = {clean_name(name): parameter for name, parameter in parameters.items()}
+        # Trusted for frozen tensors alone: fused optimizers and .data change values without the counter, and what is
+        # made in inference mode has none.
+        still = {name for name, p in originals.items() if not p.requires_grad and not p.is_inference()}
         known: dict[int, Tensor] = {}
         frozen = {}
         unseen: dict[int, tuple[list[weakref.ref[Tensor]], list[int]]] = {}  # frozen blocks that are sketched now
@@ -55,10 +58,9 @@ class Sketches:
             if not held:  # taken out of the model: it moves no more
                 known[b] = gone(b)
                 continue
-            sources = [originals[piece.parameter] for piece in pieces]
-            # Trusted for frozen tensors alone: fused optimizers and .data change values without the counter.
-            if any(source.requires_grad or source.is_inference() for source in sources):  # the latter have no counter
+            if not still or any(piece.parameter not in still for piece in pieces):
                 continue
+            sources = [originals[piece.parameter] for piece in pieces]
             versions = [source._version for source in sources]
             seen = self._frozen.get(block.name)
             if (

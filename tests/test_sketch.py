@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from lightning_traj import sketch as sketch_module
-from lightning_traj.sketch import CHUNK, MIN_BUCKETS, MIN_GROUP, CountSketch, Given
+from lightning_traj.sketch import CHUNK, CountSketch, Given
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 DIM = 512
 LONG = CHUNK + 50_001  # two chunks of many rows, the last one short
 
-# Entries of a block: kept whole, up to exactly dim; one row of stage one; two and several rows; two chunks.
-NUMELS = [1, 100, DIM, DIM + 1, MIN_BUCKETS // 2, MIN_BUCKETS, 40_001, LONG]
+# Entries of a block: kept whole, up to exactly dim; two rows; several and many rows; two chunks.
+NUMELS = [1, 100, DIM, DIM + 1, 4096, 40_001, LONG]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_it_is_repeatable_bit_for_bit(sketch, numel):
 
 @pytest.mark.parametrize("dim", [1, 100, DIM, 5000])
 def test_several_blocks_are_sketched_as_one_by_one_to_the_last_bit(dim):
-    """More of them than go through the last stage together, with some that are kept whole or come in parts."""
+    """Also where some of them are kept whole, and all come in parts."""
     sketch, device = CountSketch(dim), torch.device("cpu")
     numels = [NUMELS[i % len(NUMELS)] for i in range(5 * len(NUMELS))]
     tensors = [gaussian(numel, seed=i) for i, numel in enumerate(numels)]
@@ -92,12 +92,12 @@ def test_short_blocks_are_kept_whole(sketch, numel):
 # The hash is part of the file format: sketches of today have to be comparable with those of any later release and
 # of any platform. These are integers, exact in float64; a change of them is a new format.
 GOLDEN = {
-    (4, 0, 70_000): [105.0, 5668.0, -2845.0, 1211.0],
-    (4, 123, 70_000): [-491.0, -601.0, 2132.0, -2729.0],
-    (4, 0, 300_000): [16153.0, 12384.0, 10506.0, -720.0],
-    (4, 0, 1000): [-808.0, 340.0, -173.0, 190.0],
-    (3, 0, 200_000): [18612.0, 5161.0, 5937.0],
-    (5000, 2**40, 200_000): [207.0, -393.0, 90.0, -122.0],
+    (4, 0, 70_000): [-315.0, -3965.0, -74.0, -7323.0],
+    (4, 123, 70_000): [1530.0, 467.0, 1050.0, 2010.0],
+    (4, 0, 300_000): [3909.0, -18306.0, 3562.0, -6786.0],
+    (4, 0, 1000): [-447.0, -875.0, -97.0, 478.0],
+    (3, 0, 200_000): [7852.0, -7232.0, 3480.0],
+    (5000, 2**40, 200_000): [188.0, -118.0, -185.0, 18.0],
 }
 
 
@@ -147,9 +147,8 @@ def test_scalars_and_empty_tensors(sketch):
 @pytest.mark.parametrize("dim", [1, 3, 100, 1000, 2048, 5000, 70_000])
 def test_dimensions_need_not_be_powers_of_two(dim):
     sketch = CountSketch(dim)
-    assert sketch.buckets % dim == 0
-    assert sketch.buckets >= max(MIN_BUCKETS, MIN_GROUP * dim)
-    for numel in (dim, dim + 1, 3 * dim + 7, 2 * sketch.buckets + 5, sketch.chunk + 5):
+    assert sketch.chunk >= 4 * dim
+    for numel in (dim, dim + 1, 3 * dim + 7, sketch.chunk + 5):
         a, b = gaussian(numel), gaussian(numel, seed=1)
         result = sketch(a, "w")
         assert result.shape == (dim,)
@@ -204,12 +203,7 @@ def test_nothing_is_copied_to_the_device_time_and_again(sketch, monkeypatch):
 # Statistics over seeds
 
 SEEDS = 200
-# Dimension, buckets and chunk: groups of stage two of 32 buckets, and of 4, the smallest there are; and many chunks.
-SIZES = {
-    "usual": (256, MIN_BUCKETS, CHUNK),
-    "smallest groups": (2048, MIN_BUCKETS, CHUNK),
-    "many chunks": (512, 2048, 4 * 2048),
-}
+SIZES = {"short": (256, CHUNK), "usual": (2048, CHUNK), "many chunks": (512, 8192)}  # dimension and chunk
 SHAPES = {"one row": (70, 80), "many rows": (600, 400)}
 
 
@@ -260,13 +254,12 @@ def estimates(request):
     """Estimates of |a|², ⟨a, b⟩ of every input over seeds, [SEEDS, 2]; exact values; stated standard errors."""
     cases = {(name, size): pair(make, SHAPES[size]) for name, make in INPUTS.items() for size in SHAPES}
     found = {case: np.empty((SEEDS, 2)) for case in cases}
-    dim, buckets, chunk = SIZES[request.param]
+    dim, chunk = SIZES[request.param]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sketch_module, "MIN_BUCKETS", buckets)
         patched.setattr(sketch_module, "CHUNK", chunk)
         for seed in range(SEEDS):
             sketch = CountSketch(dim, seed)
-            assert (sketch.buckets, sketch.chunk) == (buckets, chunk)
+            assert sketch.chunk == chunk
             for case, (a, b) in cases.items():
                 sa, sb = sketch(a, "layer.weight"), sketch(b, "layer.weight")
                 found[case][seed] = float(sa @ sa), float(sa @ sb)
@@ -288,11 +281,12 @@ def test_inner_products_are_unbiased_with_the_stated_variance(name, size, estima
     ratio = found.std(axis=0) / stated
     assert (np.abs(bias) < 4.5).all(), bias
     assert (ratio < 1 + 4 / math.sqrt(2 * SEEDS)).all(), ratio
-    # An error far below what is stated would make the intervals meaningless, too.
-    assert (ratio > 0.75).all(), ratio
+    # An error far below what is stated would make the intervals meaningless, too. It is smaller for the few entries of
+    # a column or two, which hardly ever meet in stage one; stage two alone makes half of the variance.
+    assert (ratio > 0.5).all(), ratio
 
 
-@pytest.mark.parametrize("numel", [5000, 30_000])  # one row of stage one, and several: each stage by itself
+@pytest.mark.parametrize("numel", [5000, 30_000])
 def test_errors_of_blocks_with_like_contents_are_independent(numel):
     blocks, dim = 48, 2048
     a = torch.ones(numel)
