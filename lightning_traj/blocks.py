@@ -161,14 +161,16 @@ def block_units(blocks: Sequence[Block]) -> list[str]:
         layers, stem = inside[module], module.rstrip(digits)
         repeated = any(alike[stem, layer] > 1 for layer in layers) or (named[stem] == 1 and stem.endswith("."))
         only_numbered = all(layer.partition(".")[0].isdigit() for layer in layers)
-        return stem != module and len(layers) > 1 and repeated and not only_numbered
+        return len(layers) > 1 and repeated and not only_numbered
+
+    units = {module for module in inside if module[-1:].isdigit() and is_unit(module)}
 
     def unit(layer: str) -> str:
-        candidates = [module for module in enclosing(layer) if is_unit(module)]
+        candidates = [module for module in enclosing(layer) if module in units]
         if len(candidates) > 1:
             outer, inner = candidates[:2]
             within = [
-                x for x in inside[outer] if any(is_unit(m) for m in enclosing(f"{outer}.{x}") if len(m) > len(outer))
+                x for x in inside[outer] if any(m in units for m in enclosing(f"{outer}.{x}") if len(m) > len(outer))
             ]
             repeated = sum(alike[inner.rstrip(digits), x] > 1 for x in inside[inner])  # within this outer one
             nearly_all = len(within) > 0.6 * len(inside[outer]) and repeated > 0.5 * len(inside[inner])
@@ -176,8 +178,8 @@ def block_units(blocks: Sequence[Block]) -> list[str]:
                 return inner
         return candidates[0] if candidates else layer
 
-    units = {layer: unit(layer) for layer in {block.layer for block in blocks}}
-    return [units[block.layer] for block in blocks]
+    found = {layer: unit(layer) for layer in {block.layer for block in blocks}}
+    return [found[block.layer] for block in blocks]
 
 
 def attention_layers(blocks: Sequence[Block]) -> dict[str, dict[str, list[int]]]:

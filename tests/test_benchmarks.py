@@ -22,6 +22,7 @@ NAMES = (
     "full_row",
     "measures",
     "memory",
+    "pictures",
     "sketch",
     "training",
     "windows",
@@ -124,6 +125,17 @@ def test_memory(benchmark: dict[str, ModuleType]) -> None:
     memory = benchmark["memory"]
     memory.warm_up()
     assert memory.measure("two blocks", {"weight": (1000, 1000), "bias": (1000,)}) < memory.LIMIT
+
+
+def test_pictures(
+    benchmark: dict[str, ModuleType], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = benchmark["pictures"]
+    pictures.measure(few=8, many=16, snapshots=4, repeats=1)
+    assert "pictures of 16 blocks take" in capsys.readouterr().out
+    monkeypatch.setattr(pictures, "PICTURES", 3)
+    with pytest.raises(AssertionError, match="at most 3 are wanted"):
+        pictures.check(pictures.recorded(8, 4))
 
 
 @pytest.mark.filterwarnings("ignore")
