@@ -172,9 +172,10 @@ class Partition:
         """
         here: dict[str, tuple[Tensor, Place, Tensor]] = {}
         for name, tensor in parameters.items():
-            if has_entries(tensor):
+            cleaned = clean_name(name)
+            if cleaned in self._recorded and has_entries(tensor):
                 placed = tensor.shape, shares.get(name) or whole(tensor.shape)
-                here[clean_name(name)] = tensor, placed, local_tensor(tensor).detach()  # of which views are cheaper
+                here[cleaned] = tensor, placed, local_tensor(tensor).detach()  # of which views are cheaper
         listed: list[list[Held]] = []
         for b, pieces in enumerate(self.pieces):
             found = [here[piece.parameter] for piece in pieces if piece.parameter in here]
@@ -191,8 +192,12 @@ class Partition:
     # Inside
 
     @cached_property
-    def _known(self) -> set[str]:
-        return {piece.parameter for pieces in self.pieces for piece in pieces} | self.excluded
+    def _recorded(self) -> frozenset[str]:
+        return frozenset(piece.parameter for pieces in self.pieces for piece in pieces)
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return self._recorded | self.excluded
 
     @cached_property
     def _owned(self) -> dict[int, tuple[list[Place], list[Share]]]:
@@ -204,6 +209,9 @@ class Partition:
         block, pieces = self.blocks[b], self.pieces[b]
         if (numel := sum(piece.numel(tensor) for piece, tensor in zip(pieces, tensors, strict=True))) != block.numel:
             raise ValueError(f"parameter {block.name!r} had {block.numel} entries and now has {numel}.")
+        for piece, tensor in zip(pieces, tensors, strict=True):
+            if piece.layout is not None:
+                piece.layout.check(piece.parameter, tensor.shape)
         each = zip(pieces, tensors, places, strict=True)
         return [piece.share_of(share, tensor.is_complex()) for piece, tensor, (_, share) in each]
 

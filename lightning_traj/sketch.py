@@ -7,17 +7,19 @@ block of any size is sketched in one pass over it, with no stored index of its s
                         multiplied by a stretch of one sign vector, viewed as rows of length m, and added up
     stage two, 2k -> k  the first half of the buckets, plus a random permutation of the other half
 
-The prime m is drawn for each block from those between 3/2 k and 31/16 k. So entries at a fixed stride, such as the
-columns of a matrix, spread over the buckets, also where it is near a multiple of k, as widths of layers are. Two
-entries meet with probability about 1/k: 1/m in stage one, the rest in stage two. Each chunk takes the sign vector from
-a position of its own, no two congruent modulo m, and one more sign. So entries that meet have signs of their own, and
-the errors of blocks with like contents, which would add up if the blocks were hashed alike, average out. Blocks of at
-most k entries are kept whole.
+The prime m is drawn for each block from those between 13/8 k and 31/16 k. So entries at a fixed stride, such as the
+columns of a matrix, spread over the buckets, also where it is near a multiple of k/2, as widths of layers are. Two
+entries meet with probability 1.02/k to 1.09/k: 1/m in stage one, the rest in stage two; in a block of a few k entries
+with less, as those within a row never meet in stage one. Each chunk takes the sign vector from a position of its own,
+no two of m consecutive chunks from positions congruent modulo m, at which their rows would have the same signs; and one
+more sign. So entries that meet have signs of their own, and the errors of blocks with like contents, which would add up
+if the blocks were hashed alike, average out, where k is some hundreds and there are many primes. Blocks of at most k
+entries are kept whole.
 
 Every random number is a function of (seed, block name, index in the block): the same on every device, platform and
-version, and for whichever part of a block a process happens to hold. Both stages are gathers and sums in a fixed
-order: repeated sketches of the same values are bit-identical. Beside the sketches it takes 8 MiB on a device, for
-float32 entries and dimensions up to 2048.
+version, and for whichever part of a block a process happens to hold. Sums are in a fixed order, but for entries by
+index on a GPU: repeated sketches of the same values are bit-identical. Beside the sketches it takes 8 MiB on a device,
+for float32 entries in one stretch and dimensions up to 2048.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from torch import Tensor
 from lightning_traj.blocks import flat_range
 
 CHUNK = 262_144  # entries: fewer launches the longer it is, and it has to stay in a CPU's cache
-SIGNS = 4  # chunks: so long is the sign vector. Errors of constant blocks are the larger the more chunks share signs
+SIGNS = 4  # chunks: so long is the sign vector. Chunks that share signs make the errors of constant blocks larger
 
 
 def _random_words(seed: int, purpose: str, count: int) -> np.ndarray:
@@ -80,8 +82,8 @@ class Given(NamedTuple):
 class CountSketch:
     """A seeded linear sketch with ⟨Sa, Sb⟩ an unbiased estimate of ⟨a, b⟩.
 
-    Its standard error is about √((‖a‖²‖b‖² + ⟨a, b⟩²) / dim) for one block (measures.md's "error of sketched
-    values"); a block of at most ``dim`` entries is kept whole and has none.
+    Its standard error is about √((‖a‖²‖b‖² + ⟨a, b⟩²) / dim) for one block, less for one of a few ``dim`` entries
+    (half as much at 1.2 ``dim``); a block of at most ``dim`` entries is kept whole and has none.
 
     Args:
         dim: Length k of a sketch, at least 1.
@@ -109,8 +111,8 @@ class CountSketch:
             raise ValueError(f"dim={dim}: a sketch needs at least one entry; pass a positive integer.")
         self.dim = dim
         self.seed = seed
-        self.chunk = max(CHUNK, 8 * dim)
-        self._primes = _primes(3 * dim // 2, 31 * dim // 16)
+        self.chunk = max(CHUNK, 8 * dim)  # four rows at least
+        self._primes = _primes(13 * dim // 8, 31 * dim // 16)
         self._buckets: dict[torch.device, _Buckets] = {}
         self._hashes: dict[str, _Hash] = {}
         self._chunk_signs: dict[tuple[str, torch.device], Tensor] = {}
@@ -184,36 +186,35 @@ class CountSketch:
     def _fill(self, buckets: _Buckets, block: Given) -> None:
         """Stage one."""
         buckets.is_empty = True
+        hashed = self._hash(block.name, block.numel)
         for tensor, start, index in block.stretches:
             n = tensor.numel()
             if index is not None:
-                self._add_indexed(buckets, tensor.reshape(-1), index.reshape(-1), block)
+                self._add_indexed(buckets, tensor.reshape(-1), index.reshape(-1), hashed)
             elif tensor.is_contiguous():
-                self._add_flat(buckets, tensor.view(-1), start, block)
+                self._add_flat(buckets, tensor.view(-1), start, hashed)
             else:  # it has to be copied: a chunk at a time
-                for first in range(0, n, self.chunk):
-                    self._add_flat(buckets, flat_range(tensor, first, min(first + self.chunk, n)), start + first, block)
+                for first in range(0, n, hashed.size):
+                    flat = flat_range(tensor, first, min(first + hashed.size, n))
+                    self._add_flat(buckets, flat, start + first, hashed)
 
-    def _add_flat(self, buckets: _Buckets, flat: Tensor, start: int, block: Given) -> None:
+    def _add_flat(self, buckets: _Buckets, flat: Tensor, start: int, hashed: _Hash) -> None:
         """Stage one for contiguous entries."""
-        hashed = self._hash(block.name, block.numel)
-        size = self.chunk // hashed.m * hashed.m  # of a chunk: whole rows
         done, count = 0, flat.numel()
         while done < count:
-            chunk, offset = divmod(start + done, size)
-            some = min(size - offset, count - done)
+            chunk, offset = divmod(start + done, hashed.size)
+            some = min(hashed.size - offset, count - done)
             part = flat if some == count else flat[done : done + some]
             buckets.add(part, offset, hashed, chunk)
             done += some
 
-    def _add_indexed(self, buckets: _Buckets, flat: Tensor, index: Tensor, block: Given) -> None:
+    def _add_indexed(self, buckets: _Buckets, flat: Tensor, index: Tensor, hashed: _Hash) -> None:
         """Stage one for entries anywhere in the block (a shard along an inner dimension, for instance)."""
-        hashed, chunk_signs = self._hash(block.name, block.numel), self._chunk_signs_on(flat.device, block)
-        size = self.chunk // hashed.m * hashed.m
+        chunk_signs, sums = self._chunk_signs_on(flat.device, hashed), buckets.started()
         for entries, positions in zip(torch.split(flat, self.chunk), torch.split(index, self.chunk), strict=True):
-            chunk = positions // size
-            values = entries.to(torch.float64) * buckets.signs[hashed.begin(chunk) + positions % size]
-            buckets.sums.index_add_(0, positions % hashed.m, values.mul_(chunk_signs[chunk]))
+            chunk = positions // hashed.size
+            values = entries.to(torch.float64) * buckets.signs[hashed.begin(chunk) + positions % hashed.size]
+            sums.index_add_(0, positions % hashed.m, values.mul_(chunk_signs[chunk]))
 
     def _hash(self, name: str, numel: int) -> _Hash:
         chunks = -(-numel // (self.chunk - 2 * self.dim))  # at least
@@ -224,15 +225,16 @@ class CountSketch:
             span = (SIGNS - 1) * self.chunk // m * m
             step = 1 + second % (span - 1)
             signs = _random_signs(self.seed, f"chunks:{name}", chunks)
-            found = _Hash(m, step + (step % m == 0), span, signs.tolist())
+            found = _Hash(name, m, self.chunk // m * m, step + (step % m == 0), span, signs.tolist())
             self._hashes[name] = found
         return found
 
-    def _chunk_signs_on(self, device: torch.device, block: Given) -> Tensor:
+    def _chunk_signs_on(self, device: torch.device, hashed: _Hash) -> Tensor:
         """The sign of each chunk of a block: copied to a device once, since that has to wait for it."""
-        signs, kept = self._hash(block.name, block.numel).signs, self._chunk_signs.get((block.name, device))
-        if kept is None or len(kept) < len(signs):
-            kept = self._chunk_signs[block.name, device] = torch.tensor(signs, dtype=torch.float64, device=device)
+        kept = self._chunk_signs.get((hashed.name, device))
+        if kept is None or len(kept) < len(hashed.signs):
+            kept = torch.tensor(hashed.signs, dtype=torch.float64, device=device)
+            self._chunk_signs[hashed.name, device] = kept
         return kept
 
     def _buckets_on(self, device: torch.device) -> _Buckets:
@@ -241,25 +243,29 @@ class CountSketch:
         return self._buckets[device]
 
 
-Whole = TypeVar("Whole", int, Tensor)
+Integers = TypeVar("Integers", int, Tensor)
 
 
 class _Hash(NamedTuple):
     """Of a block.
 
     Attributes:
+        name: Of the block.
         m: How many buckets there are, and the length of a row.
+        size: Entries of a chunk: whole rows.
         step: By which the position in the sign vector moves on from chunk to chunk.
         span: Positions begin before it: a multiple of m, so that no two of m chunks are congruent modulo m.
         signs: One more of each chunk.
     """
 
+    name: str
     m: int
+    size: int
     step: int
     span: int
     signs: list[int]
 
-    def begin(self, chunk: Whole) -> Whole:
+    def begin(self, chunk: Integers) -> Integers:
         """Where in the sign vector the signs of a chunk begin."""
         return (chunk + 1) * self.step % self.span
 
@@ -284,9 +290,8 @@ class _Buckets:
         self._rows = torch.empty(chunk, dtype=torch.float64, device=device)
         self._by_dtype: dict[torch.dtype, tuple[Tensor, Tensor]] = {}  # signs, scratch
 
-    @property
-    def sums(self) -> Tensor:
-        """To add to."""
+    def started(self) -> Tensor:
+        """The buckets, to add to: zeros, if nothing has been added."""
         if self.is_empty:
             self._sums.zero_()
             self.is_empty = False

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_traj.blocks import clean_name
+from lightning_traj.blocks import clean_name, has_entries
 from lightning_traj.partition import Partition
 from lightning_traj.shards import Held, Share, stretches_of
 from lightning_traj.sketch import CountSketch, Given
@@ -49,7 +49,7 @@ class Sketches:
         originals = {clean_name(name): parameter for name, parameter in parameters.items()}
         # Trusted for frozen tensors alone: fused optimizers and .data change values without the counter, and what is
         # made in inference mode has none.
-        still = {name for name, p in originals.items() if not p.requires_grad and not p.is_inference()}
+        still = {n for n, p in originals.items() if not p.requires_grad and has_entries(p) and not p.is_inference()}
         known: dict[int, Tensor] = {}
         frozen = {}
         unseen: dict[int, tuple[list[weakref.ref[Tensor]], list[int]]] = {}  # frozen blocks that are sketched now

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SEEDS = 240
 DIM = 512
-# Longer than a row of the sketch's first stage, shorter than it, and kept whole.
+# Many times as long as a sketch, a few times, and kept whole.
 SHAPES = {"conv.weight": (300, 250), "fc.weight": (100, 80), "head.weight": (30, 40), "norm.weight": (200,)}
 CHANCE = 1e-4  # of each measure to fail although it covers exactly 95 %
 

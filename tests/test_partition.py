@@ -81,6 +81,13 @@ def test_a_declared_layout_splits(network):
     assert partition.undeclared == ()
 
 
+def test_a_fused_tensor_that_no_longer_has_its_parts_is_refused():
+    partition = Partition(fused={"w": QKV}).extended({"w": torch.zeros(6, 4)})
+    partition.held({"w": torch.ones(6, 4)}, {})
+    with pytest.raises(ValueError, match=r"w has shape \(8, 3\), and .* cuts its axis 0 into 3 equal pieces"):
+        partition.held({"w": torch.ones(8, 3)}, {})
+
+
 def test_a_declaration_outranks_what_is_known(network):
     swapped = FusedLayout({"v": 1, "k": 1, "q": 1})
     partition = Partition(fused={"*.in_proj_weight": swapped}).extended(parameters(network), network)

@@ -326,6 +326,7 @@ def test_parameters_of_every_kind(new, mode):
         "integer": torch.arange(5),
         "empty": torch.ones(0, 3),
         "lazy": nn.UninitializedParameter(),
+        "lazy and frozen": nn.UninitializedParameter(requires_grad=False),
         "transposed": torch.ones(3, 4).T,
     }
     recorder = new(snapshot=mode)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lightning_traj import sketch as sketch_module
-from lightning_traj.sketch import CHUNK, CountSketch, Given
+from lightning_traj.sketch import CHUNK, SIGNS, CountSketch, Given, _random_signs, _random_words
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,7 +59,7 @@ def test_it_is_repeatable_bit_for_bit(sketch, numel):
 
 @pytest.mark.parametrize("dim", [1, 100, DIM, 5000])
 def test_several_blocks_are_sketched_as_one_by_one_to_the_last_bit(dim):
-    """Also where some of them are kept whole, and all come in parts."""
+    """They use the same memory in turn: nothing of one is left in the next."""
     sketch, device = CountSketch(dim), torch.device("cpu")
     numels = [NUMELS[i % len(NUMELS)] for i in range(5 * len(NUMELS))]
     tensors = [gaussian(numel, seed=i) for i, numel in enumerate(numels)]
@@ -72,6 +72,51 @@ def test_several_blocks_are_sketched_as_one_by_one_to_the_last_bit(dim):
         assert torch.equal(of_block, CountSketch(dim).of_blocks([one]))
         same(of_block, sketch(tensor, one.name))
     assert sketch.of_blocks([]).tolist() == []
+
+
+def by_definition(a, name, dim, seed):
+    """Entry by entry, from the definition and the random numbers."""
+    numel, chunk = len(a), max(CHUNK, 8 * dim)
+    primes = [n for n in range(13 * dim // 8 + 1, 31 * dim // 16 + 1) if all(n % d for d in range(2, n))]
+    first, second = (int(word) for word in _random_words(seed, f"block:{name}", 2))
+    m = primes[::-1][first % len(primes)]
+    size, span = chunk // m * m, (SIGNS - 1) * chunk // m * m
+    step = 1 + second % (span - 1)
+    step += step % m == 0
+    i = np.arange(numel)
+    position = (i // size + 1) * step % span + i % size
+    signs = (
+        _random_signs(seed, "entries", SIGNS * chunk)[position] * _random_signs(seed, f"chunks:{name}", 99)[i // size]
+    )
+    place = np.argsort(np.argsort(_random_words(seed, "permutation", dim)))  # of a bucket of the second half
+    bucket = np.where(i % m < dim, i % m, place[i % m - dim])
+    return np.bincount(bucket, a * signs, minlength=dim)
+
+
+@pytest.mark.parametrize("numel", [numel for numel in NUMELS if numel > DIM] + [3 * CHUNK])
+@pytest.mark.parametrize("dim", [DIM, 100])
+def test_it_is_what_its_definition_says(dim, numel):
+    a = gaussian(numel)
+    same(CountSketch(dim, seed=7)(a, "w"), torch.from_numpy(by_definition(a.numpy(), "w", dim, 7)))
+
+
+def test_contiguous_entries_and_others_by_index_in_one_block(sketch):
+    a = gaussian(LONG)
+    order = torch.arange(1000, LONG).flip(0)
+    given = Given("w", LONG, a.device, [(a[:1000], 0, None), (a[order], 0, order), (a[:0], 5, None)])
+    same(sketch.of_blocks([given]), sketch(a, "w"))
+
+
+def test_what_fails_midway_leaves_nothing_behind(sketch):
+    def stretches():
+        yield gaussian(4000), 0, None
+        raise OSError("the other half")
+
+    with pytest.raises(OSError, match="the other half"):
+        sketch.of_blocks([Given("v", 8000, torch.device("cpu"), stretches())])
+    a = gaussian(4000)
+    assert torch.equal(sketch(a, "w"), CountSketch(DIM, seed=5)(a, "w"))
+    assert not sketch(torch.zeros(0), "w", numel=4000).any()
 
 
 def test_seeds_and_the_names_of_long_blocks_make_other_sketches():
@@ -89,15 +134,15 @@ def test_short_blocks_are_kept_whole(sketch, numel):
     assert torch.equal(sketch(a, "w"), a.double())
 
 
-# The hash is part of the file format: sketches of today have to be comparable with those of any later release and
-# of any platform. These are integers, exact in float64; a change of them is a new format.
+# The hash is part of the file format: sketches of a release have to be comparable with those of any later one and
+# of any platform. These are integers, exact in float64; from the first release on a change of them is a new format.
 GOLDEN = {
     (4, 0, 70_000): [-315.0, -3965.0, -74.0, -7323.0],
     (4, 123, 70_000): [1530.0, 467.0, 1050.0, 2010.0],
     (4, 0, 300_000): [3909.0, -18306.0, 3562.0, -6786.0],
     (4, 0, 1000): [-447.0, -875.0, -97.0, 478.0],
     (3, 0, 200_000): [7852.0, -7232.0, 3480.0],
-    (5000, 2**40, 200_000): [188.0, -118.0, -185.0, 18.0],
+    (5000, 2**40, 200_000): [-175.0, 71.0, 79.0, -31.0],
 }
 
 
@@ -147,7 +192,7 @@ def test_scalars_and_empty_tensors(sketch):
 @pytest.mark.parametrize("dim", [1, 3, 100, 1000, 2048, 5000, 70_000])
 def test_dimensions_need_not_be_powers_of_two(dim):
     sketch = CountSketch(dim)
-    assert sketch.chunk >= 4 * dim
+    assert sketch.chunk >= 4 * 2 * dim  # four rows at least
     for numel in (dim, dim + 1, 3 * dim + 7, sketch.chunk + 5):
         a, b = gaussian(numel), gaussian(numel, seed=1)
         result = sketch(a, "w")
@@ -204,7 +249,7 @@ def test_nothing_is_copied_to_the_device_time_and_again(sketch, monkeypatch):
 
 SEEDS = 200
 SIZES = {"short": (256, CHUNK), "usual": (2048, CHUNK), "many chunks": (512, 8192)}  # dimension and chunk
-SHAPES = {"one row": (70, 80), "many rows": (600, 400)}
+SHAPES = {"few rows": (70, 80), "many rows": (600, 400)}
 
 
 def of_low_rank(shape, rng):
@@ -281,9 +326,8 @@ def test_inner_products_are_unbiased_with_the_stated_variance(name, size, estima
     ratio = found.std(axis=0) / stated
     assert (np.abs(bias) < 4.5).all(), bias
     assert (ratio < 1 + 4 / math.sqrt(2 * SEEDS)).all(), ratio
-    # An error far below what is stated would make the intervals meaningless, too. It is smaller for the few entries of
-    # a column or two, which hardly ever meet in stage one; stage two alone makes half of the variance.
-    assert (ratio > 0.5).all(), ratio
+    # An error far below what is stated would make the intervals meaningless, too. In a few rows few entries meet.
+    assert size == "few rows" or (ratio > 0.75).all(), ratio
 
 
 @pytest.mark.parametrize("numel", [5000, 30_000])
