@@ -134,7 +134,7 @@ class Logbook:
             pictures=pictures,
         )
         # One epoch of many changes little in what is by layer and role, which takes thrice as long to draw as the rest.
-        if pictures and 8 * (self._logged - self._layered) >= self._logged:
+        if pictures and 4 * (self._logged - self._layered) >= self._logged:
             self._log_layers(trainer, step)
 
     def _log_layers(self, trainer: Any, step: int) -> None:
