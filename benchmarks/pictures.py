@@ -6,12 +6,11 @@ import tempfile
 from pathlib import Path
 
 from _setting import environment, in_turns, ratio
-from blocks import network, trained
+from blocks import network, recording, trained
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_traj import FusedLayout, Trajectory
-from lightning_traj.recorder import Recorder
+from lightning_traj import Trajectory
 from lightning_traj.tensorboard import log_layers, log_trajectory
 
 PICTURES = 12  # at most, whatever the number of blocks
@@ -19,14 +18,13 @@ PICTURES = 12  # at most, whatever the number of blocks
 
 def recorded(blocks: int, snapshots: int) -> Trajectory:
     """A run that turns: of so many blocks, three of four in fused projections of attention."""
-    values, steps = trained(network(blocks, numel=blocks * 256 * 12)), trained(network(blocks, numel=blocks * 256 * 12))
-    recorder = Recorder(fused={"*.qkv.weight": FusedLayout({"q": 1, "k": 1, "v": 1})})
-    recorder.check(values)
-    recorder.prepare(values)
-    for step in range(snapshots):
-        recorder.record(values, step, float(step))
+    values = trained(network(blocks, numel=blocks * 256 * 12))
+    updates = {name: theta.detach().clone() for name, theta in values.items()}
+    recorder, _ = recording(values)
+    for step in range(1, snapshots):
         for name, theta in values.items():
-            theta.data.add_(steps[name].data.roll(step), alpha=0.1)
+            theta.data.add_(updates[name].roll(step), alpha=0.1)
+        recorder.record(values, step, float(step))
     return recorder.collect()[0]
 
 

@@ -161,9 +161,9 @@ def block_units(blocks: Sequence[Block]) -> list[str]:
         layers, stem = inside[module], module.rstrip(digits)
         repeated = any(alike[stem, layer] > 1 for layer in layers) or (named[stem] == 1 and stem.endswith("."))
         only_numbered = all(layer.partition(".")[0].isdigit() for layer in layers)
-        return len(layers) > 1 and repeated and not only_numbered
+        return stem != module and len(layers) > 1 and repeated and not only_numbered
 
-    units = {module for module in inside if module[-1:].isdigit() and is_unit(module)}
+    units = {module for module in inside if is_unit(module)}
 
     def unit(layer: str) -> str:
         candidates = [module for module in enclosing(layer) if module in units]

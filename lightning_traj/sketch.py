@@ -314,9 +314,7 @@ class _Buckets:
 
     def fold(self, out: Tensor) -> None:
         """Stage two."""
-        if self.is_empty:
-            out.zero_()
-            return
+        self.started()  # nothing of a block may be here
         torch.index_select(self._second, 0, self._permutation, out=out)
         out += self._first
 
