@@ -15,10 +15,10 @@ import torch
 from _setting import Shapes, environment, gpt2, in_turns, parameters, ratio
 from memory import forget_peak, resident, stored
 
+from lightning_traj.measures.windows import oscillation_of_window as oscillation
 from lightning_traj.recorder import Recorder
 from lightning_traj.shards import stretches_of
 from lightning_traj.sketch import Given
-from lightning_traj.table import oscillation
 
 WINDOW = 8
 WANTED = 10.0  # sketches a window, at most

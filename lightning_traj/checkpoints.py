@@ -18,10 +18,10 @@ from lightning_traj.blocks import Patterns, block_groups
 from lightning_traj.findings import in_files, in_trajectory, label
 from lightning_traj.formats import Checkpoint, CheckpointError, Weights, open_checkpoint
 from lightning_traj.fused import FusedLayout
+from lightning_traj.measures.basis import UPDATE
 from lightning_traj.partition import Granularity, Partition
 from lightning_traj.recorder import Recorder
 from lightning_traj.resumption import Resumption, stamps
-from lightning_traj.rows import UPDATE
 from lightning_traj.series import LEAST, SKIPPED, Order, Series, find, open_series
 from lightning_traj.state_dicts import parameters_of
 from lightning_traj.streaming import Advance, UpdateGram, anchored_gram, local_grams, update_grams

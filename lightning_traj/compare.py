@@ -16,12 +16,12 @@ from lightning_traj.comparison_table import comparison_table, write_csv
 from lightning_traj.files import replace_together
 from lightning_traj.html import SHARPNESS
 from lightning_traj.joint import joint_gram
+from lightning_traj.measures.catalogue import shown_in
 from lightning_traj.parting import joint_partings
 from lightning_traj.runs import Run, load_runs
-from lightning_traj.series_plot import DRAWN
 
 EVENTS = "tensorboard"
-_DRAWN = "|".join(DRAWN)
+_DRAWN = "|".join(shown_in("curve"))
 _PICTURES = (
     rf"maps|relative_maps|layers_by_runs|series_({_DRAWN})|(joint_map|joint_relative_map|joint_path|partings)(_\d+)?"
 )

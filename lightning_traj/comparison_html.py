@@ -11,11 +11,11 @@ from lightning_traj.html import FOOTER
 from lightning_traj.joint import Joint
 from lightning_traj.labels import in_words
 from lightning_traj.measures import SATURATED
+from lightning_traj.measures.catalogue import MEASURES
 from lightning_traj.page import Markup
 from lightning_traj.parting import PARTED, Parting
 from lightning_traj.report import CLOSE
 from lightning_traj.runs import Run, left_out
-from lightning_traj.table import MEASURES
 
 
 def comparison_report(

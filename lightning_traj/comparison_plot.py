@@ -15,7 +15,6 @@ from lightning_traj.drawing import (
     GREY,
     HEAD,
     Array,
-    Times,
     add_panel,
     angle_scale,
     draw_angle_bar,
@@ -41,6 +40,7 @@ from lightning_traj.series_plot import (
     width_of,
 )
 from lightning_traj.small_maps import small_maps
+from lightning_traj.times import Times
 
 
 def comparison_figures(

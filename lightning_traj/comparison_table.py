@@ -14,19 +14,8 @@ from lightning_traj import report
 from lightning_traj.files import replace_atomically
 from lightning_traj.hyperparameters import split_hyperparameters
 from lightning_traj.labels import in_words
+from lightning_traj.measures.catalogue import shown_in
 from lightning_traj.runs import Run
-
-COMPARED = (
-    "mds",
-    "mds_relative",
-    "path_length",
-    "displacement",
-    "tortuosity",
-    "effective_rank",
-    "saturation",
-    "direction_drift",
-    "oscillation_cosine",
-)
 
 
 def comparison_rows(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
@@ -37,7 +26,7 @@ def comparison_rows(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     differing, _ = split_hyperparameters([run.hyperparameters for run in runs])
     trajectories = [run.trajectory for run in runs]
     counted = [trajectory.counted() for trajectory in trajectories]
-    defined = [name for name in COMPARED if any(run.summary[name] == run.summary[name] for run in runs)]
+    defined = [name for name in shown_in("comparison") if any(run.summary[name] == run.summary[name] for run in runs)]
     rows = {
         **differing,
         "snapshots": [f"{len(trajectory):,}" for trajectory in trajectories],

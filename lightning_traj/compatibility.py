@@ -14,8 +14,8 @@ from torch.nn.parameter import is_lazy
 from lightning_traj.decisions import Decisions
 from lightning_traj.freezing import Group
 from lightning_traj.line_search import LineSearch
+from lightning_traj.measures.catalogue import MEASURES
 from lightning_traj.schedule import limit
-from lightning_traj.table import MEASURES
 from lightning_traj.trajectory import Trajectory
 
 # By name: Lightning has each of them twice, in two packages.

@@ -10,8 +10,8 @@ from math import inf
 from typing import Literal
 
 from lightning_traj.blocks import Block
+from lightning_traj.measures.catalogue import MEASURES
 from lightning_traj.schedule import Schedule
-from lightning_traj.table import MEASURES
 from lightning_traj.trajectory import Trajectory
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from lightning_traj import measures
 from lightning_traj.blocks import Select
+from lightning_traj.times import Times
 
 if TYPE_CHECKING:
     from lightning_traj.trajectory import Trajectory
@@ -84,48 +85,18 @@ def similarity_in_words(label: str, cosines: Array, error: float | None = None) 
     return f"{label} = {value:.{max(3, ceil(1 - log10(max(1 - value, 1e-6))))}f}"
 
 
-class Times:
-    """When snapshots were taken, from the ``first`` on.
+def time_ticks(times: Times, most: int = 6) -> tuple[Array, list[str]]:
+    """Return places and labels of ticks along cells of equal size, one cell a snapshot.
 
-    In epochs that the run completed, or in steps where epochs don't tell snapshots apart or the first is not over.
+    Cells in proportion to time would hide most snapshots of a log-spaced run; here ticks tell the time.
     """
-
-    def __init__(self, trajectory: Trajectory, first: int = 0) -> None:
-        epochs = np.asarray(trajectory.epochs, dtype=np.float64)
-        by_epoch = bool((np.diff(epochs) > 0).all()) and epochs[-1] >= 1
-        self.unit = "epoch" if by_epoch else "step"
-        self.values = (epochs if by_epoch else np.asarray(trajectory.steps, dtype=np.float64))[first:]
-
-    @property
-    def label(self) -> str:
-        """Of an axis that has room for a remark."""
-        return self.unit + " (unevenly spaced)" * self.uneven()
-
-    def say(self, value: float) -> str:
-        """A time in few letters."""
-        for size, letter in ((1e6, "M"), (1e3, "k")):
-            if value >= max(size, 1e4):
-                return f"{value / size:.3g}{letter}"
-        return f"{value:.4g}"
-
-    def uneven(self) -> bool:
-        """Whether cells of equal size would put a snapshot more than a cell off."""
-        n = len(self.values)
-        even = np.linspace(self.values[0], self.values[-1], n)
-        return bool(np.abs(np.interp(even, self.values, np.arange(n)) - np.arange(n)).max() > 1)
-
-    def ticks(self, most: int = 6) -> tuple[Array, list[str]]:
-        """Places and labels of ticks along cells of equal size, one a snapshot.
-
-        Cells in proportion to time would hide most snapshots of a log-spaced run; here ticks tell the time.
-        """
-        n = len(self.values)
-        if n <= most or self.uneven():
-            chosen = np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(np.int64))
-            return chosen.astype(np.float64), [self.say(time) for time in self.values[chosen]]
-        times = MaxNLocator(most - 1, steps=[1, 2, 2.5, 5, 10]).tick_values(self.values[0], self.values[-1])
-        times = times[(times >= self.values[0]) & (times <= self.values[-1])]
-        return np.interp(times, self.values, np.arange(n)), [self.say(time) for time in times]
+    n, values = len(times.values), times.values
+    if n <= most or times.uneven():
+        chosen = np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(np.int64))
+        return chosen.astype(np.float64), [times.say(time) for time in values[chosen]]
+    round_times = MaxNLocator(most - 1, steps=[1, 2, 2.5, 5, 10]).tick_values(values[0], values[-1])
+    round_times = round_times[(round_times >= values[0]) & (round_times <= values[-1])]
+    return np.interp(round_times, values, np.arange(n)), [times.say(time) for time in round_times]
 
 
 # Maps -------------------------------------------------------------------------------------------------------
@@ -144,8 +115,8 @@ def draw_map(figure: Figure, box: Box, cosines: Array, times: Times) -> None:
     if np.isnan(angles).any():
         say_undefined(axes)
     axes.set(xlabel=times.label, ylabel=times.unit)
-    axes.set_xticks(*times.ticks())
-    axes.set_yticks(*times.ticks())
+    axes.set_xticks(*time_ticks(times))
+    axes.set_yticks(*time_ticks(times))
     fix_labels(axes)
     draw_angle_bar(axes, scale)
 

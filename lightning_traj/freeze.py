@@ -22,9 +22,9 @@ from lightning_traj.freezing import MODEL, UNITS, Freezing, Train, Unit, grouped
 from lightning_traj.guard import Guard
 from lightning_traj.line_search import DirectionSearch, LineSearch, Probe, in_words, summarised
 from lightning_traj.logbook import batches_of, last_step
+from lightning_traj.measures.catalogue import MEASURES
 from lightning_traj.partition import function_name
 from lightning_traj.schedule import Schedule
-from lightning_traj.table import MEASURES
 from lightning_traj.timeline import LISTED, Event, Timeline, print_timeline
 from lightning_traj.trajectory import Trajectory
 

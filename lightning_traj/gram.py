@@ -5,38 +5,20 @@ Kept is the Gram matrix of θ_0 and the displacements d_t = θ_t − θ_0, one a
     H = Gram(θ_0, d_1, …, d_T)     [blocks, n, n]
 
 because late updates are 1e-3 to 1e-6 of θ, which inner products of θ alone lose. Everything else is a linear
-change of basis of H (``snapshot_gram``, ``displacement_gram``) that adds and never cancels.
+change of basis of H (``measures.basis``) that adds and never cancels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_traj.rows import DISPLACEMENT, NEW, PREVIOUS_UPDATE, THETA, UPDATE, Row, exact_products, local_grams
-
-Matrix = TypeVar("Matrix", Tensor, NDArray[np.float64])
-
-
-def snapshot_gram(anchored: Matrix) -> Matrix:
-    """G_ij = ⟨θ_i, θ_j⟩ from H, since θ_i = θ_0 + d_i: sums of at most four entries, shape [..., n, n]."""
-    cross = anchored[..., :1, :] * 1.0
-    cross[..., 0] = 0.0
-    return displacement_gram(anchored) + cross + cross.swapaxes(-1, -2) + anchored[..., :1, :1]
-
-
-def displacement_gram(anchored: Matrix) -> Matrix:
-    """The Gram matrix about θ_0, ⟨d_i, d_j⟩, from H: row and column 0 are zero, shape [..., n, n]."""
-    relative = anchored * 1.0
-    relative[..., 0, :] = 0.0
-    relative[..., :, 0] = 0.0
-    return relative
+from lightning_traj.measures.basis import DISPLACEMENT, PREVIOUS_UPDATE, THETA, UPDATE, snapshot_gram
+from lightning_traj.rows import NEW, Row, exact_products, local_grams
 
 
 class RunningGram(Metric):

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 from lightning_traj import layer_plot, page, plot, report
 from lightning_traj.layers import grouped
 from lightning_traj.measures import SATURATED
+from lightning_traj.measures.catalogue import MEASURES, shown_in
 from lightning_traj.page import Markup
 from lightning_traj.series_plot import Timeline, series_figures
-from lightning_traj.table import MEASURES
 from lightning_traj.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHARPNESS = 2.0  # pixels of a picture for each of the page's: sharp on a phone
-_CARDS = ("mds", "mds_relative", "tortuosity", "effective_rank", "saturation", "direction_drift")
 
 FOOTER = (
     "θ are snapshots of the parameters, d_t = θ_t − θ_0 displacements, u_t = θ_t − θ_{t−1} updates. The measures are "
@@ -56,7 +55,7 @@ def trajectory_report(
         *([page.paragraph(said, "said")] if said else []),
         page.cards(
             (name, report.format_value(name, values[name], errors), MEASURES[name].meaning)
-            for name in _CARDS
+            for name in shown_in("card")
             if values[name] == values[name]
         ),
         *([] if found is None else [page.section("What is wrong with the snapshots", _listed(found))]),

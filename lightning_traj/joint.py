@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_traj import measures, uncertainty
-from lightning_traj.gram import displacement_gram, snapshot_gram
+from lightning_traj import measures
+from lightning_traj.measures.basis import displacement_gram, snapshot_gram
+from lightning_traj.measures.errors import difference_angle_gradient, standard_error
 from lightning_traj.runs import Run, comparable, why_apart
 
 Array = NDArray[np.float64]
@@ -213,7 +214,7 @@ def pair_angles(grams: Array, run: Run, names: Sequence[str]) -> tuple[Array, Ar
     sketched = [b for b, name in enumerate(names) if run.sketched_as(run.trajectory.blocks[run.blocks[name]])]
     errors = np.zeros(len(grams))
     for t in np.flatnonzero(~same & ~np.isnan(angles)):
-        gradient = uncertainty.difference_angle_gradient(total[t], 0, 1)
-        error = uncertainty.standard_error(gradient, grams[t, sketched], run.trajectory.settings["sketch_dim"])
+        gradient = difference_angle_gradient(total[t], 0, 1)
+        error = standard_error(gradient, grams[t, sketched], run.trajectory.settings["sketch_dim"])
         errors[t] = np.nan_to_num(error)  # an angle of exactly 0 or 180 degrees
     return angles, errors, same

@@ -24,16 +24,18 @@ from lightning_traj.drawing import (
     GREY,
     HEAD,
     ORANGE,
-    Times,
     add_panel,
     counted_in_words,
     new_figure,
     own_style,
     size_in_inches,
+    time_ticks,
 )
 from lightning_traj.heatmap import COLOURS, LETTER, draw_heatmap, height_of, name_columns, name_rows, room_for
 from lightning_traj.labels import shortened, stacks_of
+from lightning_traj.measures.catalogue import shown_in
 from lightning_traj.small_maps import small_maps
+from lightning_traj.times import Times
 
 if TYPE_CHECKING:
     from lightning_traj.trajectory import Trajectory
@@ -47,35 +49,37 @@ def layer_figures(trajectory: Trajectory, select: Select = None) -> dict[str, Ca
     """The figures that make sense for this trajectory, by name, each to be drawn when it is called."""
     if len(trajectory) < 2:
         return {}
-    total = layers.totals(trajectory)  # what several figures ask for is added up once, and dropped with them
+    states = layers.kept_states(trajectory)  # what several figures ask for is added up once, and dropped with them
     several_updates = len(trajectory) > 2  # what is measured between them is undefined before
     several_layers = len(layers.grouped(trajectory, "depth", select)) > 1
     several_roles = len(layers.grouped(trajectory, "role", select)) > 1
     figures: dict[str, Callable[[], Figure]] = {}
     if several_layers:
-        names = [*layers.PROGRESS] if several_updates else ["mds"]
+        names = shown_in("heatmap") if several_updates else ["mds"]
         if not trajectory.windows.steps and several_updates:
             names.remove("oscillation_cosine")
-        figures |= {name: partial(progress, trajectory, name, select, total) for name in names}
+        figures |= {name: partial(progress, trajectory, name, select, states) for name in names}
     if several_layers and several_roles and several_updates:
         figures["roles"] = partial(layers_by_roles, trajectory, select)
     if attention_layers([trajectory.blocks[i] for i in trajectory.select(select)]):
         figures["heterogeneity"] = partial(heterogeneity, trajectory, select)
     if several_layers or several_roles:
-        figures["different"] = partial(most_different, trajectory, select, total)
+        figures["different"] = partial(most_different, trajectory, select, states)
     if several_roles:
-        figures["role_maps"] = partial(role_maps, trajectory, select, total)
+        figures["role_maps"] = partial(role_maps, trajectory, select, states)
     return figures
 
 
 @own_style()
-def progress(trajectory: Trajectory, measure: str, select: Select = None, total: layers.Total | None = None) -> Figure:
-    """Heatmap, layer x time, of a measure of ``layers.PROGRESS``: each cell as it stood at that snapshot.
+def progress(
+    trajectory: Trajectory, measure: str, select: Select = None, states: layers.States | None = None
+) -> Figure:
+    """Heatmap, layer x time, of a measure that the catalogue shows in heatmaps: each cell as it stood at that snapshot.
 
-    6 inch wide, or as wide as long names need, and as high as its rows need. ``total`` as for ``layers.progress``.
+    6 inch wide, or as wide as long names need, and as high as its rows need. ``states`` as for ``layers.progress``.
     """
     groups, merged = layers.at_most(layers.grouped(trajectory, "depth", select), MOST_ROWS)
-    labels, values = layers.progress(trajectory, measure, groups, total=total)
+    labels, values = layers.progress(trajectory, measure, groups, states=states)
     defined = np.flatnonzero(~np.isnan(values).all(axis=0))
     first = int(defined[0]) if len(defined) else 0  # an update angle needs three snapshots, …
     colours, names = COLOURS[measure], shortened(labels)
@@ -87,7 +91,7 @@ def progress(trajectory: Trajectory, measure: str, select: Select = None, total:
     times = Times(trajectory, first)
     draw_heatmap(axes, colours.amount(values[:, first:]), colours)
     name_rows(axes, names)
-    axes.set_xticks(*times.ticks(), fontsize=9)
+    axes.set_xticks(*time_ticks(times), fontsize=9)
     _label_below(axes, times.label)
     return figure
 
@@ -106,7 +110,7 @@ def layers_by_roles(trajectory: Trajectory, select: Select = None) -> Figure:
         "layers by roles, newest snapshot",
         _said(trajectory, select, merged),
     )
-    for panel, measure in enumerate(("mds", "direction_drift")):
+    for panel, measure in enumerate(shown_in("role")):
         axes = add_panel(figure, left + panel * apart, foot, width, height)
         axes.text(0, 1 + 0.08 / height, COLOURS[measure].title, fontsize=10, transform=axes.transAxes)
         values = np.full((len(groups), len(roles)), np.nan)
@@ -158,7 +162,7 @@ def heterogeneity(trajectory: Trajectory, select: Select = None) -> Figure:
 
 
 @own_style()
-def most_different(trajectory: Trajectory, select: Select = None, total: layers.Total | None = None) -> Figure:
+def most_different(trajectory: Trajectory, select: Select = None, states: layers.States | None = None) -> Figure:
     """Maps of the five blocks that differ most from the map of everything counted, beside that one.
 
     Which blocks are asked: as for ``layers.most_different``; the figure says so.
@@ -166,7 +170,7 @@ def most_different(trajectory: Trajectory, select: Select = None, total: layers.
     counted = trajectory.select(select)
     panels = {"everything counted": counted}
     blocks = {block.name: i for i, block in enumerate(trajectory.blocks)}
-    for name in layers.most_different(trajectory, 5, select, total):
+    for name in layers.most_different(trajectory, 5, select, states):
         panels[name] = [blocks[name]]
     candidates = layers.telling(trajectory, select)
     said = [counted_in_words(trajectory, select)]
@@ -175,18 +179,18 @@ def most_different(trajectory: Trajectory, select: Select = None, total: layers.
     if 1 < len({trajectory.blocks[i].role for i in candidates}) < len(candidates):
         said.append("one a role")
     title = "blocks whose maps differ most"
-    return _maps_of(trajectory, title, "; ".join(said), panels, across=3, side=1.75, total=total)
+    return _maps_of(trajectory, title, "; ".join(said), panels, across=3, side=1.75, states=states)
 
 
 @own_style()
-def role_maps(trajectory: Trajectory, select: Select = None, total: layers.Total | None = None) -> Figure:
+def role_maps(trajectory: Trajectory, select: Select = None, states: layers.States | None = None) -> Figure:
     """Maps by role, of eight roles at most: q, k and v first."""
     groups = layers.by_role(trajectory, trajectory.select(select))
     counted, roles = counted_in_words(trajectory, select), list(groups)
     if len(roles) > 8:
         counted += f"; not shown: {', '.join(roles[8:])}"
     panels = {role: groups[role] for role in roles[:8]}
-    return _maps_of(trajectory, "maps by role", counted, panels, across=4, side=1.45, total=total)
+    return _maps_of(trajectory, "maps by role", counted, panels, across=4, side=1.45, states=states)
 
 
 # Parts ------------------------------------------------------------------------------------------------------
@@ -199,10 +203,11 @@ def _maps_of(
     panels: Mapping[str, Sequence[int]],
     across: int,
     side: float,
-    total: layers.Total | None,
+    states: layers.States | None,
 ) -> Figure:
     """Maps of several groups of blocks."""
-    maps = {name: layers.map_of(trajectory, blocks, total) for name, blocks in panels.items()}
+    state_of = states or trajectory.state_of
+    maps = {name: state_of(tuple(blocks)).map for name, blocks in panels.items()}
     return small_maps(title, counted, maps, [Times(trajectory)], across=across, side=side)
 
 

@@ -18,7 +18,6 @@ from lightning_traj.drawing import (
     BLUE,
     ORANGE,
     Box,
-    Times,
     counted_in_words,
     draw_bar,
     draw_map,
@@ -28,6 +27,7 @@ from lightning_traj.drawing import (
     similarity_in_words,
 )
 from lightning_traj.files import replace_atomically
+from lightning_traj.times import Times
 
 if TYPE_CHECKING:
     from lightning_traj.trajectory import Trajectory

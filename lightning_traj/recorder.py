@@ -20,11 +20,12 @@ from lightning_traj.cost import cost_of, in_bytes
 from lightning_traj.full_rows import FullRows
 from lightning_traj.fused import FusedLayout
 from lightning_traj.gram import RunningGram
+from lightning_traj.measures.basis import UPDATE
 from lightning_traj.mirror import Mirror, mirrored
 from lightning_traj.partition import Granularity, Partition, piece_from_state
 from lightning_traj.path_lengths import PathLengths
 from lightning_traj.ranks import Division, Ranks
-from lightning_traj.rows import UPDATE, Row
+from lightning_traj.rows import Row
 from lightning_traj.sketch import CountSketch
 from lightning_traj.sketches import Sketches
 from lightning_traj.snapshots import SnapshotFiles

@@ -12,11 +12,11 @@ from rich.table import Table
 
 from lightning_traj import measures
 from lightning_traj.blocks import Select
-from lightning_traj.table import MEASURES
+from lightning_traj.measures.catalogue import MEASURES, shown_in
+from lightning_traj.times import Times
 from lightning_traj.trajectory import Trajectory
 
 CLOSE = 0.99  # cosine: within 1 %
-_TOLD_APART = ("mds", "mds_relative", "update_angle", "direction_drift", "oscillation_cosine", "displacement")
 
 
 def summary_table(trajectory: Trajectory, select: Select = None, title: str = "Trajectory") -> Table:
@@ -63,35 +63,36 @@ def group_table(trajectory: Trajectory, by: str = "layer", select: Select = None
 
 def group_rows(trajectory: Trajectory, by: str = "layer", select: Select = None) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of ``group_table`` as text; cells of undefined values are empty."""
+    # Lengths come last: they say more about the size of a group than about its direction.
+    columns = sorted(shown_in("table"), key=lambda name: MEASURES[name].group == "Length")
     rows = []
     for label, row in trajectory.table(by, select).items():
-        values = (f"{row[name]:.4g}" if row[name] == row[name] else "" for name in _TOLD_APART)
+        values = (f"{row[name]:.4g}" if row[name] == row[name] else "" for name in columns)
         rows.append([label or "(root)", f"{row['blocks']:,}", f"{row['numel']:,}", *values])
-    return [by, "blocks", "parameters", *_TOLD_APART], rows
+    return [by, "blocks", "parameters", *columns], rows
 
 
 def suggestion(trajectory: Trajectory, select: Select = None) -> str:
-    """From when on the direction from θ_0 was within 1 % of its final one, in one sentence; empty where undefined."""
+    """Say from when on the direction from θ_0 was within 1 % of its final one: a sentence, empty where undefined."""
     index = measures.saturation_index(trajectory.displacement_gram(select), CLOSE)
     if len(trajectory) < 3 or index is None:
         return ""
-    unit, times = _times(trajectory)
+    unit, last = Times(trajectory).unit, _time_of(trajectory, -1)
     if index == len(trajectory) - 1:
-        return f"The direction from θ_0 still changed by more than 1 % before the last snapshot, at {unit} {times[-1]}."
-    return f"The direction from θ_0 was within 1 % of its final one from {unit} {times[index]} of {times[-1]} on."
+        return f"The direction from θ_0 still changed by more than 1 % before the last snapshot, at {unit} {last}."
+    first = _time_of(trajectory, index)
+    return f"The direction from θ_0 was within 1 % of its final one from {unit} {first} of {last} on."
 
 
 def saturated_at(trajectory: Trajectory) -> str:
-    """The epoch or step at which the direction saturated, such as ``"epoch 4"``; empty where undefined."""
+    """Return the epoch or step at which the direction saturated, such as ``"epoch 4"``; empty where undefined."""
     index = measures.saturation_index(trajectory.displacement_gram())
-    unit, times = _times(trajectory)
-    return "" if index is None else f"{unit} {times[index]}"
+    return "" if index is None else f"{Times(trajectory).unit} {_time_of(trajectory, index)}"
 
 
-def _times(trajectory: Trajectory) -> tuple[str, list[str]]:
-    # A stream has no epochs to count by.
-    unit, times = ("epoch", trajectory.epochs) if trajectory.epochs[-1] >= 1 else ("step", trajectory.steps)
-    return unit, [f"{x:,.4g}" if x < 10_000 else f"{x:,.0f}" for x in times.tolist()]
+def _time_of(trajectory: Trajectory, index: int) -> str:
+    time = float(Times(trajectory).values[index])
+    return f"{time:,.4g}" if time < 10_000 else f"{time:,.0f}"
 
 
 def print_summary(

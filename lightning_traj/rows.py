@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-THETA, DISPLACEMENT, UPDATE, PREVIOUS_UPDATE = range(4)  # the vectors of a local Gram matrix: θ_t, d_t, u_t, u_{t−1}
 BLOCKS = 32  # taken at once: their sketches stay in a CPU's cache
 # Rows and columns of a local Gram matrix [4, 4] that say all of it: those with u_{t−1} follow from the one before.
 NEW = [0, 0, 0, 1, 1, 2, 2], [0, 1, 2, 1, 2, 2, 3]

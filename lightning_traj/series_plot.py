@@ -14,9 +14,10 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from lightning_traj import measures
-from lightning_traj.drawing import BLUE, GREEN, GREY, ORANGE, Array, Times, add_panel, new_figure, own_style
+from lightning_traj.drawing import BLUE, GREEN, GREY, ORANGE, Array, add_panel, new_figure, own_style
 from lightning_traj.labels import shortened
-from lightning_traj.table import MEASURES
+from lightning_traj.measures.catalogue import MEASURES, shown_in
+from lightning_traj.times import Times
 
 if TYPE_CHECKING:
     from lightning_traj.trajectory import Trajectory
@@ -26,20 +27,6 @@ COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY, "#7F3C8D"
 MARKERS = "os^Dv<ph"
 STYLES = ("-", "--", ":")  # past eight runs
 
-# What is drawn over time, and a value of it that means something.
-DRAWN: Mapping[str, float | None] = {
-    "mds": None,
-    "mds_relative": None,
-    "displacement": None,
-    "path_length": None,
-    "tortuosity": None,
-    "turn": None,
-    "update_angle": 90.0,
-    "effective_rank": None,
-    "direction_drift": None,
-    "oscillation_cosine": 0.0,
-}
-_REFERENCES = {"update_angle": "random walk", "oscillation_cosine": "neither on nor back"}
 _LEFT, _FOOT, _HIGH, _WIDE, _HEAD = 0.72, 0.5, 1.9, 3.1, 0.8  # inches
 _LINE = 0.16  # inches: of a label of 8.5 points
 _MARKER = 6.5  # points
@@ -71,7 +58,9 @@ def series_figures(timelines: Mapping[str, Timeline]) -> dict[str, Callable[[], 
         timelines: By the name of the run, which its line is labelled with; of a single one the name is not shown.
     """
     defined = [
-        name for name in DRAWN if any(np.isfinite(timeline.values[name]).sum() > 1 for timeline in timelines.values())
+        name
+        for name in shown_in("curve")
+        if any(np.isfinite(timeline.values[name]).sum() > 1 for timeline in timelines.values())
     ]
     return {name: partial(series, timelines, name) for name in defined}
 
@@ -113,15 +102,18 @@ def series(timelines: Mapping[str, Timeline], measure: str) -> Figure:
 
 
 def _draw_reference(axes: Axes, measure: str) -> None:
-    """A value that means something, where it isn't far from the others."""
-    reference, (low, high) = DRAWN[measure], axes.dataLim.intervaly
-    if reference is None or not low - 0.5 * (high - low) <= reference <= high + 0.5 * (high - low):
+    """Draw the measure's landmark as a line, unless it is far from the values."""
+    landmark, (low, high) = MEASURES[measure].landmark, axes.dataLim.intervaly
+    if landmark is None:
+        return
+    reference, meaning = landmark
+    if not low - 0.5 * (high - low) <= reference <= high + 0.5 * (high - low):
         return
     axes.axhline(reference, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
     bottom, top = axes.get_ylim()
     share = (reference - bottom) / (top - bottom)
     side = "top" if share > 0.5 else "bottom"
-    axes.text(0.02, share, _REFERENCES[measure], fontsize=8, color="0.45", va=side, transform=axes.transAxes)
+    axes.text(0.02, share, meaning, fontsize=8, color="0.45", va=side, transform=axes.transAxes)
 
 
 # Parts, for other charts of lines too -----------------------------------------------------------------------

@@ -16,7 +16,6 @@ from lightning_traj.drawing import (
     AGREEMENT,
     HEAD,
     Array,
-    Times,
     add_panel,
     angle_scale,
     draw_angle_bar,
@@ -25,9 +24,11 @@ from lightning_traj.drawing import (
     own_style,
     say_undefined,
     similarity_in_words,
+    time_ticks,
 )
 from lightning_traj.heatmap import LETTER
 from lightning_traj.labels import apart, in_lines
+from lightning_traj.times import Times
 
 
 @own_style()
@@ -97,8 +98,8 @@ def _draw_times(axes: Axes, times: Times) -> None:
     axes.patch.set_visible(False)
     n = len(times.values)
     axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5))
-    axes.set_xticks(*times.ticks(4), fontsize=8)
-    axes.set_yticks(*times.ticks(4), fontsize=8)
+    axes.set_xticks(*time_ticks(times, 4), fontsize=8)
+    axes.set_yticks(*time_ticks(times, 4), fontsize=8)
     axes.set_xlabel(times.unit, fontsize=9)
     axes.set_ylabel(times.unit, fontsize=9)
     fix_labels(axes)

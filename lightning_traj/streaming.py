@@ -28,8 +28,8 @@ from torch import Tensor
 
 from lightning_traj.blocks import flat_range
 from lightning_traj.formats import Checkpoint
+from lightning_traj.measures.basis import DISPLACEMENT, PREVIOUS_UPDATE, THETA, UPDATE
 from lightning_traj.partition import Piece
-from lightning_traj.rows import DISPLACEMENT, PREVIOUS_UPDATE, THETA, UPDATE
 from lightning_traj.shards import whole
 
 Array = NDArray[np.float64]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_traj.layers import attention, grouped, latest, progress
-from lightning_traj.table import MEASURES
+from lightning_traj.measures.catalogue import MEASURES, shown_in
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,7 +84,7 @@ def log_history(loggers: Sequence[Any], trajectory: Trajectory, *, prefix: str =
     """
     series = {f"{prefix}/{name}": values for name, values in trajectory.series().items()}
     roles = grouped(trajectory, "role")
-    for measure in _BY_ROLE if len(roles) > 1 else ():
+    for measure in shown_in("role") if len(roles) > 1 else ():
         names, values = progress(trajectory, measure, roles)
         series |= {f"{prefix}_layers/{measure}/{role}": row for role, row in zip(names, values, strict=True)}
     for i, step in enumerate(trajectory.steps.tolist()[:-1]):
@@ -112,7 +112,7 @@ def layer_scalars(trajectory: Trajectory) -> dict[str, float]:
     scalars: dict[str, float] = {}
     roles = grouped(trajectory, "role")
     if len(roles) > 1:
-        for measure in _BY_ROLE:
+        for measure in shown_in("role"):
             scalars |= {f"{measure}/{role}": value for role, value in latest(trajectory, measure, roles).items()}
     spread = [module["heterogeneity"] for module in attention(trajectory).values()]
     if spread := [value for value in spread if isfinite(value)]:
@@ -213,7 +213,7 @@ def log_hyperparameters(
         placeholder = getattr(logger, "_default_hp_metric", None)
         if _summary_writer(logger) is None or placeholder is None or placeholder is finished:
             return
-        columns = [_tag(logger, f"{prefix}/{name}") for prefix in prefixes for name in _COLUMNS]
+        columns = [_tag(logger, f"{prefix}/{name}") for prefix in prefixes for name in shown_in("hyperparameters")]
         if placeholder:
             columns.insert(0, "hp_metric")
         # Lightning also logs the values that it is given, at step 0 of their curves; of an empty dict, nothing.
@@ -244,10 +244,6 @@ def event_folders(loggers: Sequence[Any]) -> list[str]:
 # Inside -----------------------------------------------------------------------------------------------------
 
 CROSS = "traj_cross"  # angles between two callbacks' quantities belong to neither of their prefixes
-_BY_ROLE = ("mds", "direction_drift")
-
-# Oscillation is of single steps, and tells little about a whole run.
-_COLUMNS = [name for name, measure in MEASURES.items() if measure.group != "Oscillation"]
 
 
 def _attempt(tasks: Iterable[Callable[[], object]]) -> None:
@@ -301,7 +297,7 @@ def _layout(prefixes: Sequence[str], tag: Callable[[str], str]) -> dict[str, dic
             tags = [f"^{re.escape(tag(f'{prefix}/{name}'))}$" for name in names]
             layout.setdefault(f"{prefix}: {group}", {})[", ".join(names)] = ["Multiline", tags]
         layers = re.escape(tag(f"{prefix}_layers/"))
-        curves = {f"{measure} by role": f"^{layers}{measure}/[^/]+$" for measure in _BY_ROLE}
+        curves = {f"{measure} by role": f"^{layers}{measure}/[^/]+$" for measure in shown_in("role")}
         curves["q, k, v heterogeneity"] = f"^{layers}heterogeneity_(mean|max)$"
         layout[f"{prefix}: Layers and roles"] = {chart: ["Multiline", [tags]] for chart, tags in curves.items()}
     if len(prefixes) > 1:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from lightning_traj import measures
 from lightning_traj.blocks import Block, Select, block_groups, group_blocks, select_blocks
 from lightning_traj.files import replace_atomically
-from lightning_traj.gram import displacement_gram, snapshot_gram
+from lightning_traj.measures.basis import displacement_gram, snapshot_gram
+from lightning_traj.measures.catalogue import MEASURES, evaluate, standard_errors
+from lightning_traj.measures.state import SelectionState
 from lightning_traj.sources import TRAJECTORY
-from lightning_traj.table import MEASURES, Counted, standard_errors
 
 Array = NDArray[np.float64]
 FORMAT = "lightning_traj.trajectory"
 FORMAT_VERSION = 1
-SUMS = 16  # Gram matrices of selections that are kept, since a log asks for the same ones again and again
+SELECTIONS = 16  # states of selections that are kept, since a log asks for the same ones again and again
 ROUNDING = 1e-13  # of its norm: a block that moved less has not moved
 
 __all__ = ["MEASURES", "Trajectory"]
@@ -77,7 +78,7 @@ class Trajectory:
     windows: Windows = field(default_factory=Windows)
     settings: Mapping[str, Any] = field(default_factory=dict)
     sketches: NDArray[np.float32] | None = None
-    _sums: dict[tuple[int, ...], Array] = field(default_factory=dict, init=False, repr=False)
+    _states: dict[tuple[int, ...], SelectionState] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         b, n, groups = len(self.blocks), len(self.steps), len(block_groups(self.blocks))
@@ -135,11 +136,11 @@ class Trajectory:
 
     def gram(self, select: Select = None) -> Array:
         """Gram matrix of the snapshots, G_ij = ⟨θ_i, θ_j⟩, float64 [n, n]."""
-        return snapshot_gram(self._anchored(select))
+        return snapshot_gram(self.state(select).anchored)
 
     def displacement_gram(self, select: Select = None) -> Array:
         """Gram matrix about θ_0, ⟨θ_i − θ_0, θ_j − θ_0⟩, float64 [n, n]; row and column 0 are zero."""
-        return displacement_gram(self._anchored(select))
+        return displacement_gram(self.state(select).anchored)
 
     def map(self, select: Select = None) -> Array:
         """Trajectory map: cosines between all pairs of snapshots, [n, n], in [−1, 1], NaN where undefined."""
@@ -155,9 +156,31 @@ class Trajectory:
 
     # Scalars
 
+    def state(self, select: Select = None) -> SelectionState:
+        """Sums over the selected blocks, from which every measure is evaluated; kept for the next call."""
+        chosen = tuple(self.select(select))
+        if chosen not in self._states:
+            while len(self._states) >= SELECTIONS:
+                del self._states[next(iter(self._states))]
+            self._states[chosen] = self.state_of(chosen)
+        return self._states[chosen]
+
+    def state_of(self, chosen: Sequence[int]) -> SelectionState:
+        """Sums over the blocks of these indices. Not to be written to: of a single block they are views."""
+        first, *others = chosen
+        anchored, local = self.anchored[first], self.local[:, first]
+        if others:
+            anchored, local = anchored.copy(), local.copy()
+        for i in others:  # indexing by a list would copy them all
+            anchored += self.anchored[i]
+            local += self.local[:, i]
+        return SelectionState(
+            self.steps, anchored, local, self._path(chosen), self.windows.steps, partial(self.windows.of, chosen)
+        )
+
     def summary(self, select: Select = None) -> dict[str, float]:
         """Every scalar at the newest snapshot, named as the tags without prefix; NaN where undefined yet."""
-        return _evaluate(self._latest(select))
+        return evaluate(self.state(select))
 
     def standard_errors(self, select: Select = None) -> dict[str, float]:
         """Standard errors of sketched values, of the measures that have one; empty for full snapshots.
@@ -169,7 +192,7 @@ class Trajectory:
         dim = self.settings["sketch_dim"]
         chosen = self.select(select)
         sketched = [i for i in chosen if self.blocks[i].numel > dim]
-        return standard_errors(self._latest(select), self.anchored[sketched], self.local[-1][sketched], dim)
+        return standard_errors(self.state(select), self.anchored[sketched], self.local[-1][sketched], dim)
 
     def table(self, by: str = "layer", select: Select = None) -> dict[str, dict[str, float]]:
         """The summary of each group of blocks, and how many blocks and parameters it counts.
@@ -204,10 +227,8 @@ class Trajectory:
             names: Which scalars: all, or a few, which takes less time.
             last: Of the latest so many snapshots only.
         """
-        names = list(names)
-        first = 1 if last is None else max(1, len(self) + 1 - last)
-        states = [_evaluate(state, names) for state in self._states(select, range(first, len(self) + 1))]
-        return {name: np.array([state[name] for state in states]) for name in names}
+        state = self.state(select)
+        return {name: MEASURES[name].values(state, last) for name in names}
 
     # Files
 
@@ -317,37 +338,6 @@ class Trajectory:
         walked = (least < self.paths[-1:, -len(self.blocks) :].T).any(axis=1)  # the groups of single blocks come last
         return np.logical_or(displaced, walked)
 
-    def _anchored(self, select: Select) -> Array:
-        """Gram(θ_0, d_1, …, d_T) of all that is counted, [n, n]."""
-        chosen = tuple(self.select(select))
-        if chosen not in self._sums:
-            # Indexing copies: spare it where all are counted.
-            counted: Array = self.anchored if len(chosen) == len(self.blocks) else self.anchored[list(chosen)]
-            while len(self._sums) >= SUMS:
-                del self._sums[next(iter(self._sums))]
-            self._sums[chosen] = counted.sum(axis=0)
-        return self._sums[chosen]
-
-    def _states(self, select: Select, counts: Iterable[int]) -> Iterator[Counted]:
-        """What the first n snapshots amount to for a selection, for each n."""
-        chosen = self.select(select)
-        ended = np.array(self.windows.steps)
-        anchored, local, path = self._anchored(select), self.local[:, chosen].sum(axis=1), self._path(chosen)
-        for n in counts:
-            relative = displacement_gram(anchored[:n, :n])
-            window = int((ended <= self.steps[n - 1]).sum()) - 1  # the newest by then
-            yield Counted(
-                steps=self.steps[:n],
-                gram=snapshot_gram(anchored[:n, :n]),
-                relative=relative,
-                local=local[n - 1],
-                path=measures.path_length(relative) if path is None else float(path[n - 1]),
-                window=self.windows.of(chosen, window) if window >= 0 else np.zeros((3, 0)),
-            )
-
-    def _latest(self, select: Select) -> Counted:
-        return next(self._states(select, [len(self)]))
-
     def _path(self, chosen: Sequence[int]) -> Array | None:
         """Accumulated path length, where the selection is a group that was accumulated: blocks at rest don't matter."""
         moved = self._moved
@@ -377,7 +367,3 @@ _TENSORS = {
     "window_counts": "int64",
     "sketches": "float32",  # may be missing
 }
-
-
-def _evaluate(counted: Counted, names: Iterable[str] = MEASURES) -> dict[str, float]:
-    return {name: float(MEASURES[name].value(counted)) for name in names}

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_traj.rows import DISPLACEMENT, PREVIOUS_UPDATE, UPDATE, Row, local_grams
+from lightning_traj.measures.basis import DISPLACEMENT, PREVIOUS_UPDATE, UPDATE
+from lightning_traj.rows import Row, local_grams
 from lightning_traj.thinning import thinned
 
 LEAST = 2  # steps: with fewer there is no angle between them

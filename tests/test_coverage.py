@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_traj.measures.catalogue import MEASURES
 from lightning_traj.recorder import Recorder
-from lightning_traj.table import MEASURES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,7 +12,8 @@ import torchmetrics
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_traj import rows as rows_module
-from lightning_traj.gram import RunningGram, displacement_gram, snapshot_gram
+from lightning_traj.gram import RunningGram
+from lightning_traj.measures.basis import displacement_gram, snapshot_gram
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,8 +18,8 @@ from PIL import Image
 
 from lightning_traj import page, report
 from lightning_traj.html import trajectory_report
+from lightning_traj.measures.catalogue import MEASURES
 from lightning_traj.recorder import Recorder
-from lightning_traj.table import MEASURES
 
 HOSTILE = '<script>alert("x")</script>&<img src=http://example.org/x.png>'
 VOID = {"meta", "link", "img"}

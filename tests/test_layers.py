@@ -11,6 +11,7 @@ import torch
 
 from lightning_traj import layers, measures
 from lightning_traj.blocks import Block
+from lightning_traj.measures.catalogue import shown_in
 from lightning_traj.roles import ROLES
 from lightning_traj.trajectory import Windows
 
@@ -51,7 +52,7 @@ def windowed(trajectory):
 
 
 @pytest.mark.parametrize("by", ["depth", "role", "layer", "block", "depth x role"])
-@pytest.mark.parametrize("measure", layers.PROGRESS)
+@pytest.mark.parametrize("measure", shown_in("heatmap"))
 def test_progress_is_the_series_of_each_group(trajectory, measure, by):
     names, values = layers.progress(trajectory, measure, by)
     groups = trajectory.groups(by)
@@ -63,7 +64,7 @@ def test_progress_is_the_series_of_each_group(trajectory, measure, by):
         assert row[-1] == pytest.approx(trajectory.summary(select)[measure], rel=1e-9, nan_ok=True)
 
 
-@pytest.mark.parametrize("measure", layers.PROGRESS)
+@pytest.mark.parametrize("measure", shown_in("heatmap"))
 def test_progress_is_what_a_run_that_ends_earlier_says_at_its_end(snapshots, recorded, trajectory, measure):
     names, values = layers.progress(trajectory, measure)
     cut = recorded(snapshots[:6]).collect()[0]
@@ -73,7 +74,7 @@ def test_progress_is_what_a_run_that_ends_earlier_says_at_its_end(snapshots, rec
 
 
 @pytest.mark.parametrize("by", ["depth", "depth x role", "block"])
-@pytest.mark.parametrize("measure", layers.PROGRESS)
+@pytest.mark.parametrize("measure", shown_in("heatmap"))
 def test_latest_is_the_end_of_the_progress(windowed, measure, by):
     names, values = layers.progress(windowed, measure, by)
     found = layers.latest(windowed, measure, by)
@@ -96,15 +97,15 @@ def test_oscillation_is_that_of_the_newest_window(windowed):
 
 
 def test_groups_are_added_up_once(trajectory):
-    total = layers.totals(trajectory)
+    states = layers.kept_states(trajectory)
     blocks = (0, 2, 3)
-    assert total(blocks) is total(blocks)
-    np.testing.assert_array_equal(total(blocks), trajectory.anchored[list(blocks)].sum(axis=0))
+    assert states(blocks).anchored is states(blocks).anchored
+    np.testing.assert_array_equal(states(blocks).anchored, trajectory.anchored[list(blocks)].sum(axis=0))
     before = trajectory.anchored.copy()
-    for measure in layers.PROGRESS:
+    for measure in shown_in("heatmap"):
         for by in ("role", "block"):
             expected = layers.progress(trajectory, measure, by)[1]
-            np.testing.assert_array_equal(layers.progress(trajectory, measure, by, total=total)[1], expected)
+            np.testing.assert_array_equal(layers.progress(trajectory, measure, by, states=states)[1], expected)
     np.testing.assert_array_equal(trajectory.anchored, before)
 
 
@@ -124,7 +125,7 @@ def test_groups_are_narrowed_by_a_selection(trajectory):
 def test_one_snapshot_has_a_similarity_and_nothing_else(snapshots, recorded):
     trajectory = recorded(snapshots[:1]).collect()[0]
     # The bias is at zero: its direction is undefined, and it is the only one.
-    values = {measure: layers.progress(trajectory, measure, "role")[1] for measure in layers.PROGRESS}
+    values = {measure: layers.progress(trajectory, measure, "role")[1] for measure in shown_in("heatmap")}
     names = layers.progress(trajectory, "mds", "role")[0]
     np.testing.assert_allclose(values["mds"][[name != "bias" for name in names]], 1, atol=1e-12)
     assert np.isnan(values["mds"][names.index("bias")]).all()
@@ -224,6 +225,6 @@ def test_what_has_no_direction_is_not_different(recorded):
 
 def test_map_of_blocks_is_that_of_the_selection(trajectory):
     chosen = trajectory.select("role:q")
-    np.testing.assert_allclose(layers.map_of(trajectory, chosen), trajectory.map("role:q"), rtol=1e-14)
-    similarity = measures.mean_directional_similarity(layers.map_of(trajectory, chosen))
+    np.testing.assert_allclose(trajectory.state_of(chosen).map, trajectory.map("role:q"), rtol=1e-14)
+    similarity = measures.mean_directional_similarity(trajectory.state_of(chosen).map)
     assert similarity == pytest.approx(trajectory.summary("role:q")["mds"])

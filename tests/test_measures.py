@@ -123,7 +123,7 @@ def steps(n):
 
 def public_functions():
     functions = inspect.getmembers(measures, inspect.isfunction)
-    return {name for name, function in functions if function.__module__ == measures.__name__ and name[0] != "_"}
+    return {name for name, _ in functions if name in measures.__all__}
 
 
 def check_all(gram, thetas, rtol=1e-9, atol=1e-9):

@@ -16,8 +16,8 @@ import torch
 
 from conftest import ROOT
 from lightning_traj import EveryNEpochs, FusedLayout, HybridTraining, Trajectory, TrajectoryCallback
+from lightning_traj.measures.catalogue import MEASURES
 from lightning_traj.strategies import REFUSED, UNKNOWN
-from lightning_traj.table import MEASURES
 from test_distributed_training import LAYOUTS
 
 README = (ROOT / "README.md").read_text()

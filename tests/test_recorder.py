@@ -13,9 +13,9 @@ from torch import nn
 from lightning_traj import recorder as recorder_module
 from lightning_traj.blocks import block_groups
 from lightning_traj.gram import RunningGram
+from lightning_traj.measures.catalogue import MEASURES
 from lightning_traj.recorder import Recorder
 from lightning_traj.sketch import CountSketch
-from lightning_traj.table import MEASURES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

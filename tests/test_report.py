@@ -7,8 +7,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from lightning_traj import report
+from lightning_traj import plot, report
 from lightning_traj.recorder import Recorder
+from lightning_traj.times import Times
 
 
 def trajectory_of(thetas, per_epoch=1):
@@ -72,3 +73,14 @@ def test_a_stream_is_counted_in_steps():
     for t, theta in enumerate(turning([90, 40, 9, 8, 3, 0])):
         recorder.record({"w": torch.tensor(theta)}, 5000 * t, 0.0)
     assert report.suggestion(recorder.collect()[0]).endswith("from step 20,000 of 30,000 on.")
+
+
+def test_sentences_and_charts_count_by_the_same_unit():
+    """Data without a length has whole epochs only: several snapshots of one step schedule share them."""
+    recorder = Recorder()
+    for t, (theta, epoch) in enumerate(zip(turning([90, 40, 9, 8, 3, 0]), [0, 0, 0, 1, 1, 2, 2], strict=True)):
+        recorder.record({"w": torch.tensor(theta)}, 10 * t, float(epoch))
+    trajectory = recorder.collect()[0]
+    assert plot.trajectory_map(trajectory).axes[0].get_ylabel() == Times(trajectory).unit == "step"
+    assert report.suggestion(trajectory).endswith("from step 40 of 60 on.")
+    assert report.saturated_at(trajectory) == "step 30"

@@ -23,9 +23,8 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 
 from lightning_traj import tensorboard
-from lightning_traj.layers import PROGRESS
+from lightning_traj.measures.catalogue import MEASURES, shown_in
 from lightning_traj.recorder import Recorder
-from lightning_traj.table import MEASURES
 from lightning_traj.trajectory import Trajectory
 
 # Imported by TensorBoard's plugins, and so by these tests in their functions, where this applies.
@@ -278,7 +277,7 @@ def test_scalars_by_role_are_those_of_the_roles() -> None:
     assert scalars["late_layers/heterogeneity_max"] == pytest.approx(max(spread))
     assert len(by_layer(scalars)) == 2 * len(roles) + 2
     assert by_layer(pictures) == {
-        f"late_layers/{name}" for name in (*PROGRESS, "roles", "heterogeneity", "different", "role_maps")
+        f"late_layers/{name}" for name in (*shown_in("heatmap"), "roles", "heterogeneity", "different", "role_maps")
     }
     assert len(pictures) <= 12
 

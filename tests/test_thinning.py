@@ -15,10 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import reference
 from lightning_traj import EveryNEpochs, LogSpaced, Trajectory, TrajectoryCallback, plot
 from lightning_traj.blocks import block_groups
-from lightning_traj.drawing import Times
 from lightning_traj.layer_plot import progress
 from lightning_traj.recorder import Recorder
 from lightning_traj.thinning import thinned
+from lightning_traj.times import Times
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

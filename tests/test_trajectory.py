@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 import reference
 from lightning_traj import Trajectory, measures
 from lightning_traj.blocks import Block
-from lightning_traj.table import MEASURES
+from lightning_traj.measures.catalogue import MEASURES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import reference
-from lightning_traj import measures, uncertainty
-from lightning_traj.uncertainty import Gradient, standard_error
+from lightning_traj import measures
+from lightning_traj.measures import errors as uncertainty
+from lightning_traj.measures.errors import Gradient, standard_error
 
 
 def of_map(scalar):

@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader
 
 import reference
 from lightning_traj import AtEpochs, EveryNEpochs, EveryNSteps, Trajectory, TrajectoryCallback
+from lightning_traj.measures.windows import oscillation_of_window as oscillation
 from lightning_traj.recorder import Recorder
 from lightning_traj.rows import Row
 from lightning_traj.schedule import AtSteps
 from lightning_traj.sketch import CountSketch
-from lightning_traj.table import oscillation
 from lightning_traj.window import StepWindows
 from models import CLASSES, Module, Stream, TwoOptimizers, Validated, batches
 

@@ -21,7 +21,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lightning_traj.measures import Array, parameter_norm, trajectory_map
+from lightning_traj.measures.arrays import Array
+from lightning_traj.measures.geometry import parameter_norm
+from lightning_traj.measures.maps import trajectory_map
 
 _CHUNK = 2**16  # entries of blocks worked on at a time, with what is made of them: about what a cache holds
 
