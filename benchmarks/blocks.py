@@ -29,7 +29,7 @@ def network(blocks: int, numel: int) -> Shapes:
 
 
 def trained(shapes: Shapes) -> Parameters:
-    """Parameters that are in training: frozen ones would not be sketched again."""
+    """Random parameters of these shapes."""
     return {name: torch.nn.Parameter(theta) for name, theta in parameters(shapes).items()}
 
 

@@ -22,10 +22,11 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from lightning_traj.ranks import Ranks
 from lightning_traj.recorder import Recorder
+from lightning_traj.sketch import DEFAULT_DIM
 
 SHAPES: Shapes = {"embed": (1000, 64), **{f"h.{i}.{k}": (64, 64) for i in range(4) for k in "qkv"}, "norm": (64,)}
 SNAPSHOTS = 5
-SKETCH_DIM, MAX_SNAPSHOTS = 2048, 256  # the defaults of the callback
+MAX_SNAPSHOTS = 256  # the callback's default
 LIMIT = 1e-10  # of the Gram matrix, in norms
 
 
@@ -44,7 +45,7 @@ def pythia_12b() -> Shapes:
     return shapes | {"final_layer_norm.weight": (d,), "final_layer_norm.bias": (d,)}
 
 
-def bytes_sent(shapes: Shapes, snapshot: str, n: int = MAX_SNAPSHOTS, sketch_dim: int = SKETCH_DIM) -> int:
+def bytes_sent(shapes: Shapes, snapshot: str, n: int = MAX_SNAPSHOTS, sketch_dim: int = DEFAULT_DIM) -> int:
     """Bytes of the one all-reduce of a snapshot: what each rank gives, and gets."""
     if snapshot == "sketch":
         return 8 * sum(min(prod(shape), sketch_dim) for shape in shapes.values())

@@ -12,11 +12,10 @@ import torch
 from _setting import Shapes, environment, gpt2, in_turns, parameters, ratio, resnet50
 
 from lightning_traj import CountSketch
+from lightning_traj.sketch import DEFAULT_DIM
 
-SKETCH_DIM = 2048  # TrajectoryCallback's default
 
-
-def check(values: Mapping[str, torch.Tensor], dim: int = SKETCH_DIM, sigmas: float = 6.0) -> None:
+def check(values: Mapping[str, torch.Tensor], dim: int = DEFAULT_DIM, sigmas: float = 6.0) -> None:
     """Inner products of the sketches are those of the parameters, within their standard error."""
     sketch = CountSketch(dim)
     for name, theta in values.items():
@@ -31,7 +30,7 @@ def check(values: Mapping[str, torch.Tensor], dim: int = SKETCH_DIM, sigmas: flo
 def measure(model: str, shapes: Shapes, repeats: int = 12) -> list[float]:
     values = parameters(shapes)
     check(values)
-    sketch = CountSketch(SKETCH_DIM)  # used again and again, as a run does
+    sketch = CountSketch(DEFAULT_DIM)  # used again and again, as a run does
     numel = sum(theta.numel() for theta in values.values())
     kept: list[list[torch.Tensor]] = []
 

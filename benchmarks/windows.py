@@ -29,7 +29,7 @@ TINY: Shapes = {"weight": (20, 10), "bias": (3,)}
 
 
 def trained(shapes: Shapes) -> dict[str, torch.nn.Parameter]:
-    """Parameters that are in training: frozen ones would not be sketched again."""
+    """Random parameters of these shapes."""
     return {name: torch.nn.Parameter(theta) for name, theta in parameters(shapes).items()}
 
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from lightning_traj.conditions import After, Condition, Plateau, Threshold
     from lightning_traj.freeze import HybridTraining
     from lightning_traj.fused import FusedLayout
-    from lightning_traj.gram import RunningGram
     from lightning_traj.line_search import LineSearch
+    from lightning_traj.running_gram import RunningGram
     from lightning_traj.schedule import AtEpochs, AtSteps, EveryNEpochs, EveryNSteps, LogSpaced
     from lightning_traj.sketch import CountSketch
     from lightning_traj.trajectory import Trajectory
@@ -33,7 +33,7 @@ _HOMES = {
     "LineSearch": "line_search",
     "LogSpaced": "schedule",
     "Plateau": "conditions",
-    "RunningGram": "gram",
+    "RunningGram": "running_gram",
     "Threshold": "conditions",
     "Trajectory": "trajectory",
     "TrajectoryCallback": "callback",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_traj import plot, tensorboard
 from lightning_traj.files import replace_together
@@ -85,11 +84,24 @@ def _write(trajectory: Trajectory, out: Path, csv: bool) -> None:
 
 def _write_events(trajectory: Trajectory, out: Path) -> None:
     """The same charts and pictures as in training."""
-    logger = TensorBoardLogger(out, name=None, version=EVENTS, default_hp_metric=False)
+    logger = _Events(out / EVENTS)
     tensorboard.add_layout([logger])
     tensorboard.log_history([logger], trajectory)
     tensorboard.log_layers([logger], trajectory, int(trajectory.steps[-1]))
     logger.experiment.close()
+
+
+class _Events:
+    """A logger of TensorBoard events, as ``lightning_traj.tensorboard`` takes it, without the import of Lightning."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.experiment = SummaryWriter(str(folder))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        for tag, value in metrics.items():
+            self.experiment.add_scalar(tag, value, step)
 
 
 def _common_folder(paths: list[str]) -> Path:

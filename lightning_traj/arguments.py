@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
-from lightning_traj.fused import FusedLayout
+from lightning_traj.files import is_remote
+from lightning_traj.fused import as_layouts
 from lightning_traj.partition import GRANULARITIES
 from lightning_traj.quantities import QUANTITIES
 from lightning_traj.schedule import EveryNEpochs, Schedule
@@ -43,7 +45,7 @@ def check_arguments(
         choices = ", ".join(map(repr, GRANULARITIES))
         raise ValueError(f"blocks={blocks!r}: pass {choices}, or a function from a Block to the name of its block.")
     for argument, value, least in (
-        ("sketch_dim", sketch_dim, 1),
+        ("sketch_dim", 1 if sketch_dim is None else sketch_dim, 1),
         ("max_snapshots", max_snapshots, 4),
         ("window", 0 if window is None else window, 0),
         ("seed", seed, None),
@@ -53,8 +55,9 @@ def check_arguments(
         if least is not None and value < least:
             raise ValueError(f"{argument}={value}: pass at least {least}.")
     for argument, patterns in (("include", include), ("exclude", exclude)):
-        listed = [patterns] if isinstance(patterns, str) else [] if patterns is None else patterns
-        if not isinstance(listed, (list, tuple)) or not all(isinstance(pattern, str) for pattern in listed):
+        listed = [] if patterns is None else [patterns] if isinstance(patterns, str | bytes) else patterns
+        # Any sequence: OmegaConf has lists of its own.
+        if not isinstance(listed, Sequence) or not all(isinstance(pattern, str) for pattern in listed):
             raise TypeError(
                 f'{argument}={patterns!r}: pass a glob pattern such as "*.weight", a list of them, or None.'
             )
@@ -73,11 +76,9 @@ def check_arguments(
             f"fused={fused!r}: pass a dict from glob patterns over parameter names to layouts, such as "
             '{"*.qkv.weight": FusedLayout({"q": 1, "k": 1, "v": 1})}.'
         )
-    for pattern, layout in declared.items():
-        if not isinstance(layout, FusedLayout):
-            raise TypeError(f"fused[{pattern!r}]={layout!r} is no layout: pass a FusedLayout.")
-    if dirpath is not None and not isinstance(dirpath, (str, os.PathLike)):
-        raise TypeError(f"dirpath={dirpath!r} is no path: pass a str or a Path, or None for the folder of the logs.")
+    as_layouts(declared)
+    if dirpath is not None:
+        _check_dirpath(dirpath, snapshot)
     if not isinstance(figures, bool):
         raise TypeError(f"figures={figures!r}: pass True or False.")
     if not isinstance(name, str):
@@ -85,4 +86,28 @@ def check_arguments(
     if not name or name.strip("._-") == "" or not all(c.isalnum() or c in "._-" for c in name):
         raise ValueError(
             f"name={name!r}: pass letters, digits, '.', '_' and '-'; it is part of tags and of file names."
+        )
+
+
+def _check_dirpath(dirpath: object, snapshot: object) -> None:
+    if not isinstance(dirpath, (str, os.PathLike)):
+        raise TypeError(f"dirpath={dirpath!r} is no path: pass a str or a Path, or None for the folder of the logs.")
+    if not isinstance(dirpath, str) and re.match(r"[A-Za-z][\w+.-]+:/", os.fspath(dirpath)):
+        raise ValueError(f"dirpath={dirpath!r}: a Path loses a slash of a URL; pass the URL as a str.")
+    if not is_remote(dirpath):
+        return
+    from fsspec import get_filesystem_class
+
+    url = os.fspath(dirpath)
+    for link in url.split("::"):  # as in simplecache::s3://…
+        try:
+            get_filesystem_class(link.partition("://")[0])
+        except (ValueError, ImportError) as error:
+            raise ValueError(
+                f"dirpath={url!r}: {error}; pass a URL whose file system fsspec knows and has installed, or a folder."
+            ) from error
+    if snapshot == "full":
+        raise ValueError(
+            f"dirpath={url!r}: snapshot='full' keeps its snapshots in files that are mapped into memory: pass a folder "
+            "on this machine, or snapshot='sketch'."
         )

@@ -43,9 +43,9 @@ def clean_name(name: str) -> str:
 
 def has_entries(parameter: Tensor) -> bool:
     """Whether a parameter makes up a block: integer, empty and not yet initialised (lazy) ones do not."""
-    return (
-        not is_lazy(parameter) and parameter.numel() > 0 and (parameter.is_floating_point() or parameter.is_complex())
-    )
+    if is_lazy(parameter) or not parameter.numel():
+        return False
+    return parameter.is_floating_point() or parameter.is_complex() or parameter.is_quantized
 
 
 def real_entries(tensor: Tensor) -> Tensor:

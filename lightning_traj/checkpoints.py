@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from lightning_traj.blocks import Patterns, block_groups
-from lightning_traj.findings import in_files, in_trajectory, label
-from lightning_traj.formats import Checkpoint, CheckpointError, Weights, open_checkpoint
+from lightning_traj.findings import in_files, in_trajectory, label, objects_left_out
+from lightning_traj.formats import Checkpoint, CheckpointError, Weights
 from lightning_traj.fused import FusedLayout
+from lightning_traj.grouping import reopen_series
 from lightning_traj.measures.basis import UPDATE
 from lightning_traj.partition import Granularity, Partition
 from lightning_traj.recorder import Recorder
@@ -36,9 +37,11 @@ def from_checkpoints(
     key: str | None = None,
     weights: Weights = "raw",
     order: Order = "step",
+    series: str | None = None,
+    partial: bool = False,
     model: nn.Module | None = None,
     snapshot: Literal["full", "sketch"] = "full",
-    sketch_dim: int = 2048,
+    sketch_dim: int | None = None,
     seed: int = 0,
     blocks: Granularity = "tensor",
     include: Patterns | None = None,
@@ -51,22 +54,29 @@ def from_checkpoints(
 ) -> Trajectory:
     """The trajectory of a run, from its checkpoints.
 
-    Lightning's ``.ckpt``, state dicts of torch (``.pt``, ``.pth``, ``.bin``), safetensors, Hugging Face folders, and
-    folders of torch.distributed.checkpoint. Parameters only: buffers are left out, as far as they are known from
+    Lightning's ``.ckpt``, state dicts and networks of torch (``.pt``, ``.pth``, ``.bin``), TorchScript, safetensors,
+    archives of Stable-Baselines3, folders of Hugging Face and diffusers, and folders of torch.distributed.checkpoint.
+    Nothing in them is executed. Parameters only: buffers are left out, as far as they are known from
     ``model`` or by their names. ``trajectory.settings`` says which ``"checkpoints"`` were read, the
-    ``"hyperparameters"`` of the run, what was ``"left_out"``, and, as ``"findings"``, what is wrong with them.
+    ``"hyperparameters"`` of the run, what was ``"left_out"``, the ``"rounding"`` of the precision in which parameters
+    are stored (a relative error), and, as ``"findings"``, what is wrong with them.
 
     Args:
         paths: Checkpoints, and folders that hold some: two checkpoints at least.
         key: Where in a file the state dict is nested, such as ``"ema.model"``; None: where it usually is.
         weights: Of checkpoints of Lightning's ``WeightAveraging``: ``"raw"`` or ``"average"``.
-        order: ``"step"``: by optimizer steps, from the file or its name; ``"given"``: as the paths are given.
+        order: ``"step"``: by optimizer steps, else epochs, from the file or its name, else by the number that varies in
+            the names; files without one are left out, but for initial ones. ``"given"``: as the paths are given, with
+            every file that is named itself and not found in a folder.
+        series: Which series to take where the files are of several, such as the two networks of a GAN, or weights and
+            their moving average. Without it that is an error, which lists their names.
+        partial: Take all files for one series even if they share less than half of their parameters.
         model: A model of the same architecture, on the meta device if you like: its modules tell parameters from
             buffers, roles, and how fused projections are split. None: that of a Hugging Face folder's config.json, if
             transformers is installed; else names have to do.
         snapshot: ``"full"``: exact, one tensor at a time across all checkpoints; ``"sketch"``: one pass over each
             checkpoint, and rows that can be compared with those of other runs, recorded in training or here.
-        sketch_dim: Length of a block's sketch.
+        sketch_dim: Length of a block's sketch; None: 512, as for ``TrajectoryCallback``.
         seed: Of the sketch.
         blocks: As for ``TrajectoryCallback``, and so are include, exclude and fused.
         include: What is counted, by name.
@@ -84,17 +94,29 @@ def from_checkpoints(
     Raises:
         CheckpointError: one cannot be read; the message names it and says why. It is a ValueError.
         FileNotFoundError: there is no such file or folder.
-        ValueError: fewer than two checkpoints, steps that are not known, or arguments that do not go with them.
+        ValueError: fewer than two checkpoints, steps that are not known, files of several series, or arguments that do
+            not go with them.
 
     Example:
         >>> from lightning_traj import from_checkpoints
         >>> trajectory = from_checkpoints("logs/version_0/checkpoints")  # doctest: +SKIP
     """
     _check(order=order, weights=weights, snapshot=snapshot, processes=processes)
-    left, skipped = find(paths), list[str]()
+    paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    left, skipped, explicit = find(paths), list[str](), {Path(path) for path in paths}
     while True:
         try:
-            series = open_series(left, key=key, weights=weights, order=order, skip_bad=skip_bad, skipped=skipped)
+            opened = open_series(
+                left,
+                key=key,
+                weights=weights,
+                order=order,
+                series=series,
+                partial=partial,
+                skip_bad=skip_bad,
+                skipped=skipped,
+                explicit=explicit,
+            )
             recorder = Recorder(
                 track="average" if weights == "average" else "weights",
                 snapshot=snapshot,
@@ -103,12 +125,12 @@ def from_checkpoints(
                 include=include,
                 exclude=exclude,
                 fused=fused,
-                max_snapshots=max(4, len(series.checkpoints)),
+                max_snapshots=max(4, len(opened.checkpoints)),
                 window=0,
                 seed=seed,
             )
-            reopen = partial(_open_all, [checkpoint.path for checkpoint in series.checkpoints], key, weights)
-            return _trajectory(series, model, recorder, reopen, processes, resume, progress)
+            reopen = functools.partial(reopen_series, [c.path for c in opened.checkpoints], key, weights)
+            return _trajectory(opened, model, recorder, reopen, partial, processes, resume, progress)
         except CheckpointError as error:  # some damage shows when tensors are read
             if not skip_bad or error.path not in left:
                 raise
@@ -120,21 +142,23 @@ def _trajectory(
     series: Series,
     model: nn.Module | None,
     recorder: Recorder,
-    reopen: partial[list[Checkpoint]],
+    reopen: functools.partial[list[Checkpoint]],
+    partial: bool,
     processes: int,
     resume: str | os.PathLike[str] | None,
     progress: bool,
 ) -> Trajectory:
     n = len(series.checkpoints)
     hyperparameters = series.checkpoints[-1].hyperparameters  # before hours of reading: it may fail
-    parameters, model, left_out, notes = parameters_of(series.checkpoints, model)
+    parameters, model, left_out, notes = parameters_of(series.checkpoints, model, partial)
     recorder.check(parameters, model)
     partition = recorder.partition
     for checkpoint in series.checkpoints:  # as in training: what comes later makes blocks of its own
         present = {name: like for name, like in parameters.items() if name in checkpoint.shapes}
         partition = partition.extended(present, model)
     notes += [
-        f"{name} looks like fused q, k and v in an unknown layout, and stays one block: declare it, or pass a model."
+        f"{name} looks like fused parts (q, k and v, or a gate and its input) in an unknown layout, and stays one "
+        "block: declare it, or pass a model."
         for name in partition.undeclared
     ]
     inputs = [(stamps(c.path), step) for c, step in zip(series.checkpoints, series.steps.tolist(), strict=True)]
@@ -148,14 +172,23 @@ def _trajectory(
     checkpoints = [series.checkpoints[i] for i in kept]
     lost = [c for i, c in enumerate(series.checkpoints) if i not in kept]
     notes += [f"{label(checkpoint)} has non-finite entries, and is left out." for checkpoint in lost]
-    notes += in_files(checkpoints, parameters) + in_trajectory(trajectory, checkpoints, parameters)
+    notes += objects_left_out(checkpoints)
+    clock = None if series.clock is None else series.clock.at(kept)
+    notes += in_files(checkpoints, parameters, clock) + in_trajectory(trajectory, checkpoints, parameters)
     about = {
         "checkpoints": [str(checkpoint.path) for checkpoint in checkpoints],
         "hyperparameters": hyperparameters,
         "left_out": left_out,
+        "rounding": _rounding(checkpoints, parameters),
         "findings": [*series.findings, *notes],
     }
     return replace(trajectory, settings={**trajectory.settings, **about})
+
+
+def _rounding(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> float:
+    """The unit roundoff of the lowest precision in which parameters are stored."""
+    dtypes = {c.shapes[name].dtype for name in names for c in checkpoints if name in c.shapes}
+    return max(torch.finfo(dtype).eps / 2 for dtype in dtypes)
 
 
 def _exact(
@@ -257,10 +290,6 @@ def _sketched(
     rows = recorder.rows()
     steps = series.steps.tolist()
     return trajectory if rows is None else trajectory.with_sketches(rows), [steps.index(s) for s in recorder.steps]
-
-
-def _open_all(paths: Sequence[Path], key: str | None, weights: Weights) -> list[Checkpoint]:
-    return [open_checkpoint(path, key, weights) for path in paths]
 
 
 @contextmanager

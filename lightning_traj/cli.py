@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning_traj
+from lightning_traj.files import as_place
 
 if TYPE_CHECKING:
     from lightning_traj.fused import FusedLayout
+    from lightning_traj.trajectory import Trajectory
 
-DONE, FAILED, SKIPPED, INTERRUPTED = 0, 1, 3, 130  # 2 is argparse's, for wrong usage
+DONE, FAILED, SKIPPED, SEVERAL, INTERRUPTED = 0, 1, 3, 4, 130  # 2 is argparse's, for wrong usage
+ALL = "all"  # --series all: a report of each
 RESUMPTION = ".unfinished"  # in the folder of the results, until they are there
 EXIT_CODES = """exit codes:
   0    done
   1    failed: the message says why; there are no new results
   2    wrong usage
   3    done, but some checkpoints could not be read (--skip-bad)
+  4    the files are of several series: they are listed, and --series picks one
   130  interrupted: the same command goes on where it was
 """
 ANALYZE = """The measures of a run that is over, from the checkpoints that it left: Lightning's .ckpt, state dicts
-(.pt, .pth, .bin), safetensors, Hugging Face folders, and folders of torch.distributed.checkpoint. Checkpoints are only
-read, and never executed (weights_only=True)."""
+(.pt, .pth, .bin), TorchScript, safetensors, archives of Stable-Baselines3, folders of Hugging Face and diffusers, and
+folders of torch.distributed.checkpoint. Checkpoints are only read: nothing in them is executed."""
 WRITTEN = """written to DIR:
   report.html              the whole report in one file, without a network
   trajectory.safetensors   what it is made of, for Trajectory.load and for compare
@@ -56,9 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if wrong := _contradiction(options):
         parser.error(wrong)
     out: Path = options.out
-    if out.exists() and not out.is_dir():
-        return _fail(f"--out {out} is a file: name a folder.")
-    present = [child.name for child in out.iterdir() if not child.name.startswith(".")] if out.exists() else []
+    try:
+        if out.exists() and not out.is_dir():
+            return _fail(f"--out {out} is a file: name a folder.")
+        present = [child.name for child in out.iterdir() if not child.name.startswith(".")] if out.exists() else []
+        _check_writable(out)
+    except OSError as error:  # before hours of reading
+        parser.error(f"--out {str(out)[:100]}: nothing can be written there ({error.strerror}): name another folder")
     if present and not options.overwrite:
         return _fail(f"--out {out} is not empty ({present[0]}, …): name another folder, or pass --overwrite.")
     run: Callable[[argparse.Namespace], int] = options.run
@@ -72,45 +82,88 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error))
 
 
+def _check_writable(out: Path) -> None:
+    """Check that a folder can be written to, or made.
+
+    Raises:
+        OSError: it can't.
+    """
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{there} is a file")
+    for name in out.absolute().relative_to(there).parts:
+        (there / name).exists()  # an error where the name is too long
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"no permission to write to {there}")
+
+
 def _analyze(options: argparse.Namespace) -> int:
-    from lightning_traj.analysis import EVENTS, TRAJECTORY, write_analysis
     from lightning_traj.checkpoints import from_checkpoints
+    from lightning_traj.grouping import SeveralSeries
+    from lightning_traj.series import find, series_in
+
+    read = {name: getattr(options, name) for name in ("key", "weights", "order", "partial", "skip_bad")}
+    chosen: list[str | None] = [options.series]
+    if options.series == ALL:
+        names = series_in(find(options.paths), **read)
+        chosen = [*names] if len(names) > 1 else [None]
+    folders = {name: options.out if len(chosen) == 1 else options.out / str(name) for name in chosen}
+    files = {name: options.out / (RESUMPTION if len(chosen) == 1 else f"{RESUMPTION}-{name}") for name in chosen}
+    try:
+        trajectories = {  # all of them before anything is written: interrupted, the same command goes on
+            name: from_checkpoints(
+                options.paths,
+                **read,
+                series=name,
+                snapshot="sketch" if options.sketch else "full",
+                sketch_dim=options.sketch_dim,
+                seed=options.seed or 0,
+                blocks=options.blocks,
+                include=options.include,
+                exclude=options.exclude,
+                fused=dict(options.fused or ()),
+                processes=options.processes,
+                resume=files[name],
+                progress=sys.stderr.isatty(),
+            )
+            for name in chosen
+        }
+    except SeveralSeries as error:
+        _fail(str(error))
+        return SEVERAL
+    codes = [_write(trajectories[name], folders[name], options) for name in chosen]
+    for file in files.values():
+        file.unlink(missing_ok=True)
+    return max(codes)
+
+
+def _write(trajectory: Trajectory, out: Path, options: argparse.Namespace) -> int:
+    """Write the results of one series, and print what matters."""
+    # Pictures and tables are imported after the first file has been read: whoever mistyped a name is told sooner.
+    from lightning_traj.analysis import EVENTS, TRAJECTORY, write_analysis
     from lightning_traj.report import print_summary
+    from lightning_traj.series import CONTRADICTED
     from lightning_traj.series import SKIPPED as SKIPPED_BAD
 
-    trajectory = from_checkpoints(
-        options.paths,
-        key=options.key,
-        weights=options.weights,
-        order=options.order,
-        snapshot="sketch" if options.sketch else "full",
-        sketch_dim=2048 if options.sketch_dim is None else options.sketch_dim,
-        seed=options.seed or 0,
-        blocks=options.blocks,
-        include=options.include,
-        exclude=options.exclude,
-        fused=dict(options.fused or ()),
-        skip_bad=options.skip_bad,
-        processes=options.processes,
-        resume=options.out / RESUMPTION,
-        progress=sys.stderr.isatty(),
-    )
-    report = write_analysis(trajectory, options.out, csv=options.csv, overwrite=options.overwrite)[0]
-    (options.out / RESUMPTION).unlink(missing_ok=True)
+    report = write_analysis(trajectory, out, csv=options.csv, overwrite=options.overwrite)[0]
     findings, track = trajectory.settings["findings"], trajectory.settings["track"]
-    print_summary(trajectory, "traj", track, options.out / TRAJECTORY, [str(options.out / EVENTS)])
+    print_summary(trajectory, "traj", track, str(out / TRAJECTORY), [str(out / EVENTS)])
     for finding in findings:
+        if finding.startswith(CONTRADICTED):
+            print(f"lightning-traj: warning: {finding}", file=sys.stderr)
         print(f"Note: {finding}")
     print(f"Report: {report}")
     return SKIPPED if any(finding.startswith(SKIPPED_BAD) for finding in findings) else DONE
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from lightning_traj.compare import comparison_table, load_runs, write_comparison
+    from lightning_traj.runs import load_runs
 
     runs = load_runs(options.runs, rename=dict(options.rename or ()))
+    from rich.console import Console
+
+    from lightning_traj.compare import comparison_table, write_comparison
+
     report = write_comparison(runs, options.out)[0]
     Console().print(comparison_table(runs))
     print(f"Report: {report}")
@@ -148,7 +201,19 @@ def _parser() -> argparse.ArgumentParser:
         "--order",
         choices=("step", "given"),
         default="step",
-        help="by optimizer steps, from the file or its name (default), or in the order of the arguments",
+        help="by optimizer steps, from the file or its name, or the number that varies in the names (default), or in "
+        "the order of the arguments",
+    )
+    read.add_argument(
+        "--series",
+        metavar="NAME",
+        help="which series to take, where the files are of several (a GAN, weights and their average): NAME is one of "
+        "those that are listed without this option; all: a report of each, in folders of DIR",
+    )
+    read.add_argument(
+        "--partial",
+        action="store_true",
+        help="take the files for one series even if they share less than half of their parameters",
     )
     read.add_argument("--key", help="where in a file the state dict is nested, such as ema.model; default: as usual")
     read.add_argument(
@@ -181,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="one pass over each checkpoint, with standard errors; can be compared with runs recorded in training",
     )
-    how.add_argument("--sketch-dim", type=int, metavar="N", help="length of a sketch (default: 2048)")
+    how.add_argument("--sketch-dim", type=int, metavar="N", help="length of a sketch (default: 512)")
     how.add_argument("--seed", type=int, metavar="N", help="of the sketch (default: 0)")
     how.add_argument("--processes", type=int, default=1, metavar="N", help="work in N processes (default: 1)")
     how.add_argument("--csv", action="store_true", help="write the series as CSV too")
@@ -190,9 +255,9 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "runs",
         nargs="+",
-        type=Path,
+        type=as_place,
         metavar="RUN",
-        help="trajectory files, or log folders that hold one (two at least)",
+        help="trajectory files, or log folders that hold one (two at least); URLs such as s3://… will do",
     )
     _add_out(compare)
     compare.add_argument(

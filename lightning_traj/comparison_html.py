@@ -9,13 +9,13 @@ from lightning_traj.comparison_table import comparison_rows, shared_sentence
 from lightning_traj.comparison_words import at_a_glance, starts_sentence
 from lightning_traj.html import FOOTER
 from lightning_traj.joint import Joint
-from lightning_traj.labels import in_words
 from lightning_traj.measures import SATURATED
 from lightning_traj.measures.catalogue import MEASURES
 from lightning_traj.page import Markup
 from lightning_traj.parting import PARTED, Parting
 from lightning_traj.report import CLOSE
 from lightning_traj.runs import Run, left_out
+from lightning_traj.text import join_names
 
 
 def comparison_report(
@@ -34,7 +34,7 @@ def comparison_report(
     columns, rows = comparison_rows(runs)
     shared = shared_sentence(runs)
     parts = [
-        page.header(f"Comparison of {len(runs)} runs", in_words([run.name for run in runs])),
+        page.header(f"Comparison of {len(runs)} runs", join_names([run.name for run in runs])),
         page.section("At a glance", page.bullets(at_a_glance(runs, joints))),
         page.section(
             "The runs",
@@ -85,7 +85,7 @@ _MAPS = {
 _LAYERS = {"layers_by_runs": "Heatmaps of MDS and relative MDS, layers by runs, at the newest snapshot."}
 _JOINT = {
     "joint_map": "Joint map: angles between all snapshots of all runs, seen from the origin.",
-    "joint_relative_map": "Joint map of angles between all displacements from the common θ_0.",
+    "joint_relative_map": "Joint map of angles between all displacements, each from the θ_0 of its own run.",
     "joint_path": "The paths of all runs on the first two principal components of all their snapshots.",
 }
 _PARTINGS = {
@@ -125,12 +125,15 @@ def _over_time(pictures: Mapping[str, bytes]) -> Iterator[Markup]:
 def _joint_sections(
     joint: Joint, found: Sequence[Parting], pictures: Mapping[str, bytes], nth: str, whole: bool
 ) -> Iterator[Markup]:
-    of = "" if whole else f": {in_words([run.name for run in joint.runs])}"
-    start = (
-        "They start from the same parameters θ_0, so that displacements have a common origin."
-        if joint.same_start
-        else f"{starts_sentence(joint)}: there is no θ_0 common to all, to look from and to part from."
-    )
+    of = "" if whole else f": {join_names([run.name for run in joint.runs])}"
+    start = f"{starts_sentence(joint)}: there is no θ_0 common to all, to look from and to part from."
+    if joint.same_start:
+        start = "They start from the same parameters θ_0, so that displacements have a common origin."
+    elif joint.same_origin:
+        start = (
+            f"{starts_sentence(joint)}. That is little beside their displacements, so each run is seen from its own "
+            "θ_0 in the relative map and where directions from θ_0 are compared."
+        )
     yield page.section(
         f"All snapshots together{of}",
         page.paragraph(
@@ -143,8 +146,8 @@ def _joint_sections(
         return
     rows = [
         (
-            in_words(parting.names),
-            f"{parting.same_until:,}" if len(parting.steps) else "",
+            join_names(parting.names),
+            _same_until(parting),
             _parted(parting),
             parting.at_the_end(),
             f"{parting.steps[-1]:,}" if len(parting.steps) else "none in common",
@@ -161,6 +164,12 @@ def _joint_sections(
         page.table("Where runs part", ["runs", "the same up to step", "part at step", "angle", "at step"], rows),
         *_shown(pictures, [*_PARTINGS], _PARTINGS, nth),
     )
+
+
+def _same_until(parting: Parting) -> str:
+    if not len(parting.steps):
+        return ""
+    return "nowhere: starts differ" if parting.same_until is None else f"{parting.same_until:,}"
 
 
 def _parted(parting: Parting) -> str:

@@ -66,7 +66,7 @@ def comparison_figures(
         nth = f"_{number}" if number > 1 else ""
         figures[f"joint_map{nth}"] = partial(joint_map, joint)
         figures[f"joint_path{nth}"] = partial(joint_path, joint, runs)
-        if joint.same_start and (joint.snapshot > 0).any():
+        if joint.same_origin and (joint.snapshot > 0).any():
             figures[f"joint_relative_map{nth}"] = partial(joint_map, joint, relative=True)
         if any(len(parting.steps) for parting in found):
             figures[f"partings{nth}"] = partial(parting_angles, joint, found, runs)
@@ -89,10 +89,11 @@ def maps(runs: Sequence[Run], *, relative: bool = False) -> Figure:
 
 @own_style()
 def joint_map(joint: Joint, *, relative: bool = False) -> Figure:
-    """Angles between all snapshots of all runs, seen from the origin, or from the θ_0 that they share."""
+    """Angles between all snapshots of all runs, seen from the origin, or from the θ_0 of each run."""
     if relative:
         kept = np.flatnonzero(joint.snapshot > 0)  # θ_0 has no direction from itself
         cosines, title = joint.relative_map()[np.ix_(kept, kept)], "joint map relative to the common θ₀"
+        title = title if joint.same_start else "joint map relative to each run's own θ₀"
     else:
         kept, cosines, title = np.arange(len(joint.owner)), joint.map(), "joint map"
     labels = run_labels([run.name for run in joint.runs])
@@ -138,7 +139,7 @@ def joint_path(joint: Joint, among: Sequence[Run] | None = None) -> Figure:
     for run, label in enumerate(labels):
         x, y = plane[joint.rows_of(run)].T
         draw_line(axes, places[run], x, y, len(x) - 1, label)
-        if joint.starts[run] not in joint.starts[:run]:
+        if joint.origins[run] not in joint.origins[:run]:  # starts that are near each other are one point here
             axes.plot(x[0], y[0], "o", ms=9, mfc="none", mec=GREY, mew=1.4, zorder=3)
             axes.annotate("start", (x[0], y[0]), (7, -11), textcoords="offset points", fontsize=8.5, color=GREY)
     axes.margins(0.07)
@@ -170,7 +171,7 @@ def parting_angles(joint: Joint, found: Sequence[Parting], among: Sequence[Run] 
     wide, high, left, foot = 3.0, 1.9, 0.75, 0.5
     room = 0.3 + width_of([*labels.values()])
     cell = left + wide + room
-    title = "where runs part: angles at the same steps, from θ₀"
+    title = f"where runs part: angles at the same steps, from {'θ₀' if joint.same_start else 'own θ₀'}"
     figure = new_figure(max(across * cell, 6.4), down * (high + 0.8) + 0.62, title, joint.counted)
     top = max((float(np.nanmax(p.angles, initial=0.0)) for p in found), default=0.0)
     for place, name in enumerate(panels):

@@ -13,9 +13,9 @@ from rich.table import Table
 from lightning_traj import report
 from lightning_traj.files import replace_atomically
 from lightning_traj.hyperparameters import split_hyperparameters
-from lightning_traj.labels import in_words
 from lightning_traj.measures.catalogue import shown_in
 from lightning_traj.runs import Run
+from lightning_traj.text import join_names
 
 
 def comparison_rows(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
@@ -53,7 +53,7 @@ def shared_sentence(runs: Sequence[Run]) -> str:
     unknown = [run.name for run in runs if not run.hyperparameters]
     parts = [f"In all {'other ' if unknown else ''}runs: {', '.join(said)}."] if said else []
     if unknown and len(unknown) < len(runs):
-        parts.insert(0, f"No hyperparameters are known of {in_words(unknown)}.")
+        parts.insert(0, f"No hyperparameters are known of {join_names(unknown)}.")
     if len(counted) == 1:
         parts.append(f"Counted in all runs: {counted.pop()}.")
     return " ".join(parts)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from math import hypot
+from math import floor, hypot, log10
 
 import numpy as np
 
 from lightning_traj import report
-from lightning_traj.joint import Joint
-from lightning_traj.labels import in_words
+from lightning_traj.joint import Array, Joint
 from lightning_traj.parting import Parting
 from lightning_traj.runs import Run
+from lightning_traj.text import join_names
 
 # Measures, and what a run does that has the least and the most of one.
 _ENDS = (
@@ -30,7 +30,7 @@ def at_a_glance(runs: Sequence[Run], joints: Sequence[tuple[Joint, Sequence[Part
     """
     groups = _of_the_same(runs)
     for group in groups:
-        among = f" (among {in_words([run.name for run in group])})" if len(groups) > 1 else ""
+        among = f" (among {join_names([run.name for run in group])})" if len(groups) > 1 else ""
         for measure, least, most in _ENDS:
             if sentence := _ends(group, measure, least, most):
                 yield f"{measure}{among}: {sentence}."
@@ -41,25 +41,45 @@ def at_a_glance(runs: Sequence[Run], joints: Sequence[tuple[Joint, Sequence[Part
         parts = [] if told.issuperset(joint.runs) else [starts_sentence(joint)]
         told.update(joint.runs)
         if spread := _spread(found):
-            parts.append(spread if parts else f"{in_words([run.name for run in joint.runs])}: {spread}")
+            parts.append(spread if parts else f"{join_names([run.name for run in joint.runs])}: {spread}")
         yield from [f"{'; '.join(parts)}."] if parts else []
     said_of: dict[str, list[str]] = {}
     for run in runs:
         if suggestion := report.suggestion(run.trajectory):
             said_of.setdefault(suggestion, []).append(run.name)
-    yield from (f"{in_words(names)}: {suggestion}" for suggestion, names in said_of.items())
+    yield from (f"{join_names(names)}: {suggestion}" for suggestion, names in said_of.items())
 
 
 def starts_sentence(joint: Joint) -> str:
-    """Which runs start from the same parameters, in words."""
+    """Which runs start from the same parameters, and how far apart the others start, in words."""
     names = [[run.name for run in some] for some in joint.runs_by_start()]
     together, alone = [some for some in names if len(some) > 1], [some[0] for some in names if len(some) == 1]
     if not together:
-        return f"{in_words(alone)} are of one model, but start from different parameters"
-    said = [f"{in_words(together[0])} start from the same parameters"]
-    said += [f"{in_words(some)} from others" for some in together[1:]]
-    said += [f"{in_words(alone)} {'each ' * (len(alone) > 1)}from others"] if alone else []
+        return f"{join_names(alone)} are of one model, but start from different parameters, {start_distances(joint)}"
+    said = [f"{join_names(together[0])} start from the same parameters"]
+    said += [f"{join_names(some)} from others" for some in together[1:]]
+    said += [f"{join_names(alone)} {'each ' * (len(alone) > 1)}from others"] if alone else []
+    if alone or len(together) > 1:
+        said.append(f"the starts are {start_distances(joint)}")
     return "; ".join(said)
+
+
+def start_distances(joint: Joint) -> str:
+    """How far apart different starts are, in themselves and beside the displacements of the runs, in words."""
+    first, second = np.nonzero(np.triu(joint.start_distances))
+    distances = joint.start_distances[first, second]
+    lengths = np.array([run.summary["displacement"] for run in joint.runs])
+    shorter = np.minimum(lengths[first], lengths[second])
+    apart = f"{_span(distances)} apart"
+    if not (shorter > 0).all():  # of a single snapshot, or of one that stood still
+        return apart
+    return f"{apart}, {_span(distances / shorter)} times the displacements"
+
+
+def _span(values: Array) -> str:
+    """The least and the most of some values, in two digits."""
+    least, most = (f"{value:.2g}" for value in (values.min(), values.max()))
+    return least if least == most else f"{least} to {most}"
 
 
 def _spread(found: Sequence[Parting]) -> str:
@@ -71,8 +91,8 @@ def _spread(found: Sequence[Parting]) -> str:
     if near is far:
         return f"at the end their directions from θ_0 differ by {near.at_the_end()}"
     return (
-        f"at the end the directions from θ_0 of {in_words(near.names)} are closest ({near.at_the_end()}), those of "
-        f"{in_words(far.names)} farthest apart ({far.at_the_end()})"
+        f"at the end the directions from θ_0 of {join_names(near.names)} are closest ({near.at_the_end()}), those of "
+        f"{join_names(far.names)} farthest apart ({far.at_the_end()})"
     )
 
 
@@ -87,31 +107,43 @@ def _of_the_same(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _ends(runs: Sequence[Run], measure: str, least: str, most: str) -> str:
-    """Which run has the least and which the most of a measure, as far as standard errors let them be told apart."""
+    """Which run has the least and which the most of a measure, as far as errors let them be told apart."""
     runs = [run for run in runs if run.summary[measure] == run.summary[measure]]
     if len(runs) < 2:
         return ""
     low, high = (_leading(runs, measure, pick) for pick in (min, max))
+    same = "" if any(run.errors.get(measure) for run in runs) else ", the same within rounding,"
     if len(low) == len(high) == len(runs):
-        return f"{in_words([_valued(run, measure) for run in runs])} are not told apart"
+        return f"{join_names([_valued(run, measure) for run in runs])}{same} are not told apart"
     return "; ".join(
         f"{some[0].name} {phrase} ({_value(some[0], measure)})"
         if len(some) == 1
-        else f"which of {in_words([_valued(run, measure) for run in some])} {phrase} is not told apart"
+        else f"which of {join_names([_valued(run, measure) for run in some])}{same} {phrase} is not told apart"
         for some, phrase in ((low, least), (high, most))
     )
 
 
 def _leading(runs: Sequence[Run], measure: str, pick: Callable[[Sequence[float]], float]) -> list[Run]:
-    """The run at one end, and those that it leads by no more than twice the standard error of the difference."""
+    """The run at one end, and those that it leads by no more than ``_resolution``."""
     values = [run.summary[measure] for run in runs]
     best = runs[values.index(pick(values))]
     return [best] + [
         run
         for run, value in zip(runs, values, strict=True)
-        if run is not best
-        and abs(value - best.summary[measure]) <= 2 * hypot(run.errors.get(measure, 0.0), best.errors.get(measure, 0.0))
+        if run is not best and abs(value - best.summary[measure]) <= _resolution(run, best, measure)
     ]
+
+
+def _resolution(one: Run, other: Run, measure: str) -> float:
+    """What two values have to differ by to be told apart.
+
+    That is twice the error of their difference, of which exact values have a part, too: what rounding of the parameters
+    does to them. And it is two units of the last digit that is shown: nobody could see a smaller lead.
+    """
+    errors = [some.get(measure, 0.0) for run in (one, other) for some in (run.errors, run.rounding_errors)]
+    largest = max(abs(run.summary[measure]) for run in (one, other))
+    unit = 10.0 ** (floor(log10(largest)) + 1 - report.DIGITS) if largest > 0 else 0.0
+    return max(2 * hypot(*errors), 2 * unit)
 
 
 def _value(run: Run, measure: str) -> str:

@@ -7,6 +7,7 @@ from math import inf
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
@@ -16,6 +17,7 @@ from lightning_traj.freezing import Group
 from lightning_traj.line_search import LineSearch
 from lightning_traj.measures.catalogue import MEASURES
 from lightning_traj.schedule import limit
+from lightning_traj.steps import with_inner
 from lightning_traj.trajectory import Trajectory
 
 # By name: Lightning has each of them twice, in two packages.
@@ -46,7 +48,7 @@ def check_run(
     if decisions.conditions:
         _check_strategy(trainer, keep_state)
     for optimizer in trainer.optimizers:
-        if isinstance(optimizer, torch.optim.LBFGS):
+        if any(isinstance(each, torch.optim.LBFGS) for each in with_inner(optimizer)):
             raise ValueError(
                 "LBFGS steps along what it remembers of all parameters, and would move frozen ones: use another one."
             )
@@ -157,6 +159,15 @@ def _check_strategy(trainer: Any, keep_state: bool) -> None:
 
 
 def _check_line_search(trainer: Any, parameters: Mapping[str, nn.Parameter], line_search: LineSearch) -> None:
+    module = trainer.lightning_module
+    steps = ["training_step" if line_search.data == "train" else "validation_step"]
+    steps += ["training_step"] if line_search.loss is None else []
+    for step in steps:
+        if is_param_in_hook_signature(getattr(module, step), "dataloader_iter", explicit=True):
+            raise ValueError(
+                f"line_search: {step} takes its batches from dataloader_iter itself, and leaves none to evaluate the "
+                f"loss on: let {step} take a batch, or leave line_search out."
+            )
     if not trainer.lightning_module.automatic_optimization and line_search.loss is None:
         raise ValueError(
             "line_search: under manual optimisation training_step takes optimizer steps of its own: pass "

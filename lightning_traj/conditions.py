@@ -11,7 +11,7 @@ from typing import Literal
 
 from lightning_traj.blocks import Block
 from lightning_traj.measures.catalogue import MEASURES
-from lightning_traj.schedule import Schedule
+from lightning_traj.schedule import Schedule, is_due_within_epochs
 from lightning_traj.trajectory import Trajectory
 
 
@@ -52,6 +52,11 @@ class Condition(ABC):
     def holds_after_step(self, step: int) -> bool:
         """Whether it is, right after optimizer step ``step`` (counted from 1)."""
         return False
+
+    @property
+    def is_asked_within_epochs(self) -> bool:
+        """Whether it can hold before an epoch ends."""
+        return type(self).holds_after_step is not Condition.holds_after_step
 
     def begins_by(self, steps: float, epochs: float) -> bool:
         """Whether it can ever hold in a run of so many steps and epochs at most, as far as it can tell."""
@@ -194,6 +199,10 @@ class Scheduled(Condition):
 
     def holds_after_step(self, step: int) -> bool:  # noqa: D102
         return self.schedule.due_after_step(step)
+
+    @property
+    def is_asked_within_epochs(self) -> bool:  # noqa: D102
+        return is_due_within_epochs(self.schedule)
 
     def begins_by(self, steps: float, epochs: float) -> bool:  # noqa: D102
         return self.schedule.begins_by(steps, epochs - 1)

@@ -11,15 +11,19 @@ from lightning_traj.blocks import block_groups, clean_name
 from lightning_traj.partition import Partition
 from lightning_traj.sketch import CountSketch
 
+# Bytes that a checkpoint takes beside the numbers: in all, for each snapshot, and for each block beside its names.
+OVERHEAD = 6000, 400, 200
+
 
 class Cost(NamedTuple):
-    """Of a recording with as many snapshots as are kept at most; memory in bytes.
+    """Cost of a recording with as many snapshots and windows as are kept at most; memory in bytes.
 
     Attributes:
-        blocks, numel: How many blocks and parameters there are.
-        snapshot: Of a single one.
-        rows: Of the sketches that are kept.
-        grams: Of Gram matrices, local ones, path lengths, windows.
+        blocks, numel: Number of blocks, and of parameters.
+        snapshot: Size of a single snapshot.
+        rows: Memory of the sketches that are kept.
+        grams: Memory of Gram matrices, local ones, path lengths and windows. The host has a copy of them.
+        checkpoint: Bytes that are added to a checkpoint.
     """
 
     blocks: int
@@ -27,31 +31,49 @@ class Cost(NamedTuple):
     snapshot: int
     rows: int
     grams: int
+    checkpoint: int
 
     def said(self, snapshot: str, where: str) -> str:
-        """In one line: of snapshots of this kind, which are kept there."""
+        """Describe the cost of snapshots of this kind, which are kept there, in one line."""
         what = f"recording {self.blocks} blocks, {self.numel:,} parameters as {snapshot} snapshots"
-        # The host has a copy of the Gram matrices.
-        total = f"{in_bytes(self.rows + self.grams)} at most in each checkpoint, {in_bytes(self.rows + 2 * self.grams)}"
+        total = f"{in_bytes(self.checkpoint)} at most in each checkpoint, {in_bytes(self.rows + 2 * self.grams)}"
         return f"{what}: {in_bytes(self.snapshot)} a snapshot {where}; {total} in memory"
 
 
 def cost_of(
     partition: Partition, parameters: Mapping[str, Tensor], snapshot: str, sketch: CountSketch, n: int, window: int
 ) -> Cost:
-    """What it costs to record n snapshots of these blocks, and n windows of so many steps."""
-    blocks = partition.blocks
-    row = 8 * sum(sketch.length(block.numel) for block in blocks)
-    # Gram matrices, local ones, path lengths; windows, and the three sketches of the running one.
-    grams = n * (len(blocks) * (8 * n + 128 + 24 * window) + 8 * len(block_groups(blocks))) + 3 * row
-    numel = sum(block.numel for block in blocks)
+    """Return the cost of recording n snapshots of these blocks, and n windows of ``window`` steps."""
+    count, numel = len(partition.blocks), sum(block.numel for block in partition.blocks)
+    row = sum(sketch.length(block.numel) for block in partition.blocks)
+    paths = 8 * (n + 1) * len(block_groups(partition.blocks))
+    three_rows = 3 * 8 * row  # in float64: θ_0 and the last two snapshots, or those of the running window
+    # Gram matrices, local ones, path lengths, windows.
+    grams = n * count * (8 * n + 128 + 24 * window) + paths + three_rows
+    # Of local Gram matrices 10 entries of 16 are saved, and windows in float32, but for the running one.
+    saved = count * (80 * n + 12 * window * (n + 2)) + paths + three_rows * (window > 0) + _overhead(partition, n)
     if snapshot == "full":
-        cleaned = {clean_name(name): parameter for name, parameter in parameters.items()}
-        pieces = ((piece, cleaned.get(piece.parameter)) for pieces in partition.pieces for piece in pieces)
-        sizes = ((piece.numel(p), p) for piece, p in pieces if p is not None)
-        return Cost(len(blocks), numel, sum(k * p.element_size() // (1 + p.is_complex()) for k, p in sizes), 0, grams)
-    # Of float32; and θ_0 and the last two in float64.
-    return Cost(len(blocks), numel, row // 2, (n + 6) * row // 2, grams)
+        size = _full_size(partition, parameters)
+        return Cost(count, numel, size, 0, grams, saved + 4 * n * (n + 1) * count)  # half a Gram matrix says all of it
+    rows = 4 * n * row + three_rows
+    return Cost(count, numel, 4 * row, rows, grams, saved + rows)
+
+
+def _overhead(partition: Partition, n: int) -> int:
+    """Bytes of names, of plain values, and of what a file of tensors says about each."""
+    once, snapshot, block = OVERHEAD
+    names = [text for b in partition.blocks for text in (b.name, b.layer, b.role)]
+    names += [piece.parameter for pieces in partition.pieces for piece in pieces]
+    pieces = sum(map(len, partition.pieces))
+    return once + n * snapshot + pieces * block + sum(len(name.encode()) for name in names)
+
+
+def _full_size(partition: Partition, parameters: Mapping[str, Tensor]) -> int:
+    """Bytes of a full snapshot."""
+    cleaned = {clean_name(name): parameter for name, parameter in parameters.items()}
+    pieces = ((piece, cleaned.get(piece.parameter)) for pieces in partition.pieces for piece in pieces)
+    sizes = ((piece.numel(p), p) for piece, p in pieces if p is not None)
+    return sum(numel * p.element_size() // (1 + p.is_complex()) for numel, p in sizes)
 
 
 def in_bytes(count: float) -> str:

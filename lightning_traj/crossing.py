@@ -33,9 +33,10 @@ def crossing(first: tuple[str, Recorder], second: tuple[str, Recorder]) -> dict[
             tag, vectors = CROSSINGS[one, other]
             latest, base = (Row(flat, others.gram.lengths).blocks() for flat in (others.gram.latest, others.gram.base))
             places = dict(zip(others.blocks, zip(latest, base, strict=True), strict=False))
+            lost = {recorder.blocks[b].name for recorder in (its, others) for b in recorder.partition.lost}
             total = torch.zeros(3, dtype=torch.float64, device=its.device)
             for block, sketch in zip(its.blocks, Row(its.gram.latest, its.gram.lengths).blocks(), strict=False):
-                if block in places:
+                if block in places and block.name not in lost:
                     a, b = vectors(sketch, *places[block])
                     total = total + torch.stack([a @ a, a @ b, b @ b])
             aa, ab, bb = total.tolist()

@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 STEPS = ("global_step", "step", "steps", "iteration", "iter_num", "iter")
 _THOUSANDS = {"": 1, "k": 10**3, "m": 10**6}
 # epoch=3-step=120, step1000, global_step500, step_10k, 500_steps; iter_000500; fairseq's checkpoint_EPOCH_STEP
@@ -43,7 +46,7 @@ def epoch_in_name(name: str) -> int | None:
 
 
 def step_in(state: Mapping[str, Any]) -> int | None:
-    """Optimizer steps taken, as a file says."""
+    """Return the optimizer steps that a file says were taken; a tensor of one entry or a float may hold them, too."""
     return next((step for name in STEPS if (step := _count(state.get(name))) is not None), None)
 
 
@@ -54,9 +57,14 @@ def epochs_of_lightning(state: Mapping[str, Any]) -> int | None:
     return _count(_at(loop, ("epoch_progress", "current", "ready"))) if at_end else None
 
 
-def epoch_in(state: Mapping[str, Any]) -> int | None:
-    """The epoch that a file says in so many words; Lightning's is the one that was running."""
-    return None if "loops" in state else _count(state.get("epoch"))
+def epoch_in(state: Mapping[str, Any]) -> int | float | None:
+    """Return the epoch that a file says in so many words; Lightning's is the one that was running."""
+    return None if "loops" in state else _amount(state.get("epoch"))
+
+
+def completed_epochs_in(state: Mapping[str, Any]) -> int | float | None:
+    """Return the completed epochs that transformers' Trainer writes, the only ones that are floats."""
+    return _amount(state.get("epoch")) if isinstance(state.get("epoch"), float) else None
 
 
 def _found(patterns: Iterable[re.Pattern[str]], name: str) -> int | None:
@@ -68,7 +76,17 @@ def _found(patterns: Iterable[re.Pattern[str]], name: str) -> int | None:
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None
+    amount = _amount(value)
+    return amount if isinstance(amount, int) else None
+
+
+def _amount(value: Any) -> int | float | None:
+    """The number that is not negative: an int where it is whole; None for anything else."""
+    if isinstance(value, (Tensor, np.ndarray, np.number)) and np.prod(value.shape) == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**63:
+        return None
+    return int(value) if value == int(value) else value
 
 
 def _at(state: Any, keys: Iterable[str]) -> Any:

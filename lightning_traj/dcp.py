@@ -1,37 +1,28 @@
 """Folders of torch.distributed.checkpoint, read without torch's reader, which unpickles whatever is there.
 
 Their ``.metadata`` is a pickle: of which tensors there are, of the chunks that each consists of, and of where in which
-file each chunk lies, as ``torch.save`` wrote it. Here it is read as plain values, and nothing in it is called.
+file each chunk lies, as ``torch.save`` wrote it. Here it is read as plain values and placeholders, and nothing in it is
+called.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar
+from reprlib import repr as short  # of nested values, the whole might be endless
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_traj.sources import Copied, load
+from lightning_traj.torch_files import Copied, TorchContents
+from lightning_traj.torch_pickles import TENSORS, StoredTensor
+from lightning_traj.unpickling import Unpickler
 
 METADATA = ".metadata"
-_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
-# What torch writes there, besides dtypes. Anything else is not from torch.
-_KNOWN = {
-    *((_MODULES[0], name) for name in ("Metadata", "StorageMeta", "MetadataIndex", "_MEM_FORMAT_ENCODING")),
-    *((_MODULES[0], f"{kind}StorageMetadata") for kind in ("Tensor", "Bytes", "Chunk")),
-    (_MODULES[0], "TensorProperties"),
-    (_MODULES[1], "_StorageInfo"),
-    *((module, f"{kind}Path") for module in ("pathlib", "pathlib._local") for kind in ("", "Posix", "Windows")),
-    *(("pathlib", f"Pure{kind}Path") for kind in ("", "Posix", "Windows")),
-    ("torch.serialization", "_get_layout"),
-}
-_DTYPES = {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
+DIMENSIONS = 64  # of a tensor
 
 
 @dataclass(frozen=True)
@@ -87,13 +78,12 @@ def read_metadata(folder: Path) -> dict[str, Entry]:
     """The tensors of a folder, by their full names.
 
     Raises:
-        pickle.UnpicklingError: the metadata is not of torch.
-        ValueError: it does not go with the files.
+        ValueError: the metadata is not of torch, or does not go with the files.
     """
-    root = _Unpickler(io.BytesIO((folder / METADATA).read_bytes())).load()
+    root = Unpickler((folder / METADATA).read_bytes(), table=TENSORS).load()
     try:
         storage = {
-            (key.state["fqn"], tuple(key.state.get("offset") or ())): info.state
+            (_text(key.state["fqn"]), _counts(key.state.get("offset") or ())): info.state
             for key, info in root.state["storage_data"].items()
         }
         return {
@@ -112,11 +102,13 @@ def _entry(name: str, state: Mapping[str, Any], storage: Mapping[Any, Any], fold
         offsets, sizes = _counts(chunk.state["offsets"]), _counts(chunk.state["sizes"])
         where = storage[name, offsets]
         start, length = _counts((where["offset"], where["length"]))
-        file = (folder / where["relative_path"]).resolve()
+        file = (folder / _text(where["relative_path"])).resolve()
         if folder.resolve() not in file.parents:
-            raise ValueError(f"{METADATA} names {where['relative_path']!r}, which is outside of the folder")
+            raise ValueError(f"{METADATA} names {short(where['relative_path'])}, which is outside of the folder")
         if where.get("transform_descriptors"):
-            raise ValueError(f"{name} is stored through {where['transform_descriptors']}, which is not understood")
+            raise ValueError(
+                f"{name} is stored through {short(where['transform_descriptors'])}, which is not understood"
+            )
         if not file.is_file() or start + length > file.stat().st_size or prod(sizes) * dtype.itemsize > length:
             raise ValueError(f"{where['relative_path']} is missing or too short for {name}")
         if len(sizes) != len(size) or any(o + s > n for o, s, n in zip(offsets, sizes, size, strict=True)):
@@ -132,51 +124,24 @@ def _joined(entry: Entry) -> Tensor:
     for chunk in entry.chunks:
         with chunk.file.open("rb") as file:
             file.seek(chunk.start)
-            part = load(io.BytesIO(file.read(chunk.length)))
-        if not isinstance(part, Tensor) or tuple(part.shape) != chunk.sizes or part.dtype != entry.dtype:
+            contents = TorchContents(file.read(chunk.length))
+        stored = contents.value
+        if not isinstance(stored, StoredTensor) or (stored.size, stored.dtype) != (chunk.sizes, entry.dtype):
             raise ValueError(f"{chunk.file.name} does not hold what {METADATA} says")
         target = tensor
         for axis, (start, count) in enumerate(zip(chunk.offsets, chunk.sizes, strict=True)):
             target = target.narrow(axis, start, count)
-        target.copy_(part.detach())
+        target.copy_(contents.read(stored))
     return tensor
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{METADATA} has a {type(value).__name__} for a name")
+    return value
+
+
 def _counts(values: Sequence[Any]) -> tuple[int, ...]:
-    if not all(isinstance(value, int) and value >= 0 for value in values):
-        raise ValueError(f"{METADATA} has sizes that are none: {values!r:.100}")
+    if not all(isinstance(value, int) and 0 <= value < 2**63 for value in values) or len(values) > DIMENSIONS:
+        raise ValueError(f"{METADATA} has sizes that are none: {short(values)}")
     return tuple(values)
-
-
-class _Plain:
-    """Stands for an object of the metadata: what it would be made of, and nothing that does anything."""
-
-    state: Any = ()
-
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments = arguments
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _Unpickler(pickle._Unpickler):
-    """Makes plain values of whatever the metadata has. The one in C takes the memory that a file asks for."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in _DTYPES:
-            return _DTYPES[name]
-        if (module, name) == ("torch", "Size"):
-            return tuple
-        if (module, name) == ("collections", "OrderedDict"):
-            return dict
-        if (module, name) not in _KNOWN:
-            raise pickle.UnpicklingError(f"Unsupported global: GLOBAL {module}.{name}")
-        return type(name, (_Plain,), {})  # a new one each time: a pickle can set attributes of the class too
-
-    # Extension codes may stand for any class that the process knows already; byte arrays are made before they are read.
-    dispatch: ClassVar = {
-        code: method
-        for code, method in pickle._Unpickler.dispatch.items()
-        if code not in (pickle.EXT1[0], pickle.EXT2[0], pickle.EXT4[0], pickle.BYTEARRAY8[0])
-    }

@@ -77,6 +77,10 @@ class Decisions:
         due = [c for c in self.conditions.values() if any(map(c.holds_after_step, new))]
         return [label for label in groups if self._asked(label, frozen) in due] if due else []
 
+    def asked_between_epochs(self) -> list[str]:
+        """Conditions that are asked at the starts of epochs only: ``"when=…"``, ``"thaw=…"``."""
+        return [f"{argument}={c}" for argument, c in self.conditions.items() if not c.is_asked_within_epochs]
+
     def state_dict(self) -> dict[str, Any]:
         """Everything, as primitives."""
         values = {monitor: list(listed) for monitor, listed in self._values.items()}

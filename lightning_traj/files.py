@@ -1,4 +1,4 @@
-"""Files that are never seen half written, and folders of results that are never of two calls."""
+"""Files, local or remote: replaced in one step, read back, and folders of results that never mix two calls."""
 
 from __future__ import annotations
 
@@ -10,15 +10,96 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+LOCAL = ("file", "local")  # what fsspec calls the local file system
+
+
+def is_remote(place: str | os.PathLike[str]) -> bool:
+    """Whether a place is a URL that fsspec opens, such as ``s3://bucket/run``; ``file://`` is local."""
+    protocol, separator, _ = os.fspath(place).partition("://")
+    return bool(separator) and protocol not in LOCAL
+
+
+def local_path(place: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of a local place, ``~`` expanded: a later ``chdir`` does not change what it means."""
+    path = os.fspath(place)
+    if "://" in path:
+        from fsspec.core import strip_protocol
+
+        path = strip_protocol(path)
+    return Path(os.path.abspath(os.path.expanduser(path)))
+
+
+def as_place(place: str | os.PathLike[str]) -> Path | str:
+    """Return a URL as it is, and a local place as a path."""
+    path = os.fspath(place)
+    return path if is_remote(path) else local_path(path) if "://" in path else Path(path)
+
+
+def files_in(folder: Path | str, pattern: str) -> list[Path | str]:
+    """Files in a folder that match a glob pattern, sorted; of a remote folder their URLs.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    if isinstance(folder, Path):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder")
+        return sorted(file for file in folder.glob(pattern) if file.is_file())
+    from fsspec.core import url_to_fs
+
+    system, path = url_to_fs(folder)
+    if not system.isdir(path):
+        raise FileNotFoundError(f"{folder}: no such folder")
+    found = sorted(system.glob(f"{path.rstrip('/')}/{pattern}"))
+    return [folder.rstrip("/") + file.removeprefix(path.rstrip("/")) for file in found]
+
+
+def put(file: Path, url: str) -> None:
+    """Send a local file to a URL, in one call: object stores have no rename, and show a file once it is complete."""
+    from fsspec.core import url_to_fs
+
+    system, target = url_to_fs(url)
+    system.put_file(os.fspath(file), target)
+
+
+@contextmanager
+def local_copy(place: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a local path with the contents of a file: the file itself, or a temporary copy of a remote one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    path = as_place(place)
+    if isinstance(path, Path):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        yield path
+        return
+    from fsspec.core import url_to_fs
+
+    system, source = url_to_fs(path)
+    if not system.isfile(source):
+        raise FileNotFoundError(f"{path}: no such file")
+    with TemporaryDirectory(prefix="lightning_traj-") as temporary:
+        copy = Path(temporary, path.rpartition("/")[2])
+        system.get_file(source, os.fspath(copy))
+        yield copy
+
 
 @contextmanager
 def replace_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path in the folder of ``path``; what is written there replaces ``path`` in one step.
+    """Yield a temporary path; what is written there replaces ``path`` in one step.
 
     Readers, and a process killed at any moment, see the old file or the new one. If the body raises, ``path`` is
-    untouched and the temporary file is removed. The folder is made if it is missing.
+    untouched and the temporary file is removed. The folder is made if it is missing. A URL is written by one ``put``.
     """
-    target = Path(path)
+    target = as_place(path)
+    if not isinstance(target, Path):
+        with TemporaryDirectory(prefix="lightning_traj-") as folder:
+            staged = Path(folder, target.rpartition("/")[2])
+            yield staged
+            put(staged, target)
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.stem}-{uuid.uuid4().hex[:12]}{target.suffix}")
     try:

@@ -7,69 +7,34 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from lightning_traj.blocks import flat_range
+from lightning_traj.clock import Clock
+from lightning_traj.duplicates import same_weights
 from lightning_traj.formats import Checkpoint
-from lightning_traj.labels import in_words
+from lightning_traj.text import join_names
 from lightning_traj.trajectory import Trajectory
 
 MOST = 4  # names in a sentence
 REGULAR = 0.6  # share of the gaps between steps that have to be alike for a longer one to be a hole
 FAR = 3.0  # times as far from both neighbours as they are from each other
 AVERAGED_IN_NAME = re.compile(r"(?:^|[^a-z])(?:ema|swa|averaged?)(?:$|[^a-z])", re.IGNORECASE)
-COMPARED = 2**20  # entries that are compared at once
+_AT_MOST = {"extent": "these are from each other", "longest": "any two neighbours are from each other"}
 EQUAL = 1e-12  # of the largest squared displacement: snapshots that are closer may be equal, which is then looked up
 
 
-@dataclass(frozen=True)
-class Clock:
-    """When checkpoints were written.
-
-    Attributes:
-        unit: ``"step"`` or ``"epoch"``.
-        values: Of the checkpoints, in their order.
-        guessed: Whether some of them are bare numbers of names.
-    """
-
-    unit: str
-    values: tuple[int, ...]
-    guessed: bool = False
-
-    @property
-    def increases(self) -> bool:
-        """Whether the order is that of time."""
-        return all(before < after for before, after in pairwise(self.values))
-
-
-def clock(checkpoints: Sequence[Checkpoint]) -> Clock | None:
-    """When checkpoints were written, all in one unit: steps, else epochs, else numbers; None if not known."""
-    for unit, values, guessed in (
-        ("step", [c.step for c in checkpoints], False),
-        ("epoch", [c.epoch if c.step is None else None for c in checkpoints], False),
-        ("step", [c.number if c.step is None else c.step for c in checkpoints], True),
-    ):
-        known = [value for value in values if value is not None]
-        if known and len(known) == len(values):
-            return Clock(unit, tuple(known), guessed)
-    return None
-
-
-def in_files(checkpoints: Sequence[Checkpoint], names: Collection[str]) -> list[str]:
+def in_files(checkpoints: Sequence[Checkpoint], names: Collection[str], when: Clock | None) -> list[str]:
     """A late start, averaged weights among raw ones, steps left out, mixed precisions, parameters that come or go.
 
     Args:
         checkpoints: In order.
         names: Of the parameters.
+        when: When they were written; None if that is not known.
     """
-    when = clock(checkpoints)
     return [*_start(when), *_averaged(checkpoints), *_gaps(when), *_precisions(checkpoints, names)]
 
 
@@ -82,7 +47,20 @@ def in_trajectory(trajectory: Trajectory, checkpoints: Sequence[Checkpoint], nam
         names: Of the parameters.
     """
     squares = _squared_distances(trajectory)
-    return [*_duplicates(squares, checkpoints, names), *_off_the_path(squares, checkpoints)]
+    return [*_duplicates(squares, checkpoints, names), *_off_the_path(squares, trajectory.steps, checkpoints)]
+
+
+def objects_left_out(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """How many objects of which classes are in the files and were not read; empty where there are none."""
+    counts: Counter[str] = Counter()
+    for checkpoint in checkpoints:
+        counts.update(checkpoint.objects)
+    if not counts:
+        return []
+    objects = f"{counts.total():,} object{'s' if counts.total() > 1 else ''}"
+    classes = f"{len(counts)} class{'es' if len(counts) > 1 else ''}"
+    kinds = join_names([kind for kind, _ in counts.most_common()], MOST)
+    return [f"{objects} of {classes} beside the tensors {'were' if counts.total() > 1 else 'was'} left out: {kinds}."]
 
 
 def changed_shapes(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> dict[str, str]:
@@ -97,34 +75,6 @@ def changed_shapes(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> d
         if len(seen) > 1:
             sizes = " and ".join(f"{list(shape)} ({first})" for shape, first in seen.items())
             found[name] = f"{name} changes its shape, and is left out: {sizes}."
-    return found
-
-
-def tied(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> dict[str, str]:
-    """Matrices that are saved twice: {second name: first name}. They hold the same entries in every checkpoint.
-
-    Constant ones (zeros that were never trained, say) are not called tied.
-    """
-    last = checkpoints[-1]
-    alike: dict[tuple[object, ...], list[str]] = {}
-    for name in names:
-        if name in last.shapes and last.shapes[name].ndim > 1:
-            tensor = last.read(name)
-            start = _bits(tensor, 0, min(64, tensor.numel())).numpy().tobytes()
-            alike.setdefault((tuple(tensor.shape), tensor.dtype, start), []).append(name)
-    found = {}
-    for members in alike.values():
-        firsts: list[str] = []
-        for name in members if len(members) > 1 else ():
-            if _is_constant(last.read(name)):
-                continue
-            first = next((first for first in firsts if _tied(checkpoints, first, name)), None)
-            if first is None:
-                firsts.append(name)
-            else:
-                found[name] = first
-    for checkpoint in checkpoints if found else [last]:
-        checkpoint.release()
     return found
 
 
@@ -180,7 +130,7 @@ def _precisions(checkpoints: Sequence[Checkpoint], names: Collection[str]) -> li
         counts.setdefault(" and ".join(dtypes), []).append(label(checkpoint))
         everywhere &= set(shapes)
     if len(counts) > 1:
-        parts = "; ".join(f"{dtypes} in {in_words(which, MOST)}" for dtypes, which in counts.items())
+        parts = "; ".join(f"{dtypes} in {join_names(which, MOST)}" for dtypes, which in counts.items())
         found.append(f"precisions are mixed: {parts}. Rounding adds to the updates between them.")
     if partly := [name for name in names if name not in everywhere]:
         found.append(
@@ -201,22 +151,15 @@ def _squared_distances(trajectory: Trajectory) -> NDArray[np.float64]:
 
 
 def _duplicates(squares: NDArray[np.float64], checkpoints: Sequence[Checkpoint], names: Collection[str]) -> list[str]:
-    groups: list[list[int]] = []
-    for j in range(len(checkpoints)):
-        for group in groups:
-            if squares[group[0], j] == 0 and _same(checkpoints[group[0]], checkpoints[j], names):
-                group.append(j)
-                break
-        else:
-            groups.append([j])
     return [
-        f"{in_words([label(checkpoints[i]) for i in group], MOST)} hold exactly the same weights."
-        for group in groups
-        if len(group) > 1
+        f"{join_names([label(checkpoints[i]) for i in group], MOST)} hold exactly the same weights."
+        for group in same_weights(checkpoints, squares == 0, names)
     ]
 
 
-def _off_the_path(squares: NDArray[np.float64], checkpoints: Sequence[Checkpoint]) -> list[str]:
+def _off_the_path(
+    squares: NDArray[np.float64], steps: NDArray[np.int64], checkpoints: Sequence[Checkpoint]
+) -> list[str]:
     found = []
     for i in range(1, len(checkpoints) - 1):
         near = min(squares[i - 1, i], squares[i, i + 1])
@@ -226,42 +169,39 @@ def _off_the_path(squares: NDArray[np.float64], checkpoints: Sequence[Checkpoint
                 f"{label(checkpoints[i])} lies off the path: it is {ratio:.3g} times as far from its neighbours as "
                 "they are from each other. It may be averaged, damaged, or of another run."
             )
+    return found + _ends_off_the_path(squares, steps, checkpoints)
+
+
+def _ends_off_the_path(
+    squares: NDArray[np.float64], steps: NDArray[np.int64], checkpoints: Sequence[Checkpoint]
+) -> list[str]:
+    """Say if the first or the last checkpoint is far from all others.
+
+    The first one is compared with the largest distance between any two of the others, since training often moves fast
+    at its beginning; the last one with the longest update before it. Where more steps lie between an end and its
+    neighbour than in what it is compared with, its distance may be larger by that factor.
+    """
+    n = len(checkpoints)
+    if n < 4:  # two or three say too little of what is usual
+        return []
+    found = []
+    for end, others, reference in ((0, slice(1, None), "extent"), (n - 1, slice(None, -1), "longest")):
+        rest = squares[others, others]
+        near = squares[end, others].min()
+        usual = rest.max() if reference == "extent" else np.diagonal(rest, 1).max()
+        beside = 1 if end == 0 else n - 2
+        span = steps[others]
+        between = span[-1] - span[0] if reference == "extent" else np.diff(span).max()
+        allowed = max(1.0, float(abs(steps[end] - steps[beside])) / max(1, int(between)))
+        if near > (FAR * allowed) ** 2 * usual > 0:
+            which = "first" if end == 0 else "last"
+            ratio = np.sqrt(near / usual)
+            found.append(
+                f"{label(checkpoints[end])}, the {which} checkpoint, lies off the path: it is {ratio:.3g} times as far "
+                f"from all others as {_AT_MOST[reference]}. It may be averaged, damaged, or of another run."
+            )
     return found
 
 
-def _same(one: Checkpoint, other: Checkpoint, names: Collection[str]) -> bool:
-    shared = [name for name in names if name in one.shapes]
-    return all(name in other.shapes and _equal(one, name, other, name) for name in shared)
-
-
-def _tied(checkpoints: Sequence[Checkpoint], first: str, other: str) -> bool:
-    having = [checkpoint for checkpoint in checkpoints if {first, other} <= checkpoint.shapes.keys()]
-    return all(_equal(checkpoint, first, checkpoint, other) for checkpoint in reversed(having))
-
-
-def _equal(one: Checkpoint, name: str, other: Checkpoint, other_name: str) -> bool:
-    """Bit by bit: where damaged ones hold NaN, too."""
-    first, second = one.read(name), other.read(other_name)
-    if (first.dtype, first.shape) != (second.dtype, second.shape):
-        return False
-    if first.data_ptr() == second.data_ptr() and first.stride() == second.stride():
-        return True  # torch.save writes what is shared once
-    return all(torch.equal(_bits(first, *part), _bits(second, *part)) for part in _parts(first.numel()))
-
-
-def _is_constant(tensor: Tensor) -> bool:
-    first = _bits(tensor, 0, 1)
-    return all(bool((_bits(tensor, *part).view(-1, len(first)) == first).all()) for part in _parts(tensor.numel()))
-
-
-def _bits(tensor: Tensor, start: int, stop: int) -> Tensor:
-    entries = flat_range(tensor, start, stop).resolve_conj().resolve_neg()
-    return entries.contiguous().as_strided((len(entries),), (1,)).view(torch.uint8)  # a single entry has any stride
-
-
-def _parts(size: int) -> Iterator[tuple[int, int]]:
-    return ((start, min(start + COMPARED, size)) for start in range(0, size, COMPARED))
-
-
 def _listed(names: Sequence[str]) -> str:
-    return f"{in_words(names, MOST)} {'is' if len(names) == 1 else 'are'}"
+    return f"{join_names(names, MOST)} {'is' if len(names) == 1 else 'are'}"

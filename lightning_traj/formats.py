@@ -1,56 +1,55 @@
 """One checkpoint on disk -> its named tensors, and when in training it was written.
 
-Understood are Lightning's ``.ckpt``, torch's state dicts (``.pt``, ``.pth``, ``.bin``), safetensors files, Hugging Face
-folders (also sharded, with an index), and folders of ``torch.distributed.checkpoint`` as Lightning writes them.
+Understood are Lightning's ``.ckpt``, torch's state dicts and whole networks (``.pt``, ``.pth``, ``.bin``), TorchScript
+archives, safetensors files, archives of Stable-Baselines3, folders of Hugging Face (also sharded, with an index) and of
+diffusers, and folders of ``torch.distributed.checkpoint`` as Lightning writes them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any, Literal
 
 from torch import Tensor
 
 from lightning_traj.blocks import clean_name
-from lightning_traj.dates import epoch_in, epoch_in_name, epochs_of_lightning, number_in_name, step_in, step_in_name
-from lightning_traj.dcp import METADATA, DistributedCheckpoint, read_metadata
-from lightning_traj.hyperparameters import hyperparameters_beside, plain_hyperparameters
-from lightning_traj.sources import (
-    TRAJECTORY,
-    Copied,
-    SafetensorsFile,
-    Sharded,
-    Source,
-    TorchFile,
-    is_mappable,
-    load,
-    read_json,
-    tensors_of,
+from lightning_traj.checkpoint_errors import CheckpointError as CheckpointError
+from lightning_traj.checkpoint_errors import NoWeights as NoWeights
+from lightning_traj.checkpoint_errors import unreadable, within
+from lightning_traj.dates import (
+    completed_epochs_in,
+    epoch_in,
+    epoch_in_name,
+    epochs_of_lightning,
+    number_in_name,
+    step_in,
+    step_in_name,
 )
+from lightning_traj.dcp import METADATA, DistributedCheckpoint, read_metadata
+from lightning_traj.foreign import foreign_file, foreign_folder, is_deepspeed
+from lightning_traj.hyperparameters import hyperparameters_beside, plain_hyperparameters
+from lightning_traj.placeholders import Placeholder, content
+from lightning_traj.sources import Source, read_json
+from lightning_traj.storage import TRAJECTORY
+from lightning_traj.text import join_names
+from lightning_traj.torch_files import TorchContents, kind_of, torch_source
+from lightning_traj.torch_pickles import StoredTensor
+from lightning_traj.weight_folders import SINGLE, WEIGHTS, folder_source, has_weights, parts, safetensors_file
 
 Weights = Literal["raw", "average"]
 
-SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".tar")
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-SINGLE = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin")  # last: PEFT's
+SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".tar", ".zip")
 NESTED = ("state_dict", "model_state_dict", "model", "module")  # where frameworks keep the weights
-HYPERPARAMETERS = ("datamodule_hyper_parameters", "hyper_parameters")  # in Lightning's checkpoints
+# In Lightning's checkpoints, the later one is believed; then where others keep them.
+HYPERPARAMETERS = ("args", "cfg", "config", "hparams", "datamodule_hyper_parameters", "hyper_parameters")
+_BEGINNING = 200  # bytes of an archive in which its first name is
 RAW_BESIDE_AVERAGE = "current_model_state"  # of Lightning's WeightAveraging, whose state_dict is the average
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be read: the message names it, and says why.
-
-    Attributes:
-        path: Of the checkpoint.
-    """
-
-    path: Path | None = None
 
 
 @dataclass
@@ -61,27 +60,32 @@ class Checkpoint:
         path: The file or folder.
         source: Where the tensors are.
         step: Optimizer steps taken when it was written; None where neither the file nor its name says so.
-        epoch: Completed epochs; None where it was written within one, or nothing is known. Where the step is not known
-            either, the epoch that the file or its name says, whatever is counted.
+        epoch: Completed epochs, with a fraction where transformers' Trainer wrote one; None where nothing is known, or
+            only that an epoch was running. Where the step is not known either, the epoch that the file or its name
+            says, whatever is counted.
         number: In its name, which doesn't say what it counts; None where the step is known, or there is none.
         averaged: Whether these are averaged weights, as far as the file tells.
         config: What the config.json of a Hugging Face folder says; else empty.
         logged: Hyperparameters that stand in the file, flat.
+        objects: How many objects of which class are in the file and were not read.
         shapes: Every tensor on the meta device, by its name, free of ``_orig_mod.``.
+        compiled: Whether the file has names with ``_orig_mod.``.
     """
 
     path: Path
     source: Source
     step: int | None = None
-    epoch: int | None = None
+    epoch: int | float | None = None
     number: int | None = None
     averaged: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
     logged: Mapping[str, Any] = field(default_factory=dict)
+    objects: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shapes = self.source.shapes()
         self._names = {clean_name(name): name for name in shapes}
+        self.compiled = any(name != raw for name, raw in self._names.items())
         self.shapes: Mapping[str, Tensor] = {name: shapes[raw] for name, raw in self._names.items()}
         if not self._names:
             raise CheckpointError("it holds no tensors")
@@ -96,6 +100,15 @@ class Checkpoint:
             return self.source.read(self._names[name])
         except Exception as error:
             raise unreadable(self.path, error) from error
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Give tensors other names.
+
+        Args:
+            names: New names by the present ones; tensors that are not in it keep theirs.
+        """
+        self._names = {names.get(name, name): raw for name, raw in self._names.items()}
+        self.shapes = {names.get(name, name): like for name, like in self.shapes.items()}
 
     @cached_property
     def hyperparameters(self) -> dict[str, int | float | bool | str]:
@@ -120,13 +133,15 @@ def open_checkpoint(path: Path, key: str | None = None, weights: Weights = "raw"
         weights: Of checkpoints of Lightning's ``WeightAveraging``: the raw or the averaged ones.
 
     Raises:
-        CheckpointError: it is damaged, of another kind, or would run code.
+        CheckpointError: it is damaged, or of another kind.
     """
     try:
         if path.is_dir():
-            opened = _distributed(path, key, weights) if (path / METADATA).is_file() else _hugging_face(path)
+            opened = _distributed(path, key, weights) if (path / METADATA).is_file() else _hugging_face(path, weights)
         elif path.stat().st_size == 0:
             raise CheckpointError("it is empty")
+        elif words := foreign_file(path):
+            raise CheckpointError(words)
         else:
             opened = _safetensors(path) if path.suffix == ".safetensors" else _torch(path, key, weights)
         if weights == "average" and not opened.averaged:
@@ -137,48 +152,48 @@ def open_checkpoint(path: Path, key: str | None = None, weights: Weights = "raw"
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a path looks like a checkpoint: by its name, or by what the folder holds."""
+    """Whether a path looks like a checkpoint: by its name, or by what the folder holds.
+
+    Folders of DeepSpeed count, too, so that whoever names one hears what to do.
+    """
     if path.is_dir():
-        return any((path / name).is_file() for name in (METADATA, *INDEXES, *SINGLE))
-    return path.suffix in SUFFIXES and path.is_file() and not path.name.startswith(".")
+        return (path / METADATA).is_file() or has_weights(path) or bool(parts(path)) or is_deepspeed(path)
+    if path.suffix not in SUFFIXES or not path.is_file() or path.name.startswith("."):
+        return False
+    return path.suffix != ".zip" or _is_policy(path)
 
 
-def unreadable(path: Path, error: BaseException) -> CheckpointError:
-    """What went wrong with a checkpoint, in words that name it."""
-    named = CheckpointError(f"{path} cannot be read as a checkpoint: {_reason(error)}.")
-    named.path = path
-    return named
+def folder_and_name(path: Path) -> tuple[Path, str]:
+    """Return the folder and the name that tell a checkpoint apart: without suffixes; of a model's folder, its own.
+
+    Args:
+        path: The file or folder.
+    """
+    named = path.parent if path.name.startswith(SINGLE) else path
+    name = named.name
+    while (suffix := Path(name).suffix) in SUFFIXES:
+        name = name.removesuffix(suffix)
+    return named.parent, name
 
 
-def _reason(error: BaseException) -> str:
-    said = (
-        str(error).rpartition("WeightsUnpickler error:")[2].strip()
-    )  # before it, torch advises to load it all the same
-    reason = said.splitlines()[0][:300] if said else type(error).__name__
-    if blocked := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        reason = (
-            f"to load it, {blocked[1]} would have to be called, and whoever wrote the file decides what that does; "
-            "save its tensors alone, as safetensors, and pass that file"
-        )
-    elif not isinstance(error, (CheckpointError, OSError)):
-        reason = f"it is damaged, or of another kind ({reason})"
-    return reason.rstrip(".")
+def _is_policy(path: Path) -> bool:
+    """Whether a zip archive is one of torch or of Stable-Baselines3, as far as the names in it say.
 
-
-@contextmanager
-def _inside(name: str) -> Iterator[None]:
-    """Of several files of a checkpoint, name the one with which something is wrong."""
+    Of a truncated one only the beginning does: it is taken for one, so that it is not left out without a word.
+    """
     try:
-        yield
-    except Exception as error:
-        raise CheckpointError(f"in {name}, {_reason(error)}") from error
+        with zipfile.ZipFile(path) as archive:
+            return any(name.split("/")[-1] in ("policy.pth", "data.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        with path.open("rb") as file:
+            return b"data" in file.read(_BEGINNING)
 
 
 # By format --------------------------------------------------------------------------------------------------
 
 
 def _safetensors(path: Path) -> Checkpoint:
-    file = SafetensorsFile(path)
+    file = safetensors_file(path)
     metadata = file.metadata()
     if TRAJECTORY in metadata:
         raise CheckpointError("it is a trajectory, not a checkpoint; compare takes those")
@@ -186,51 +201,27 @@ def _safetensors(path: Path) -> Checkpoint:
 
 
 def _torch(path: Path, key: str | None, weights: Weights) -> Checkpoint:
-    state = load(path)
-    inside = _where(state, key, weights)
-    source: Source = TorchFile(path, inside, state) if is_mappable(path) else Copied(tensors_of(_at(state, inside)))
-    names = source.shapes()
-    averaged = "n_averaged" in names or (RAW_BESIDE_AVERAGE in state and inside == ("state_dict",))
-    return _dated(path, source, state if inside else {}, averaged=averaged)
+    contents = TorchContents(path)
+    state = content(contents.value)
+    inside = _where(contents, state, key, weights)
+    tensors = contents.tensors(_at(state, inside))
+    said = {name: contents.plain(value) for name, value in state.items()} if inside else {}
+    source = torch_source(contents, tensors)
+    averaged = "n_averaged" in tensors or (RAW_BESIDE_AVERAGE in said and inside == ("state_dict",))
+    return _dated(path, source, said, averaged=averaged, objects=contents.objects)
 
 
-def _hugging_face(path: Path) -> Checkpoint:
-    for name in INDEXES:
-        if (path / name).is_file():
-            listed = read_json(path / name).get("weight_map")
-            if not isinstance(listed, dict) or not listed:
-                raise CheckpointError(f"{name} has no weight_map")
-            files = {file: _weights_file(path, file) for file in sorted(set(listed.values()))}
-            absent = [tensor for tensor, file in listed.items() if tensor not in files[file].shapes()]
-            if absent:
-                raise CheckpointError(f"{listed[absent[0]]} lacks {absent[0]!r}, which {name} says it has")
-            source: Source = Sharded({tensor: files[file] for tensor, file in listed.items()})
-            break
-    else:
-        names = [name for name in SINGLE if (path / name).is_file()]
-        if not names:
-            raise CheckpointError(f"the folder holds none of {', '.join((METADATA, *INDEXES, *SINGLE))}")
-        source = _weights_file(path, names[0])
-    return _dated(path, source, read_json(path / "trainer_state.json"), config=read_json(path / "config.json"))
-
-
-def _weights_file(folder: Path, name: Any) -> Source:
-    if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
-        raise CheckpointError(f"its index names {name!r}, and there is no such file in the folder")
-    path = folder / name
-    with _inside(name):
-        source: Source
-        if path.suffix == ".safetensors":
-            source = SafetensorsFile(path)
-        else:
-            state = load(path)
-            source = TorchFile(path, (), state) if is_mappable(path) else Copied(tensors_of(state))
-        source.shapes()
-    return source
+def _hugging_face(path: Path, weights: Weights) -> Checkpoint:
+    averaged = weights == "average" and not has_weights(path)
+    source = folder_source(path, averaged)
+    if source is None:
+        raise CheckpointError(foreign_folder(path) or f"the folder holds none of {', '.join((METADATA, *WEIGHTS))}")
+    said, config = read_json(path / "trainer_state.json"), read_json(path / "config.json")
+    return _dated(path, source, said, averaged=averaged, config=config)
 
 
 def _distributed(path: Path, key: str | None, weights: Weights) -> Checkpoint:
-    with _inside(METADATA):
+    with within(METADATA):
         entries = read_metadata(path)
     # Where nothing tells the weights, all but the optimizers' moments are taken for them.
     rest = {name: entry for name, entry in entries.items() if not re.search(r"(?:^|\.)optim", name)}
@@ -242,14 +233,17 @@ def _distributed(path: Path, key: str | None, weights: Weights) -> Checkpoint:
             kinds = _listing(dict.fromkeys(name.partition(".")[0] for name in entries))
             raise CheckpointError(f"key={key!r} leads to no tensors; what there is begins with {kinds}")
         found = rest
-    with _inside("meta.pt"):
-        meta = load(path / "meta.pt") if (path / "meta.pt").is_file() else {}  # Lightning's
+    with within("meta.pt"):
+        beside = TorchContents(path / "meta.pt") if (path / "meta.pt").is_file() else None  # Lightning's
+        meta = {} if beside is None else beside.value
         if not isinstance(meta, Mapping):
-            raise CheckpointError(f"there is a {type(meta).__name__}, not what Lightning writes")
+            raise CheckpointError(f"there is a {kind_of(meta)}, not what Lightning writes")
+        meta = {name: beside.plain(value) for name, value in meta.items()} if beside else meta
     averaged = RAW_BESIDE_AVERAGE in meta
     if averaged and weights == "raw":
         raise CheckpointError('its weights are averaged, and of the raw ones it has no shards: say weights="average"')
-    return _dated(path, DistributedCheckpoint(found), meta, averaged=averaged)
+    objects = beside.objects if beside else {}
+    return _dated(path, DistributedCheckpoint(found), meta, averaged=averaged, objects=objects)
 
 
 def _dated(
@@ -259,47 +253,68 @@ def _dated(
     *,
     averaged: bool = False,
     config: Mapping[str, Any] | None = None,
+    objects: Mapping[str, int] | None = None,
 ) -> Checkpoint:
     """The checkpoint, dated by what is said in it besides the tensors, or else by its name."""
-    named = path.parent if path.name.startswith(SINGLE) else path
-    name = named.stem if named.suffix in SUFFIXES else named.name
-    step, epoch, number = step_in(said), epochs_of_lightning(said), None
+    _, name = folder_and_name(path)
+    step, number = step_in(said), None
+    epoch = next((found for found in (epochs_of_lightning(said), completed_epochs_in(said)) if found is not None), None)
     if step is None:
-        step = step_in_name(name, folder=named.is_dir())
+        step = step_in_name(name, folder=path.is_dir() or path.name.startswith(SINGLE))
     if step is None:
         number = number_in_name(name)
         epoch = next((found for found in (epoch, epoch_in(said), epoch_in_name(name)) if found is not None), None)
     logged = plain_hyperparameters(*(said.get(name) for name in HYPERPARAMETERS))
-    return Checkpoint(path, source, step, epoch, number, averaged, config or {}, logged)
+    return Checkpoint(path, source, step, epoch, number, averaged, config or {}, logged, objects or {})
 
 
 # Inside a file that torch.save wrote ------------------------------------------------------------------------
 
 
-def _where(state: Any, key: str | None, weights: Weights) -> tuple[str, ...]:
-    """The keys under which the state dict lies."""
+def _where(contents: TorchContents, state: Any, key: str | None, weights: Weights) -> tuple[str, ...]:
+    """The keys under which the state dict lies, or the network that was saved as a whole."""
+    if isinstance(state, Placeholder) and contents.tensors(state):
+        return ()
     if not isinstance(state, Mapping):
-        raise CheckpointError(f"it holds a {type(state).__name__}, not a state dict")
+        kind = CheckpointError if _has_tensors(state) else NoWeights
+        raise kind(f"it holds a {kind_of(state)}, not a state dict")
+    if {"state", "param_groups"} <= state.keys():
+        raise NoWeights("it holds the state of an optimizer, and no weights")
     if key is not None:
         inside = (key,) if key in state else tuple(key.split("."))
-        if not tensors_of(_at(state, inside)):
+        if not contents.tensors(_at(state, inside)):
             raise CheckpointError(f"key={key!r} leads to no tensors; the file has {_listing(state)}")
         return inside
     if RAW_BESIDE_AVERAGE in state:
         return ("state_dict",) if weights == "average" else (RAW_BESIDE_AVERAGE,)
     for name in NESTED:
-        if tensors_of(state.get(name)):
+        if contents.tensors(state.get(name)):
             return (name,)
-    if tensors_of(state):
+    if contents.tensors(state):
         return ()
-    raise CheckpointError(f"no state dict found; name the key that leads to it: the file has {_listing(state)}")
+    unread = join_names(list(contents.objects), 4)
+    found = f"the file has {_listing(state)}" + (f", and objects that are not read ({unread})" if unread else "")
+    if not _has_tensors(state):
+        raise NoWeights(f"no state dict found, nor any tensor: {found}")
+    raise CheckpointError(f"no state dict found; name the key that leads to it: {found}")
+
+
+def _has_tensors(state: Any, depth: int = 8) -> bool:
+    """Whether there is a tensor in a state, or anything that is nested too deep to tell."""
+    state = content(state)
+    if isinstance(state, Mapping):
+        state = state.values()
+    elif not isinstance(state, (list, tuple)):
+        return isinstance(state, (Tensor, StoredTensor))
+    return depth == 0 or any(_has_tensors(value, depth - 1) for value in state)
 
 
 def _at(state: Any, inside: Sequence[str]) -> Any:
     for key in inside:
+        state = content(state)
         state = state.get(key) if isinstance(state, Mapping) else None
     return state
 
 
 def _listing(state: Mapping[Any, Any]) -> str:
-    return ", ".join(repr(name) for name in list(state)[:20])
+    return ", ".join(short(name) for name in list(state)[:20]) or "nothing"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from types import NoneType
 from typing import Any, TypeAlias
 
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 
 from lightning_traj import tensorboard
 from lightning_traj.blocks import clean_name
-from lightning_traj.callback import TrajectoryCallback
+from lightning_traj.callback import TrajectoryCallback, epochs_may_not_end, may_skip_steps
 from lightning_traj.compatibility import check_emptied, check_recorded, check_run, check_state
 from lightning_traj.conditions import Condition, Threshold, as_condition
 from lightning_traj.decisions import Decisions
@@ -22,16 +22,23 @@ from lightning_traj.freezing import MODEL, UNITS, Freezing, Train, Unit, grouped
 from lightning_traj.guard import Guard
 from lightning_traj.line_search import DirectionSearch, LineSearch, Probe, in_words, summarised
 from lightning_traj.logbook import batches_of, last_step
+from lightning_traj.logged_metrics import read_callback_metrics, settle_logged_metrics
 from lightning_traj.measures.catalogue import MEASURES
-from lightning_traj.partition import function_name
+from lightning_traj.pickling import METHODS_OF_MODULE, Picklable, identity_of
 from lightning_traj.schedule import Schedule
+from lightning_traj.steps import StepCounter
+from lightning_traj.text import function_name
 from lightning_traj.timeline import LISTED, Event, Timeline, print_timeline
 from lightning_traj.trajectory import Trajectory
 
 Trainer: TypeAlias = Any  # as in callback.py
 
 
-class HybridTraining(Callback):
+class HybridTraining(
+    Picklable,
+    Callback,
+    transient={"_freezing": NoneType, "_parameters": dict, **METHODS_OF_MODULE},
+):
     """Trains everything at first, and from some point on only what has to be.
 
     What is frozen has ``requires_grad=False`` and no gradient: the backward pass does not compute its gradients,
@@ -82,6 +89,8 @@ class HybridTraining(Callback):
         keep_state: bool = True,
         name: str = "traj_hybrid",
     ) -> None:
+        if isinstance(train, Sequence) and not isinstance(train, str | list | tuple):
+            train = list(train)  # of OmegaConf, say
         listed = list(train) if isinstance(train, list | tuple) else [train]
         if not listed or not (callable(train) or all(isinstance(select, str) for select in listed)):
             raise TypeError(
@@ -110,9 +119,9 @@ class HybridTraining(Callback):
         self._guard = Guard(name)
         self._restored: Mapping[str, Any] | None = None
         self._freezing: Freezing | None = None  # of the running fit
-        self._module: weakref.ref[LightningModule] | None = None  # whose training it is
+        self._module: object = None  # stands for the module whose training it is
         self._parameters: dict[str, nn.Parameter] = {}
-        self._hooks: list[Any] = []
+        self._counter = StepCounter()
         self._before: dict[str, Any] = {}  # monitors as they were logged before the validation that runs
         self._validated: set[str] = set()  # monitors that validations log
         self._validations = 0
@@ -157,23 +166,27 @@ class HybridTraining(Callback):
         if self._decisions.conditions:
             check_emptied(trainer, freezing.emptied())
         restored, self._restored = self._restored, None
-        same = self._module is not None and self._module() is pl_module
+        same = self._module is identity_of(pl_module)
         if restored is not None:
             self._load(restored, pl_module.device)
         elif not (same and trainer.global_step and not trainer.ckpt_path):
             self._begin()
         freezing.apply(self._frozen)
-        self._freezing, self._frozen, self._module = freezing, freezing.frozen, weakref.ref(pl_module)
+        self._freezing, self._frozen, self._module = freezing, freezing.frozen, identity_of(pl_module)
         self._guard.forget()
         self._validated, self._validations = set(), 0
-        for optimizer in trainer.optimizers:
-            # It alone counts the steps really taken: with accumulation, manual optimisation, and skipped ones.
-            self._hooks.append(optimizer.register_step_post_hook(self._on_optimizer_step))
+        self._counter.start(trainer.optimizers, trainer.global_step, say=self._say, skips=may_skip_steps(trainer))
         rank_zero_info(f"{self.name}: {self._describe(freezing)}")
+        if epochs_may_not_end(trainer) and (late := self._decisions.asked_between_epochs()):
+            rank_zero_info(
+                f"{self.name}: the training data have no length, and {', '.join(late)} is asked at the starts of "
+                "epochs only: if they never end, pass a schedule of steps, such as AtSteps([1000])."
+            )
 
     # During training
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        settle_logged_metrics(trainer)
         epoch, freezing, decisions = trainer.current_epoch, self._running, self._decisions
         if epoch <= decisions.epoch:  # before it was interrupted
             return
@@ -181,7 +194,7 @@ class HybridTraining(Callback):
         decisions.pending |= self._logged_in_training(trainer)
         decisions.note(epoch)
         if decisions.missing and epoch and (self._validations or not trainer.enable_validation):
-            known = ", ".join(map(str, trainer.callback_metrics)) or "nothing"
+            known = ", ".join(map(str, read_callback_metrics(trainer))) or "nothing"
             self._guard.warn("monitors", f"{', '.join(decisions.missing)} was not logged so far, but {known}")
         if self._search is not None:
             self._try_direction(trainer, pl_module, self._search, freezing)
@@ -191,14 +204,19 @@ class HybridTraining(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         freezing = self._running
+        self._counter.batch_starts(trainer.optimizers)
         if self._steps > self._decisions.step:
             self._change(trainer, freezing, self._decisions.after_steps(self._steps, freezing.groups, freezing.frozen))
         self._keep(trainer, pl_module, batch, "train")
         self.timeline.batch_starts(freezing.share)
 
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self._counter.announce(optimizer, trainer.optimizers, trainer.global_step)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._counter.follow(trainer.global_step)
         self.timeline.batch_ends()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -271,6 +289,11 @@ class HybridTraining(Callback):
         return self._freezing
 
     @property
+    def _steps(self) -> int:
+        """Optimizer steps taken."""
+        return self._counter.count
+
+    @property
     def _settings(self) -> dict[str, str]:
         """What has to stay the same for a run to go on, in words."""
         train = f"function {function_name(self.train)}" if callable(self.train) else repr(self.train)
@@ -281,7 +304,7 @@ class HybridTraining(Callback):
         self._decisions = Decisions(self.when, self.thaw)
         self._search = None if self.line_search is None else DirectionSearch(self.line_search)
         self._frozen = {}
-        self._steps = 0
+        self._counter.count = 0
 
     def _load(self, state: Mapping[str, Any], device: torch.device) -> None:
         for argument, ours in self._settings.items():
@@ -291,7 +314,7 @@ class HybridTraining(Callback):
                     f"{argument}={theirs} to go on with it, or another name= to begin anew."
                 )
         self._begin()
-        self._frozen, self._steps = dict(state["frozen"]), state["steps"]
+        self._frozen, self._counter.count = dict(state["frozen"]), state["steps"]
         self._decisions.load_state_dict(state["decisions"])
         self.timeline.load_state_dict(state["timeline"])
         if self._search is not None and state["search"] is not None:
@@ -318,7 +341,7 @@ class HybridTraining(Callback):
     def _monitored(self, trainer: Trainer) -> dict[str, Any]:
         """The monitors' values as they stand: Lightning keeps the latest of each."""
         monitors = self._decisions.monitors
-        logged = trainer.callback_metrics if monitors else {}
+        logged = read_callback_metrics(trainer) if monitors else {}
         return {monitor: logged[monitor] for monitor in monitors if monitor in logged}
 
     def _logged_in_training(self, trainer: Trainer) -> dict[str, float]:
@@ -342,6 +365,7 @@ class HybridTraining(Callback):
 
     def _change(self, trainer: Trainer, freezing: Freezing, labels: list[str]) -> None:
         """Freeze those of the groups that are trained, and thaw the others."""
+        freezing.optimizers = trainer.optimizers  # they may have been replaced
         thawing = [label for label in labels if label in freezing.frozen]
         for label in thawing:
             freezing.thaw(label)
@@ -399,21 +423,16 @@ class HybridTraining(Callback):
             found = search.search(probe, freezing.together(), freezing.parameters)
             if taken := [label for label, result in found.items() if result.factor]:
                 self._report(trainer, freezing, "moved", taken, in_words(found))
-                for callback in trainer.callbacks:
-                    if isinstance(callback, TrajectoryCallback):
-                        callback.parameters_moved(pl_module)
             if trainer.is_global_zero:
                 values = {f"{self.name}/line_search_{tag}": value for tag, value in summarised(found).items()}
                 self._guard("logging", tensorboard.log_scalars, trainer.loggers, values, last_step(trainer))
         search.begin(freezing.parameters, epoch)
 
-    def _on_optimizer_step(self, *_: Any) -> None:
-        self._steps += 1
+    def _say(self, line: str) -> None:
+        rank_zero_info(f"{self.name}: {line}")
 
     def _clean_up(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        self._counter.stop()
         if self._freezing is not None:
             self._freezing.put_back()
         self._freezing, self._parameters = None, {}

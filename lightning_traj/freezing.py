@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_traj.blocks import Block, clean_name, enclosing, group_blocks, select_blocks
 from lightning_traj.partition import Partition
+from lightning_traj.steps import with_inner
 
 Train = str | Sequence[str] | Callable[[Block], bool]
 Unit = Literal["model", "layer", "depth"]
@@ -207,8 +208,8 @@ class Freezing:
                 parameter.requires_grad_(trained)
                 parameter.grad = None
             if not trained and not self.keep_state:
-                for optimizer in self.optimizers:
-                    optimizer.state.pop(self.parameters[name], None)
+                for each in (each for optimizer in self.optimizers for each in with_inner(optimizer)):
+                    each.state.pop(self.parameters[name], None)
 
     def _norms_in(self, labels: Iterable[str]) -> list[_BatchNorm]:
         """BatchNorm layers with running statistics in groups: all of them in the model as a whole."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_traj.partition import Partition
-from lightning_traj.shards import Held, Share
+from lightning_traj.shards import Deferred, Held, Share
 from lightning_traj.snapshots import SnapshotFiles
 
 
@@ -26,7 +26,7 @@ class FullRows:
         name: str,
         step: int,
         partition: Partition,
-        held: Sequence[Sequence[Held]],
+        held: Sequence[Sequence[Held | Deferred]],
         latest: Sequence[Tensor],
     ) -> list[Tensor]:
         """Write a snapshot.
@@ -44,9 +44,11 @@ class FullRows:
         Raises:
             FloatingPointError: an entry is not finite.
             ValueError: a block is placed in another way than before.
+            UnreadableError: a parameter cannot be read.
             OSError: it could not be written.
         """
-        boxes = (view for pieces in held for each in pieces for view, _ in each.boxes())
+        read = [[each.now() for each in pieces] for pieces in held]
+        boxes = (view for pieces in read for each in pieces for view, _ in each.boxes())
         if not all(bool(torch.isfinite(view).all()) for view in boxes):
             raise FloatingPointError(f"the snapshot at step {step} has non-finite entries: it is left out.")
         shares = self._shares_of(partition, held)
@@ -56,7 +58,7 @@ class FullRows:
         self._shares = shares
         entries = {
             block.name: _joined([each.flat() for each in pieces]) if pieces else latest[b][:]
-            for b, (block, pieces) in enumerate(zip(partition.blocks, held, strict=True))
+            for b, (block, pieces) in enumerate(zip(partition.blocks, read, strict=True))
         }
         written = self.files.write(name, entries, shares)
         return [written[block.name] for block in partition.blocks]
@@ -66,7 +68,7 @@ class FullRows:
         names: Iterable[str],
         formerly: Path,
         partition: Partition,
-        held: Sequence[Sequence[Held]] | None,
+        held: Sequence[Sequence[Held | Deferred]] | None,
         rank: int,
     ) -> dict[str, dict[str, Any]]:
         """Snapshots by name, their blocks by name.
@@ -86,7 +88,7 @@ class FullRows:
             wanted = self._shares = self._shares_of(partition, held)
         return self.files.read(names, formerly, rank, wanted)
 
-    def _shares_of(self, partition: Partition, held: Sequence[Sequence[Held]]) -> dict[str, list[Share]]:
+    def _shares_of(self, partition: Partition, held: Sequence[Sequence[Held | Deferred]]) -> dict[str, list[Share]]:
         """Which entries of each block are kept here; one that is gone from the model stays where it was."""
         gone = [Share((0,), ((),))]
         return {

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_traj.roles import ROLES
+from lightning_traj.roles import ROLES, Shapes, fuses_gate, owner_of, plain_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +99,27 @@ class FusedLayout:
             )
 
 
+def as_layouts(declared: Mapping[str, Any] | None) -> dict[str, FusedLayout]:
+    """Return declared layouts by pattern, as a plain dict.
+
+    A mapping of FusedLayout's arguments is a layout too: Hydra makes one of an instantiated layout inside a config.
+
+    Raises:
+        TypeError, ValueError: a layout is neither, or its arguments are wrong; the message names its pattern.
+    """
+    layouts = {}
+    for pattern, layout in (declared or {}).items():
+        if isinstance(layout, Mapping):
+            try:
+                layout = FusedLayout(**layout)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"fused[{pattern!r}]: {error}") from error
+        if not isinstance(layout, FusedLayout):
+            raise TypeError(f"fused[{pattern!r}]={layout!r} is no layout: pass a FusedLayout.")
+        layouts[pattern] = layout
+    return layouts
+
+
 _THIRDS = FusedLayout({"q": 1, "k": 1, "v": 1})
 _HALVES = FusedLayout({"k": 1, "v": 1})
 # The gate is what passes through the activation, whatever a library calls it: as gate_proj in Llama.
@@ -138,15 +159,38 @@ def known_layout(module: nn.Module, parent: nn.Module | None, parameter: str) ->
     return layout
 
 
-def looks_fused(name: str, shape: Sequence[int]) -> bool:
-    """Whether the name (and shape) of a tensor that is not known suggests that several parts are fused in it."""
+def layout_by_shapes(name: str, shapes: Shapes) -> FusedLayout | None:
+    """The layout of a SwiGLU's gate and input in one tensor, where its name and the output beside it leave no doubt.
+
+    These are the ``w12`` of xformers, DINOv2 and EVA, and the ``weights_in`` of DINOv2 in transformers: they need no
+    module to be told, so that state dicts are split as models are.
+
+    Args:
+        name: The parameter's qualified name.
+        shapes: Shapes of all parameters of the model, by ``roles.plain_path`` of their names.
+    """
+    path = plain_path(name)
+    return _GATE_FIRST if owner_of(path) in ("w12", "weights_in") and fuses_gate(path, shapes) else None
+
+
+def looks_fused(name: str, shape: Sequence[int], shapes: Shapes | None = None) -> bool:
+    """Whether the name (and shape) of a tensor that is not known suggests that several parts are fused in it.
+
+    Args:
+        name: The parameter's qualified name.
+        shape: Its shape.
+        shapes: Those of all parameters, as for ``layout_by_shapes``: they tell where a gate lies in one tensor with
+            its input.
+    """
     path = [part for part in name.split(".") if part not in ("base_layer", "linear")] or [""]  # LoRA layers' own
     words = "_".join(path[-2:] if path[-1] in ("weight", "bias") else path[-1:]).lower()
     if not shape or max(shape) < 2 or "norm" in words:
         return False
     if "in_proj" in words and "qkv" not in words:  # many a plain layer has this name
         return len(shape) == 2 and shape[0] == 3 * shape[1]
-    return re.search(r"qkv|kqv|query_key|c_attn|w_pack|(^|_)(kv|qk)(_|$)|gate_up|up_gate", words) is not None
+    if fuses_gate(plain_path(name), shapes or {}):
+        return True
+    return re.search(r"qkv|kqv|query_key|c_attn|w_pack|(^|_)(kv|qk|w12|w13)(_|$)|gate_up|up_gate", words) is not None
 
 
 def _child_name(module: nn.Module, parent: nn.Module) -> str:

@@ -11,17 +11,19 @@ change of basis of H (``measures.basis``) that adds and never cancels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_traj.measures.basis import DISPLACEMENT, PREVIOUS_UPDATE, THETA, UPDATE, snapshot_gram
 from lightning_traj.rows import NEW, Row, exact_products, local_grams
 
+LISTS = ("rows", "local", "finite")  # the state of a GrowingGram: lists with an entry a snapshot, and tensors
+TENSORS = ("base", "latest", "before", "anchored")
+STORED = ("rows", "anchored")  # of these, what ``storage`` keeps
 
-class RunningGram(Metric):
+
+class GrowingGram:
     """Gram matrix of a growing sequence of snapshots, block by block.
 
     A snapshot is given as one 1-D tensor a block, the whole of it (``exact=True``) or its sketch. ``update`` never
@@ -29,25 +31,25 @@ class RunningGram(Metric):
     ``finite``: drop it with ``keep``. Blocks that appear late count as constant before their first value, which has to
     be finite: all that comes later is measured from it.
 
+    This is all that recording needs; ``RunningGram`` is the same as a metric of torchmetrics, which takes seconds to
+    import.
+
     Args:
         exact: False keeps a copy of the displacements in float32, whose Gram matrix is accumulated in float64, all new
             rows at once when it is asked for. True keeps the given tensors themselves (they may be memory-mapped
             files), and takes differences and inner products in float64 as they come.
         storage: Device that keeps the rows and the Gram matrix; default: the device of the rows.
-        kwargs: For ``torchmetrics.Metric``.
 
     Example:
         >>> import torch
-        >>> gram = RunningGram(exact=True)
-        >>> gram.update([torch.tensor([3.0, 4.0])])
-        >>> gram.update([torch.tensor([3.0, 5.0])])
-        >>> gram.compute()
-        tensor([[[25., 29.],
-                 [29., 34.]]], dtype=torch.float64)
+        >>> gram = GrowingGram()
+        >>> for entry in (0.0, 1.0, 3.0):
+        ...     gram.update([torch.tensor([2.0, entry])])
+        >>> gram.compute_anchored()  # of θ_0 and the displacements
+        tensor([[[4., 0., 0.],
+                 [0., 1., 3.],
+                 [0., 3., 9.]]], dtype=torch.float64)
     """
-
-    is_differentiable = False
-    full_state_update = False
 
     rows: list[Tensor]
     local: list[Tensor]
@@ -57,24 +59,31 @@ class RunningGram(Metric):
     before: Tensor
     anchored: Tensor
 
-    def __init__(self, *, exact: bool = False, storage: torch.device | str | None = None, **kwargs: Any) -> None:
-        # Summing over ranks is the recorder's: a metric that synchronised itself would count replicas twice.
-        super().__init__(**{"sync_on_compute": False, **kwargs})
+    def __init__(self, *, exact: bool = False, storage: torch.device | str | None = None) -> None:
         self.exact = exact
         self.storage = None if storage is None else torch.device(storage)
-        for state in ("rows", "local", "finite"):
-            self.add_state(state, default=[], dist_reduce_fx=None, persistent=True)
-        for state in ("base", "latest", "before"):  # sketches of all blocks, flat: θ_0, θ_t, θ_{t−1}
-            self.add_state(state, default=torch.zeros(0, dtype=torch.float64), persistent=True)
-        self.add_state("anchored", default=torch.zeros(0, 0, 0, dtype=torch.float64), persistent=True)
-        self._forget()
+        self.reset()
 
-    def _forget(self) -> None:
+    def reset(self) -> None:
+        """Forget all snapshots."""
+        self.rows, self.local, self.finite = [], [], []
+        # Sketches of all blocks, flat: θ_0, θ_t and θ_{t−1}.
+        self.base = self.latest = self.before = torch.zeros(0, dtype=torch.float64)
+        self.anchored = torch.zeros(0, 0, 0, dtype=torch.float64)
         self.lengths: tuple[int, ...] = ()  # of the blocks' sketches, or of the blocks
         # Exact: the given tensors, by snapshot and block; of θ_0, θ_t and θ_{t−1} by block, and the newest local Gram.
         self.snapshots: list[Sequence[Tensor]] = []
         self.given: tuple[list[Tensor], list[Tensor], list[Tensor]] = [], [], []
         self.newest = torch.zeros(0, 4, 4, dtype=torch.float64)
+
+    def to(self, device: torch.device | str) -> GrowingGram:
+        """Move what is kept to a device, except for what ``storage`` keeps; returns self."""
+        for state in (*LISTS, *TENSORS):
+            if not (self.storage and state in STORED):
+                value = getattr(self, state)
+                moved = [tensor.to(device) for tensor in value] if isinstance(value, list) else value.to(device)
+                setattr(self, state, moved)
+        return self
 
     def __len__(self) -> int:
         return len(self.local)
@@ -153,22 +162,15 @@ class RunningGram(Metric):
         self.snapshots.append(row)
         self.newest = local
 
-    def forward(self, row: Sequence[Tensor]) -> Tensor:
-        """Take in the next snapshot and return the Gram matrix so far: a snapshot alone has no other to go with."""
-        self.update(row)
-        gram: Tensor = self.compute()
-        return gram
-
     def compute(self) -> Tensor:
-        """The Gram matrix of the snapshots, float64 [blocks, n, n] (squeezed by torchmetrics if it has one entry)."""
+        """The Gram matrix of the snapshots, float64 [blocks, n, n]."""
         return snapshot_gram(self.compute_anchored())
 
     def compute_anchored(self) -> Tensor:
         """H = Gram(θ_0, d_1, …, d_T), float64 [blocks, n, n], after filling in the rows that are new."""
         done, n = self.anchored.shape[-1], len(self)
         if done < n:
-            if self.storage is not None and self.base.is_cuda:  # rows may still be on their way to the host
-                torch.cuda.current_stream(self.base.device).synchronize()
+            self.wait_for_rows()
             grown = self._grown(self.anchored, len(self.lengths), n, self.base.device)
             for b, base in enumerate(Row(self.base, self.lengths).blocks()):
                 displacements = self._displacements(b)  # [n - 1, k]
@@ -182,6 +184,18 @@ class RunningGram(Metric):
             self.anchored = grown
         return self.anchored
 
+    def wait_for_rows(self) -> None:
+        """Wait until rows that are kept on the host have arrived there; others are not waited for."""
+        if self.storage is not None and self.base.is_cuda:
+            torch.cuda.current_stream(self.base.device).synchronize()
+
+    def recompute(self) -> None:
+        """Forget the Gram matrix of sketches: ``compute_anchored`` takes all of it from the rows again."""
+        self.anchored = self.anchored.new_zeros(0, 0, 0)
+        if self.lengths:
+            local = local_grams(Row(self.base, self.lengths), self.base, self.base, self.base)
+            self.anchored = self._with_blocks(local, len(self.lengths))
+
     def keep(self, indices: Sequence[int]) -> None:
         """Keep these snapshots of 0 … n−1, in order and with 0 among them, and forget the others."""
         if len(indices) == len(self):
@@ -192,7 +206,6 @@ class RunningGram(Metric):
         for state, shift in (("rows", 1), ("snapshots", 0), ("local", 0), ("finite", 0)):
             kept = getattr(self, state)
             setattr(self, state, [kept[i - shift] for i in indices if i >= shift] if kept else [])
-        self._computed = None
 
     def products(self, row: Sequence[Tensor]) -> Tensor:
         """What ``update`` needs of a row that is divided among processes, where ``exact``: it adds up over their parts.
@@ -255,23 +268,6 @@ class RunningGram(Metric):
         late = sum(piece.numel() < size for piece in pieces)
         stacked = torch.stack(pieces[late:]).double()
         return torch.nn.functional.pad(stacked, (0, 0, late, 0)) if late else stacked
-
-    def reset(self) -> None:
-        """Forget all snapshots."""
-        super().reset()
-        self._forget()
-
-    def get_extra_state(self) -> list[int]:
-        """For ``state_dict``: the lengths of the sketches."""
-        return list(self.lengths)
-
-    def set_extra_state(self, state: list[int]) -> None:
-        """From ``state_dict``."""
-        self.lengths = tuple(state)
-
-    def _apply(self, fn: Any, exclude_state: Sequence[str] = ()) -> Any:
-        stay = ("rows", "anchored") if self.storage else ()
-        return super()._apply(fn, (*exclude_state, *stay))
 
 
 def _at(tensor: Tensor, indices: Sequence[int], dim: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from lightning_traj.runs import Run, comparable, why_apart
 
 Array = NDArray[np.float64]
 SAME = 1e-6  # of their length: rows are kept in float32, and what differs by less is the same
+NEAR = 0.01  # of the shorter displacement: from starts that are closer, directions differ by half a degree at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +31,10 @@ class Joint:
             differences are taken before they are multiplied.
         starts: Which θ_0 each run starts from, int64 [runs]: runs that start from the same have the same number, the
             first run's is 0.
+        origins: Which runs can be seen from one origin, int64 [runs]: those that start from the same θ_0, or from
+            points so near each other (``NEAR``) that each may be seen from its own. Numbered as the starts are.
+        start_distances: Distance between the θ_0 of each two runs, over all blocks, float64 [runs, runs]; 0 where they
+            are the same.
         counted: What is counted, in words: every block that has changed in one of the runs.
     """
 
@@ -37,6 +43,8 @@ class Joint:
     snapshot: NDArray[np.int64]
     anchored: Array
     starts: NDArray[np.int64]
+    origins: NDArray[np.int64]
+    start_distances: Array
     counted: str
 
     @property
@@ -44,15 +52,23 @@ class Joint:
         """Whether all runs start from the same θ_0."""
         return not self.starts.any()
 
-    def by_start(self) -> list[Joint]:
-        """Those that start from the same θ_0 together, about that θ_0; without runs that share theirs with none."""
-        if self.same_start:
+    @property
+    def same_origin(self) -> bool:
+        """Whether all runs start from the same θ_0, or from points that are near each other."""
+        return not self.origins.any()
+
+    def by_origin(self) -> list[Joint]:
+        """Return the joint matrices of runs that can be seen from one origin, of each two or more that share it."""
+        if self.same_origin:
             return [self]
-        return [joint_gram(some) for some in self.runs_by_start() if len(some) > 1]
+        return [joint_gram(some) for some in self._grouped(self.origins) if len(some) > 1]
 
     def runs_by_start(self) -> list[list[Run]]:
         """The runs that start from each θ_0."""
-        return [[self.runs[i] for i in np.flatnonzero(self.starts == start)] for start in np.unique(self.starts)]
+        return self._grouped(self.starts)
+
+    def _grouped(self, numbers: NDArray[np.int64]) -> list[list[Run]]:
+        return [[self.runs[i] for i in np.flatnonzero(numbers == number)] for number in np.unique(numbers)]
 
     @property
     def gram(self) -> Array:
@@ -64,18 +80,30 @@ class Joint:
         """The same of displacements from the first run's θ_0; rows of that point are zero."""
         return displacement_gram(self.anchored)
 
+    @cached_property
+    def displacements(self) -> Array:
+        """Inner products of all displacements, each from the θ_0 of its own run, float64 [N, N]."""
+        if self.same_start:
+            return self.relative
+        total = np.zeros((len(self.owner), len(self.owner)))
+        for name in moved_blocks(self.runs):
+            stacked = np.concatenate([block_rows(run, name) for run in self.runs])
+            stacked[self.snapshot == 0] = 0.0
+            total += stacked @ stacked.T
+        return total
+
     def map(self) -> Array:
         """Cosines between all pairs of snapshots, [N, N]."""
         return measures.trajectory_map(self.gram)
 
     def relative_map(self) -> Array:
-        """Cosines between all displacements from the common θ_0, [N, N]; NaN for θ_0 itself.
+        """Cosines between all displacements, each from the θ_0 of its own run, [N, N]; NaN for θ_0 itself.
 
         Raises:
-            ValueError: the runs start from different points; each of ``by_start()`` has such a map.
+            ValueError: the runs start from points far from each other; each of ``by_origin()`` has such a map.
         """
-        self._check_start(relative=True, runs=range(len(self.runs)))
-        return measures.trajectory_map(self.relative)
+        self._check_origin(relative=True, runs=range(len(self.runs)))
+        return measures.trajectory_map(self.displacements)
 
     def angle(self, i: int, j: int, *, relative: bool = False) -> tuple[float, float]:
         """Angle between two snapshots, and its standard error, in degrees.
@@ -83,13 +111,13 @@ class Joint:
         Args:
             i: Which of the N snapshots.
             j: The other.
-            relative: As seen from the common θ_0, instead of the origin.
+            relative: As seen from the θ_0 of their runs, instead of the origin.
 
         Raises:
-            ValueError: relative, and their runs start from different points.
+            ValueError: relative, and their runs start from points far from each other.
         """
         owners = self.owner[[i, j]].tolist()
-        self._check_start(relative, owners)
+        self._check_origin(relative, owners)
         same_start = len(set(self.starts[owners])) == 1
         names, runs = moved_blocks(self.runs), [self.runs[owner] for owner in owners]
         grams = np.zeros((1, len(names), 2, 2))
@@ -99,13 +127,13 @@ class Joint:
                 (some[0], some[snapshot] * bool(snapshot))
                 for some, snapshot in zip(rows, self.snapshot[[i, j]].tolist(), strict=True)
             )
-            difference = a - its if same_start else (base - other) + (a - its)
+            difference = a - its if same_start or relative else (base - other) + (a - its)
             grams[0, b] = pair_gram(a if relative else base + a, difference)
         angles, errors, _ = pair_angles(grams, runs[0], names)
         return float(angles[0]), float(errors[0])
 
-    def _check_start(self, relative: bool, runs: Sequence[int]) -> None:
-        if relative and len(set(self.starts[list(runs)])) > 1:
+    def _check_origin(self, relative: bool, runs: Sequence[int]) -> None:
+        if relative and len(set(self.origins[list(runs)])) > 1:
             raise ValueError("runs: they start from different parameters, so there is no common θ_0 to look from.")
 
     def rows_of(self, run: int) -> NDArray[np.int64]:
@@ -127,6 +155,7 @@ def joint_gram(runs: Sequence[Run]) -> Joint:
             raise ValueError(f"runs: {runs[0].name} and {other.name} cannot be compared: {why}.")
     owner = np.concatenate([np.full(len(run.trajectory), i) for i, run in enumerate(runs)])
     anchored, starts = np.zeros((len(owner), len(owner))), _starts(runs)
+    distances = _start_distances(runs, starts)
     names = moved_blocks(runs)
     firsts = [starts.tolist().index(start) for start in starts]
     for name in names:
@@ -146,6 +175,8 @@ def joint_gram(runs: Sequence[Run]) -> Joint:
         snapshot=np.concatenate([np.arange(len(run.trajectory)) for run in runs]),
         anchored=anchored,
         starts=starts,
+        origins=_origins(runs, starts, distances),
+        start_distances=distances,
         counted=f"{len(names)} of {len(runs[0].blocks)} blocks, {numel:,} parameters: all that changed in a run",
     )
 
@@ -153,10 +184,11 @@ def joint_gram(runs: Sequence[Run]) -> Joint:
 def joint_grams(runs: Sequence[Run]) -> list[Joint]:
     """The joint Gram matrices of all runs that can be compared with another.
 
-    Where such runs start from different θ_0, the matrices of those that share theirs follow the one of them all.
+    Where such runs start from different θ_0, the one of them all is followed by those of runs that start near each
+    other.
     """
     found = [joint_gram([runs[i] for i in group]) for group in comparable(runs) if len(group) > 1]
-    return [joint for whole in found for joint in ([whole] if whole.same_start else [whole, *whole.by_start()])]
+    return [joint for whole in found for joint in ([whole] if whole.same_origin else [whole, *whole.by_origin()])]
 
 
 def _starts(runs: Sequence[Run]) -> NDArray[np.int64]:
@@ -168,6 +200,30 @@ def _starts(runs: Sequence[Run]) -> NDArray[np.int64]:
         firsts += [run] * (start == len(firsts))
         starts.append(start)
     return np.array(starts, dtype=np.int64)
+
+
+def _start_distances(runs: Sequence[Run], starts: NDArray[np.int64]) -> Array:
+    """Distances between the θ_0 of each two runs, over all blocks; 0 where they count as the same."""
+    squares = np.zeros((len(runs), len(runs)))
+    for name in runs[0].blocks:
+        bases = np.stack([block_rows(run, name)[0] for run in runs])
+        squares += [((bases - base) ** 2).sum(axis=1) for base in bases]
+    distances: Array = np.sqrt(squares)
+    distances[starts[:, None] == starts] = 0.0
+    return distances
+
+
+def _origins(runs: Sequence[Run], starts: NDArray[np.int64], distances: Array) -> NDArray[np.int64]:
+    """Which starts are the same or near each other, numbered in the order of the runs."""
+    reach = NEAR * np.array([run.summary["displacement"] for run in runs])  # NaN of a single snapshot is near nothing
+    near = (starts[:, None] == starts) | (distances <= np.minimum(reach[:, None], reach))
+    firsts: list[int] = []
+    origins = []
+    for i in range(len(runs)):
+        number = next((number for number, first in enumerate(firsts) if near[first, i]), len(firsts))
+        firsts += [i] * (number == len(firsts))
+        origins.append(number)
+    return np.array(origins, dtype=np.int64)
 
 
 def _same_start(one: Run, other: Run) -> bool:

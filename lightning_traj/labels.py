@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
 
+from lightning_traj.text import cut
+
 LONGEST = 24  # letters of the longest name that is written out
 
 
@@ -37,40 +39,6 @@ def apart(names: Sequence[str], short: Callable[[str, int], str], most: int) -> 
         for i, longer in zip(alike, apart([names[i] for i in alike], short, most + 2), strict=True):
             labels[i] = longer
     return labels
-
-
-def cut(name: str, most: int) -> str:
-    """A name without the middle of what stands between its numbers, if it has more than so many letters.
-
-    Numbers and stars stay, and an end of what stands between them, even if that takes more letters.
-    """
-    if len(name) <= most:
-        return name
-    pieces = re.split(r"(\d+|\*)", name)  # every second one is a number
-    room = most - sum(map(len, pieces[1::2]))
-    lengths = [len(piece) for piece in pieces[::2]]
-    longest = max(
-        (size for size in range(3, max(lengths) + 1) if sum(min(size, x) for x in lengths) <= room), default=3
-    )
-    spare = max(0, room - sum(min(longest, x) for x in lengths))
-    for place in range(0, len(pieces), 2):
-        allowed = longest
-        if len(pieces[place]) > longest and spare:  # what is left over goes to the first
-            allowed, spare = longest + 1, spare - 1
-        pieces[place] = _without_middle(pieces[place], allowed)
-    return "".join(pieces)
-
-
-def _without_middle(text: str, most: int) -> str:
-    ends = most // 2
-    return text if len(text) <= most else f"{text[: most - ends - 1]}…{text[-ends:]}"
-
-
-def in_words(names: Sequence[str], most: int | None = None) -> str:
-    """A list of names in a sentence: all of them, or, of more than ``most``, one less and the number of the others."""
-    if most is not None and len(names) > most:
-        return f"{', '.join(names[: most - 1])} and {len(names) - most + 1} more"
-    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
 def in_lines(name: str, most: int) -> str:

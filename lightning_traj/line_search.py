@@ -49,7 +49,8 @@ class LineSearch:
     loss: Loss | None = None
 
     def __post_init__(self) -> None:
-        if not self.factors or not all(isinstance(a, int | float) and a == a and a != 0 for a in self.factors):
+        listed = list(self.factors) if isinstance(self.factors, Sequence) else []
+        if not listed or not all(isinstance(a, int | float) and a == a and a != 0 for a in listed):
             raise ValueError(f"LineSearch(factors={self.factors!r}): pass a list of numbers other than 0.")
         for argument, value in (("batches", self.batches), ("every", self.every)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -58,7 +59,7 @@ class LineSearch:
             raise ValueError(f"LineSearch(data={self.data!r}): pass 'train' or 'val'.")
         if self.loss is not None and not callable(self.loss):
             raise TypeError(f"LineSearch(loss={self.loss!r}): pass a function from module and batch to the loss.")
-        object.__setattr__(self, "factors", tuple(map(float, self.factors)))
+        object.__setattr__(self, "factors", tuple(map(float, listed)))
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,8 @@ def _training_loss(module: Any, batch: Any) -> Tensor:
     Raises:
         ValueError: it returns no loss, or needs the Trainer.
     """
-    index = (0,) if is_param_in_hook_signature(module.training_step, "batch_idx") else ()
+    # As Lightning has it: a second argument is the index, whatever it is called.
+    index = (0,) if is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2) else ()
     remedy = "pass LineSearch(loss=…), a function from module and batch to the loss."
     try:
         output = module.training_step(batch, *index)

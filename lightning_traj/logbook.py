@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from math import isfinite
-from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 
 from lightning_traj import report, tensorboard
+from lightning_traj.folders import Folder
 from lightning_traj.guard import Guard
+from lightning_traj.logged_metrics import add_callback_metrics
+from lightning_traj.pickling import Picklable
 from lightning_traj.recorder import Recorder
 from lightning_traj.trajectory import Trajectory
 
 
-class Logbook:
+class Logbook(Picklable, transient={"folder": NoneType}):
     """Logs and saves what a recorder has recorded.
 
     Args:
@@ -26,13 +29,14 @@ class Logbook:
 
     Attributes:
         trajectory: What was collected last; None before.
-        file: Where it is saved; None: nowhere.
+        folder: Where files go; None: nowhere.
     """
 
     def __init__(self, name: str, track: str, recorder: Recorder, guard: Guard, figures: bool = True) -> None:
         self.name, self.track, self.recorder, self.guard = name, track, recorder, guard
         self.figures = figures
-        self.file: Path | None = None
+        self.folder: Folder | None = None
+        self._event_folders: list[str] = []
         self._batches = 0  # at the last log
         self.clear()
 
@@ -45,17 +49,19 @@ class Logbook:
         self._pictured = 0  # scheduled snapshots when pictures were drawn last
         self._layered = 0  # and those by layer and role
 
-    def open(self, trainer: Any, folder: Path, *, new: bool) -> None:
+    def open(self, trainer: Any, folder: Folder | None, *, new: bool) -> None:
         """Get ready for a fit.
 
         Args:
             trainer: Of the fit.
-            folder: For the file.
+            folder: For the file, and for pictures that no logger takes; None: nothing is written.
             new: Whether a new trajectory begins.
         """
-        self.file = None if trainer.fast_dev_run else folder / f"{stem(self.name)}.safetensors"
-        if new and trainer.is_global_zero:
-            self.guard("keeping an earlier file", self._set_aside)
+        self.folder = folder
+        if new and folder is not None and trainer.is_global_zero:
+            # That of a run without a logger, say.
+            self.guard("keeping an earlier file", folder.set_aside, self._file_name)
+        self._event_folders = tensorboard.event_folders(trainer.loggers)
         self._batches = batches_of(trainer)
 
     def skip(self) -> None:
@@ -83,7 +89,7 @@ class Logbook:
         They are the same on all ranks, and stay until others take their place: checks within an epoch find them too.
         """
         values = {f"{self.name}/{key}": value for key, value in self._summary.items() if isfinite(value)}
-        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
+        add_callback_metrics(trainer, {key: torch.tensor(value) for key, value in values.items()})
 
     # When
 
@@ -108,8 +114,15 @@ class Logbook:
     def after_fit(self, trainer: Any) -> None:
         """Print the summary, once."""
         if trainer.is_global_zero and self.trajectory is not None and not trainer.fast_dev_run:
-            folders = tensorboard.event_folders(trainer.loggers)
-            self.guard("the summary", report.print_summary, self.trajectory, self.name, self.track, self.file, folders)
+            self.close()
+            file = None if self.folder is None else self.folder.describe(self._file_name)
+            folders = self._event_folders or tensorboard.event_folders(trainer.loggers)  # nothing was left to train
+            self.guard("the summary", report.print_summary, self.trajectory, self.name, self.track, file, folders)
+
+    def close(self) -> None:
+        """Wait until everything that was written is in its place, within limits."""
+        if self.folder is not None:
+            self.guard("sending", self.folder.close)
 
     # What
 
@@ -130,7 +143,7 @@ class Logbook:
             self._summary,
             step,
             prefix=self.name,
-            folder=self._folder,
+            folder=self.folder,
             pictures=pictures,
         )
         # One epoch of many changes little in what is by layer and role, which takes thrice as long to draw as the rest.
@@ -141,28 +154,21 @@ class Logbook:
         wanted = self.figures and self._layered != self._logged
         if wanted and self.trajectory is not None and trainer.is_global_zero:
             self._layered = self._logged
-            tensorboard.log_layers(trainer.loggers, self.trajectory, step, prefix=self.name, folder=self._folder)
+            tensorboard.log_layers(trainer.loggers, self.trajectory, step, prefix=self.name, folder=self.folder)
 
     def save(self, trainer: Any, sketches: bool = False) -> None:
         """Write the file: what was collected last, or, with sketches, everything up to now."""
         if sketches:
             self.collect()
-        if self.file is None or self.trajectory is None or not trainer.is_global_zero:
+        if self.folder is None or self.trajectory is None or not trainer.is_global_zero:
             return
         rows = self.recorder.rows() if sketches else None
-        (self.trajectory if rows is None else self.trajectory.with_sketches(rows)).save(self.file)
-
-    def _set_aside(self) -> None:
-        """A file of an earlier run in the same folder (a run without a logger, say) is kept under another name."""
-        if self.file is not None and self.file.exists():
-            count = 1
-            while (other := self.file.with_name(f"{self.file.stem}-v{count}.safetensors")).exists():
-                count += 1
-            self.file.rename(other)
+        saved = self.trajectory if rows is None else self.trajectory.with_sketches(rows)
+        self.folder.write(self._file_name, saved.save)
 
     @property
-    def _folder(self) -> Path | None:
-        return None if self.file is None else self.file.parent
+    def _file_name(self) -> str:
+        return f"{stem(self.name)}.safetensors"
 
 
 def stem(name: str) -> str:

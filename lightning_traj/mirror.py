@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_traj.gram import RunningGram
+from lightning_traj.gram import GrowingGram
 
 Array = NDArray[np.float64]
 
@@ -44,7 +44,7 @@ class Mirror:
 
 def mirrored(
     order: Sequence[int],
-    gram: RunningGram,
+    gram: GrowingGram,
     paths: Sequence[Tensor],
     previous: Mirror | None,
     more: Sequence[Tensor] = (),

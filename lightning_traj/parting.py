@@ -1,4 +1,4 @@
-"""Where runs that start from the same parameters part."""
+"""Where runs that start from the same parameters, or nearly the same, part."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ PARTED = degrees(acos(CLOSE))  # degrees, 8.1: directions that differ by more th
 
 @dataclass(frozen=True, eq=False)
 class Parting:
-    """How two runs from the same θ_0 part: ∠(d_t, d'_t) of their displacements at the same steps.
+    """How two runs from the same θ_0, or nearly so, part: ∠(d_t, d'_t) of their displacements at the same steps.
+
+    Displacements are those of each run from its own θ_0.
 
     Attributes:
         names: Of the runs.
         steps: Steps at which both have a snapshot, without the first, int64 [T].
         angles: In degrees, [T]; NaN while one of them has not moved.
         errors: Their standard errors, in degrees, [T]; 0 for blocks kept whole.
-        same_until: The last step up to which their parameters are the same, to the precision of what is kept.
+        same_until: The last step up to which their parameters are the same, to the precision of what is kept; None
+            where they differ from the start on.
         parted: The first step at which the angle exceeds ``PARTED`` by more than twice its
             standard error; None where it never does.
     """
@@ -35,14 +38,16 @@ class Parting:
     steps: NDArray[np.int64]
     angles: Array
     errors: Array
-    same_until: int
+    same_until: int | None
     parted: int | None
 
     def __str__(self) -> str:
         pair = f"{self.names[0]} and {self.names[1]}"
         if not len(self.steps):
             return f"{pair}: no snapshots at the same steps after the first."
-        same = f"the same parameters up to step {self.same_until:,}"
+        same = "nearly the same start"
+        if self.same_until is not None:
+            same = f"the same parameters up to step {self.same_until:,}"
         if self.same_until == self.steps[-1]:
             return f"{pair}: {same}, the last that both have."
         at = f"the directions from θ_0 differ by more than {PARTED:.1f}°"
@@ -59,17 +64,21 @@ class Parting:
 
 
 def joint_partings(runs: Sequence[Run]) -> list[tuple[Joint, list[Parting]]]:
-    """The groups of ``joint_grams``, and where each two of a group that has one θ_0 part."""
-    return [(joint, partings(joint) if joint.same_start else []) for joint in joint_grams(runs)]
+    """The groups of ``joint_grams``, and where each two of a group part that are seen from one origin."""
+    return [(joint, partings(joint) if joint.same_origin else []) for joint in joint_grams(runs)]
 
 
 def partings(joint: Joint) -> list[Parting]:
-    """Where each two of the runs that start from the same θ_0 part."""
+    """Where each two of the runs part that start from the same θ_0, or from points near each other."""
     pairs = combinations(range(len(joint.runs)), 2)
-    return [_parting(joint.runs[i], joint.runs[j]) for i, j in pairs if joint.starts[i] == joint.starts[j]]
+    return [
+        _parting(joint.runs[i], joint.runs[j], bool(joint.starts[i] == joint.starts[j]))
+        for i, j in pairs
+        if joint.origins[i] == joint.origins[j]
+    ]
 
 
-def _parting(one: Run, other: Run) -> Parting:
+def _parting(one: Run, other: Run, same_start: bool) -> Parting:
     steps, first, second = np.intersect1d(one.trajectory.steps, other.trajectory.steps, return_indices=True)
     # θ_0 has no direction.
     steps, first, second = (some[(first > 0) & (second > 0)] for some in (steps, first, second))
@@ -82,11 +91,12 @@ def _parting(one: Run, other: Run) -> Parting:
     differing = np.flatnonzero(~same)
     apart = np.flatnonzero(angles - 2 * errors > PARTED)
     before = steps[: differing[0]] if len(differing) else steps
+    same_until = int(before[-1]) if len(before) else int(one.trajectory.steps[0])
     return Parting(
         names=(one.name, other.name),
         steps=steps,
         angles=angles,
         errors=errors,
-        same_until=int(before[-1]) if len(before) else int(one.trajectory.steps[0]),
+        same_until=same_until if same_start else None,
         parted=int(steps[apart[0]]) if len(apart) else None,
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_traj.blocks import (
     Block,
@@ -22,9 +23,11 @@ from lightning_traj.blocks import (
     matches,
     real_entries,
 )
-from lightning_traj.fused import FusedLayout, known_layout, looks_fused
-from lightning_traj.roles import role_of
-from lightning_traj.shards import Held, Share, local_tensor, whole
+from lightning_traj.fused import FusedLayout, known_layout, layout_by_shapes, looks_fused
+from lightning_traj.reading import is_ordinary, unreadable_reason
+from lightning_traj.roles import Shapes, plain_path, role_of
+from lightning_traj.shards import Deferred, Held, Share, local_tensor, whole
+from lightning_traj.text import function_name
 
 Granularity = Literal["tensor", "layer", "role", "model"] | Callable[[Block], str]
 Place = tuple[Sequence[int], Share]  # of a parameter: its shape, and what of it is here
@@ -65,6 +68,12 @@ class Piece:
             local = self.layout.part(local, self.part)
         return real_entries(local) if local.is_complex() else local
 
+    def held(self, local: Tensor, share: Share, own: Share) -> Held | Deferred:
+        """The piece's own share of the entries, of what is here of a parameter, this share of it."""
+        if is_ordinary(local):
+            return Held(self.entries(local, share), own)
+        return Deferred(local, own, self.parameter, partial(self.entries, share=share))
+
 
 @dataclass(frozen=True)
 class Partition:
@@ -79,6 +88,8 @@ class Partition:
         pieces: Of each block, one after the other.
         excluded: Names of the parameters of which something was left out.
         undeclared: Parameters that look fused, and whose layout is neither known nor declared.
+        unreadable: Why parameters are left out that cannot be read, by clean name. A block with one of them has no more
+            values.
         root: What the names of all parameters begin with, such as ``"model."``: the modules that wrap the network.
     """
 
@@ -90,6 +101,7 @@ class Partition:
     pieces: tuple[tuple[Piece, ...], ...] = ()
     excluded: frozenset[str] = frozenset()
     undeclared: tuple[str, ...] = ()
+    unreadable: Mapping[str, str] = field(default_factory=dict)
     root: str = ""
 
     @property
@@ -100,15 +112,18 @@ class Partition:
             if isinstance(self.granularity, str)
             else f"function {function_name(self.granularity)}",
             "fused": {pattern: repr(layout) for pattern, layout in self.fused.items()},  # in which their order is seen
-            "include": _plain(self.include),
-            "exclude": _plain(self.exclude),
+            "include": plain_patterns(self.include),
+            "exclude": plain_patterns(self.exclude),
         }
 
     def check(self, parameters: Mapping[str, Tensor], model: nn.Module | None = None) -> None:
         """Raise ValueError: a pattern matches nothing, or nothing is left to record."""
         names = [clean_name(name) for name in parameters]
         check_patterns("fused", list(self.fused), names)
-        pieces = [piece for name in parameters for piece in self._pieces_of(name, parameters[name], model)]
+        shapes = _shapes(parameters)
+        unreadable = self.find_unreadable(parameters, model)
+        readable = [name for name in parameters if clean_name(name) not in unreadable]
+        pieces = [piece for name in readable for piece in self._pieces_of(name, parameters[name], model, shapes)]
         known = list(dict.fromkeys([*names, *(block.name for block, _ in pieces)]))
         check_patterns("include", self.include, known)
         check_patterns("exclude", self.exclude, known)
@@ -117,6 +132,46 @@ class Partition:
                 f"include={self.include!r}, exclude={self.exclude!r} leave none of {len(names)} parameters: "
                 "record at least one."
             )
+
+    def find_unreadable(
+        self, parameters: Mapping[str, Tensor], model: nn.Module | None = None, names: Iterable[str] | None = None
+    ) -> dict[str, str]:
+        """Find the parameters that are, or were, to be recorded and whose values cannot be read.
+
+        Args:
+            parameters: Tensors by qualified name.
+            model: The module that has them.
+            names: Which of the parameters are looked at; default: all.
+
+        Returns:
+            The reasons by clean name, without those that are left out already.
+        """
+        meta = all(is_lazy(parameter) or parameter.is_meta for parameter in parameters.values())
+        found: dict[str, str] = {}
+        for name in parameters if names is None else names:
+            cleaned = clean_name(name)
+            if cleaned in self.excluded or cleaned in self.unreadable:
+                continue
+            reason = unreadable_reason(local_tensor(parameters[name]), meta)
+            if reason and self._wants_some(name, parameters, model):
+                found[cleaned] = reason
+        return found
+
+    def recorded(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return those of the parameters that are in blocks and can be read."""
+        return {
+            name: tensor
+            for name, tensor in parameters.items()
+            if (cleaned := clean_name(name)) in self._recorded and cleaned not in self.unreadable
+        }
+
+    @property
+    def lost(self) -> tuple[int, ...]:
+        """Indices of the blocks that cannot be read any more."""
+        if not self.unreadable:
+            return ()
+        lost = (any(piece.parameter in self.unreadable for piece in pieces) for pieces in self.pieces)
+        return tuple(b for b, is_lost in enumerate(lost) if is_lost)
 
     def extended(self, parameters: Mapping[str, Tensor], model: nn.Module | None = None) -> Partition:
         """The partition with the blocks of parameters that are new; itself where none is.
@@ -130,9 +185,14 @@ class Partition:
         """
         known = self._known
         new = [name for name in parameters if clean_name(name) not in known]
-        found = [piece for name in new for piece in self._pieces_of(name, parameters[name], model)]
-        if not found:
+        if not new:
             return self
+        unreadable = {**self.unreadable, **self.find_unreadable(parameters, model, new)}
+        new = [name for name in new if clean_name(name) not in unreadable]
+        shapes = _shapes(parameters) if any(has_entries(parameters[name]) for name in new) else {}
+        found = [piece for name in new for piece in self._pieces_of(name, parameters[name], model, shapes)]
+        if not found:
+            return self if len(unreadable) == len(self.unreadable) else replace(self, unreadable=unreadable)
         wanted = [self._is_wanted(block, piece) for block, piece in found]
         # A block of several tensors is as long as it was at first: what comes later is a block of its own.
         group = self._group if not self.blocks else _itself
@@ -141,14 +201,15 @@ class Partition:
             if is_in:
                 grouped.setdefault(group(block), []).append((block, piece))
         whole = [p.parameter for (_, p), is_in in zip(found, wanted, strict=True) if is_in and not p.part]
-        shapes = {clean_name(name): parameters[name] for name in new}
-        unknown = [name for name in whole if looks_fused(name, shapes[name].shape)]
+        added = {clean_name(name): parameters[name] for name in new}
+        unknown = [name for name in whole if looks_fused(name, added[name].shape, shapes)]
         return replace(
             self,
             blocks=(*self.blocks, *(_merged(name, [b for b, _ in members]) for name, members in grouped.items())),
             pieces=(*self.pieces, *(tuple(piece for _, piece in members) for members in grouped.values())),
             excluded=self.excluded | {p.parameter for (_, p), is_in in zip(found, wanted, strict=True) if not is_in},
             undeclared=(*self.undeclared, *unknown),
+            unreadable=unreadable,
             root=self.root if self.blocks else root_of([clean_name(name) for name in parameters]),
         )
 
@@ -160,7 +221,7 @@ class Partition:
         """
         return block.name.removeprefix(self.root)
 
-    def held(self, parameters: Mapping[str, Tensor], shares: Mapping[str, Share]) -> list[list[Held]]:
+    def held(self, parameters: Mapping[str, Tensor], shares: Mapping[str, Share]) -> list[list[Held | Deferred]]:
         """What is here of the real entries of each block, piece by piece; empty where one of its parameters is gone.
 
         Args:
@@ -173,10 +234,10 @@ class Partition:
         here: dict[str, tuple[Tensor, Place, Tensor]] = {}
         for name, tensor in parameters.items():
             cleaned = clean_name(name)
-            if cleaned in self._recorded and has_entries(tensor):
+            if cleaned in self._recorded and cleaned not in self.unreadable and has_entries(tensor):
                 placed = tensor.shape, shares.get(name) or whole(tensor.shape)
                 here[cleaned] = tensor, placed, local_tensor(tensor).detach()  # of which views are cheaper
-        listed: list[list[Held]] = []
+        listed: list[list[Held | Deferred]] = []
         for b, pieces in enumerate(self.pieces):
             found = [here[piece.parameter] for piece in pieces if piece.parameter in here]
             if len(found) < len(pieces):
@@ -186,7 +247,7 @@ class Partition:
             if b not in self._owned or self._owned[b][0] != places:
                 self._owned[b] = places, self._own(b, [tensor for tensor, *_ in found], places)
             each = zip(pieces, found, self._owned[b][1], strict=True)
-            listed.append([Held(piece.entries(local, share), own) for piece, (_, (_, share), local), own in each])
+            listed.append([piece.held(local, share, own) for piece, (_, (_, share), local), own in each])
         return listed
 
     # Inside
@@ -197,7 +258,7 @@ class Partition:
 
     @cached_property
     def _known(self) -> frozenset[str]:
-        return self._recorded | self.excluded
+        return self._recorded | self.excluded | self.unreadable.keys()
 
     @cached_property
     def _owned(self) -> dict[int, tuple[list[Place], list[Share]]]:
@@ -215,18 +276,28 @@ class Partition:
         each = zip(pieces, tensors, places, strict=True)
         return [piece.share_of(share, tensor.is_complex()) for piece, tensor, (_, share) in each]
 
+    def _wants_some(self, name: str, parameters: Mapping[str, Tensor], model: nn.Module | None) -> bool:
+        """Whether a parameter, or a part of it, is to be recorded."""
+        try:
+            pieces = list(self._pieces_of(name, parameters[name], model, _shapes(parameters)))
+        except Exception:  # it does not even tell its shape
+            return is_wanted({clean_name(name)}, self.include, self.exclude)
+        return any(self._is_wanted(block, piece) for block, piece in pieces)
+
     def _is_wanted(self, block: Block, piece: Piece) -> bool:
         return is_wanted({block.name, piece.parameter}, self.include, self.exclude)
 
-    def _pieces_of(self, raw: str, parameter: Tensor, model: nn.Module | None) -> Iterator[tuple[Block, Piece]]:
+    def _pieces_of(
+        self, raw: str, parameter: Tensor, model: nn.Module | None, shapes: Shapes
+    ) -> Iterator[tuple[Block, Piece]]:
         """The pieces that a parameter is made of, each as a block."""
         if not has_entries(parameter):
             return
         name = clean_name(raw)
         layer = name.rpartition(".")[0]
         owner, parent = _owners(model, raw)
-        role = role_of(name, parameter.ndim, owner, parent)
-        layout = self._layout(name, parameter, owner, parent)
+        role = role_of(name, parameter.ndim, owner, parent, shapes)
+        layout = self._layout(name, parameter, owner, parent, shapes)
         if layout is None:
             yield Block(name, layer, role, Piece(name).numel(parameter)), Piece(name)
             return
@@ -235,7 +306,7 @@ class Partition:
             yield Block(f"{name}:{part}", layer, "bias" if role == "bias" else part, piece.numel(parameter)), piece
 
     def _layout(
-        self, name: str, parameter: Tensor, owner: nn.Module | None, parent: nn.Module | None
+        self, name: str, parameter: Tensor, owner: nn.Module | None, parent: nn.Module | None, shapes: Shapes
     ) -> FusedLayout | None:
         declared = [pattern for pattern in self.fused if matches(name, pattern)]
         if len(declared) > 1:
@@ -246,7 +317,8 @@ class Partition:
             layout = self.fused[declared[0]]
             layout.check(name, parameter.shape)
             return layout
-        return None if owner is None else known_layout(owner, parent, name.rpartition(".")[2])
+        known = None if owner is None else known_layout(owner, parent, name.rpartition(".")[2])
+        return known or layout_by_shapes(name, shapes)
 
     def _group(self, block: Block) -> str:
         """Name of the block that a tensor's, or a part's, is added to."""
@@ -283,16 +355,14 @@ def piece_from_state(state: Mapping[str, Any]) -> Piece:
     return Piece(state["parameter"], state["part"], None if layout is None else FusedLayout(**layout))
 
 
-def function_name(function: Any) -> str:
-    """A function's name, the same in every process: without an address."""
-    if isinstance(function, partial):
-        return f"{function_name(function.func)} with {stable_repr(function.args)}, {stable_repr(function.keywords)}"
-    return str(getattr(function, "__qualname__", type(function).__qualname__))
-
-
-def stable_repr(value: object) -> str:
-    """A value in words that are the same in every process: without addresses."""
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+def _shapes(parameters: Mapping[str, Tensor]) -> dict[str, Sequence[int]]:
+    """Shapes of parameters, as roles are told by; without those of tensors that do not tell theirs."""
+    shapes: dict[str, Sequence[int]] = {}
+    for name, parameter in parameters.items():
+        with suppress(RuntimeError):  # a nested tensor has none
+            if has_entries(parameter):
+                shapes[plain_path(clean_name(name))] = parameter.shape
+    return shapes
 
 
 def _itself(block: Block) -> str:
@@ -329,5 +399,6 @@ def _owners(model: nn.Module | None, name: str) -> tuple[nn.Module | None, nn.Mo
     return owner, modules[-2] if len(modules) > 1 else None
 
 
-def _plain(patterns: Patterns | None) -> str | list[str] | None:
+def plain_patterns(patterns: Patterns | None) -> str | list[str] | None:
+    """Return patterns as a str, a list or None, whatever sequence they came in."""
     return patterns if patterns is None or isinstance(patterns, str) else list(patterns)

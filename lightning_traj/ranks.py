@@ -7,12 +7,14 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_traj.blocks import has_entries
+from lightning_traj.pickling import Picklable
 from lightning_traj.shards import Share, held_share, is_sharded
 
 # Shorter than what training's own collectives wait for by default (ten minutes with NCCL, else thirty): where ranks
@@ -23,7 +25,7 @@ TIMEOUT = timedelta(minutes=5)
 GONE = "processes no longer record together, since one has failed or waited in vain: nothing more is recorded"
 
 
-class Ranks:
+class Ranks(Picklable, transient={"group": NoneType, "broken": lambda: True}):
     """The processes among which parameters are sharded or repeated.
 
     They sum in a group of their own: whatever goes wrong here, nothing of it can meet a gradient.
@@ -199,22 +201,19 @@ class Division:
         """Whether any of these is new, or has moved."""
         return any(self._placed.get(name) != place for name, place in _places(parameters).items())
 
-    def follow(self, ranks: Ranks, parameters: Mapping[str, Tensor], share_out: bool) -> bool:
+    def follow(self, ranks: Ranks, parameters: Mapping[str, Tensor], share_out: bool) -> None:
         """Bring it up to date. What is known, and has not moved, stays with whom it is. All ranks have to call it.
 
         Args:
             ranks: Among whom.
             parameters: By name.
             share_out: Whether each is to answer for a part of plain parameters too; they are, where others are sharded.
-
-        Returns:
-            Whether something is new.
         """
         placed = _places(parameters)
         counted = {name: parameters[name] for name in placed}
         new = [name for name, place in placed.items() if self._placed.get(name) != place]
         if not new:
-            return False
+            return
         is_shared = ranks.size > 1 and (share_out or any(is_sharded(parameter) for parameter in counted.values()))
         if is_shared != self.is_shared:
             new = list(placed)
@@ -222,7 +221,6 @@ class Division:
         self.is_shared = is_shared
         self.shares |= shares
         self._placed |= placed
-        return True
 
 
 def _places(parameters: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, astuple, replace
 from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,16 +20,20 @@ from torch import Tensor, nn
 from lightning_traj.blocks import Block, Patterns, clean_name, has_entries
 from lightning_traj.cost import cost_of, in_bytes
 from lightning_traj.full_rows import FullRows
-from lightning_traj.fused import FusedLayout
-from lightning_traj.gram import RunningGram
+from lightning_traj.fused import FusedLayout, as_layouts
+from lightning_traj.gram import GrowingGram
 from lightning_traj.measures.basis import UPDATE
 from lightning_traj.mirror import Mirror, mirrored
-from lightning_traj.partition import Granularity, Partition, piece_from_state
+from lightning_traj.omission import without_blocks
+from lightning_traj.partition import Granularity, Partition, piece_from_state, plain_patterns
 from lightning_traj.path_lengths import PathLengths
+from lightning_traj.pickling import Picklable
 from lightning_traj.ranks import Division, Ranks
+from lightning_traj.reading import UnreadableError
 from lightning_traj.rows import Row
-from lightning_traj.sketch import CountSketch
-from lightning_traj.sketches import Sketches
+from lightning_traj.saved_state import FORMAT, current_state, gram_state, load_gram
+from lightning_traj.sketch import DEFAULT_DIM, CountSketch
+from lightning_traj.sketches import sketch_blocks
 from lightning_traj.snapshots import SnapshotFiles
 from lightning_traj.thinning import thinned
 from lightning_traj.trajectory import Trajectory, Windows
@@ -39,10 +45,20 @@ DIVIDED = 16, 2**20
 Object = TypeVar("Object")
 
 ROW_BUDGET = 2**30  # bytes: what would pass it is kept on the host instead of an accelerator
-GRAM_STATES = {"full": ("local", "finite"), "sketch": ("local", "finite", "base", "rows", "latest", "before")}
 
 
-class Recorder:
+class Recorder(
+    Picklable,
+    transient={
+        "model": NoneType,
+        "_division": Division,
+        "_settled": NoneType,
+        "_sketched": NoneType,
+        "_marks": NoneType,
+        "_mirror": NoneType,
+        "_collected": NoneType,
+    },
+):
     """Records snapshots of parameters, and gives the Trajectory so far.
 
     Recording a sketched snapshot never waits for the device, unless it brings new parameters; ``collect`` copies the
@@ -51,7 +67,8 @@ class Recorder:
     Args:
         track: What the tensors are that are given as parameters: said in the trajectory.
         snapshot: ``"sketch"`` or ``"full"``.
-        sketch_dim: Length of the sketch of a block.
+        sketch_dim: Length of the sketch of a block. None: ``DEFAULT_DIM``, or, after ``load_state_dict``, the length
+            with which that state was recorded.
         blocks: What a block is: ``"tensor"``, ``"layer"``, ``"role"``, ``"model"``, or a function from a tensor's block
             to the name of the block that it is added to.
         include, exclude: Glob patterns over names of parameters and parts: what is recorded; None includes all,
@@ -70,7 +87,7 @@ class Recorder:
         *,
         track: str = "weights",
         snapshot: str = "sketch",
-        sketch_dim: int = 2048,
+        sketch_dim: int | None = None,
         blocks: Granularity = "tensor",
         include: Patterns | None = None,
         exclude: Patterns | None = None,
@@ -82,8 +99,8 @@ class Recorder:
     ) -> None:
         self.track = track
         self.snapshot = snapshot
-        self.sketch = CountSketch(sketch_dim, seed)
-        self.partition = Partition(blocks, dict(fused or {}), include, exclude)
+        self.sketch_dim, self.seed = sketch_dim, seed
+        self.partition = Partition(blocks, as_layouts(fused), plain_patterns(include), plain_patterns(exclude))
         self.max_snapshots = max_snapshots
         self.window = window
         self.snapshots = SnapshotFiles(folder or Path.cwd())
@@ -95,8 +112,11 @@ class Recorder:
 
     def clear(self) -> None:
         """Forget everything recorded: the next snapshot is a new θ_0."""
-        self.gram = RunningGram(exact=self.snapshot == "full", storage=self.storage)
-        self.partition = replace(self.partition, blocks=(), pieces=(), excluded=frozenset(), undeclared=(), root="")
+        self.sketch = CountSketch(DEFAULT_DIM if self.sketch_dim is None else self.sketch_dim, self.seed)
+        self.gram = GrowingGram(exact=self.snapshot == "full", storage=self.storage)
+        self.partition = replace(
+            self.partition, blocks=(), pieces=(), excluded=frozenset(), undeclared=(), unreadable={}, root=""
+        )
         self.steps: list[int] = []
         self.epochs: list[float] = []
         self.order: list[int] = []  # of the kept snapshots: which of all scheduled ones they are
@@ -109,9 +129,12 @@ class Recorder:
         self.latest_key: tuple[int, float] | None = None
         self.windows = StepWindows(self.window, self.max_snapshots)
         self._sketched: tuple[int, Row, Exception | None] | None = None  # latest sketch: step, row, failure
-        self.sketches = Sketches(self.sketch)
+        self._marks: list[tuple[int, int]] | None = None  # of the parameters after the latest step of a window
         self._division = Division()  # of parameters among ranks
         self.full = FullRows(self.snapshots)
+        self._unmapped: Path | None = None  # a copy's full snapshots: where their files are
+        self._failing: dict[str, str] = {}  # why parameters could not be read here, where snapshots were left out
+        self._left_out_any = False  # whether a snapshot was left out, on all ranks
         self._settled: Recorder | None = None  # as it was before what is being changed
         self._mirror: Mirror | None = None  # what was collected last, and the trajectory of it
         self._collected: Trajectory | None = None
@@ -123,6 +146,11 @@ class Recorder:
     def blocks(self) -> tuple[Block, ...]:
         """The blocks so far."""
         return self.partition.blocks
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """Why parameters are left out that cannot be read, by name."""
+        return self.partition.unreadable
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -140,7 +168,7 @@ class Recorder:
     # Before training
 
     def check(self, parameters: Mapping[str, Tensor], model: nn.Module | None = None) -> None:
-        """Can these be recorded?
+        """Can these be recorded? Those whose values cannot be read are left out: ``unreadable`` names them.
 
         Args:
             parameters: By qualified name.
@@ -151,7 +179,10 @@ class Recorder:
             RuntimeError: it failed on another rank alone.
         """
         self.model = None if model is None else weakref.ref(model)
+        self._failing, self._left_out_any = {}, False  # of an earlier run
         self.ranks.all_do(partial(self._check, parameters, model))
+        found = self.partition.find_unreadable(parameters, model)
+        self._leave_out(self._found_anywhere(found, [clean_name(name) for name in parameters]))
 
     def _check(self, parameters: Mapping[str, Tensor], model: nn.Module | None) -> None:
         self.partition.check(parameters, model)
@@ -159,9 +190,10 @@ class Recorder:
             return
         extended = self._extended(parameters)
         if not extended.blocks:
+            why = "".join(f"; {name!r} cannot be read ({reason})" for name, reason in extended.unreadable.items())
             raise ValueError(
-                f"none of the {len(parameters)} parameters of the model is floating-point and non-empty: there is no "
-                "trajectory to record; add the callback to a model that has some."
+                f"none of the {len(parameters)} parameters of the model is floating-point and non-empty{why}: there is "
+                "no trajectory to record; add the callback to a model that has some."
             )
         cleaned = {clean_name(name): parameter for name, parameter in parameters.items()}
         for block, pieces in zip(self.blocks, self.partition.pieces, strict=True):
@@ -189,8 +221,10 @@ class Recorder:
         """
         partition = self._extended(parameters)
         self._compare(partition, parameters)
-        cost = cost_of(partition, parameters, self.snapshot, self.sketch, self.max_snapshots, self.window)
-        device = next((p.device for p in parameters.values()), torch.device("cpu"))
+        recorded = partition.recorded(parameters)
+        cost = cost_of(partition, recorded, self.snapshot, self.sketch, self.max_snapshots, self.window)
+        # Before a lazy model has values, none of it is recorded.
+        device = next((p.device for p in (*recorded.values(), *parameters.values())), torch.device("cpu"))
         if self.snapshot == "full" or device.type == "mps":  # files are read on the host; MPS has no float64
             device = torch.device("cpu")
         where = f"on disk, in {self.snapshots.folder}" if self.snapshot == "full" else "in memory"
@@ -202,7 +236,10 @@ class Recorder:
             self.gram.to(device)
         self.walked.to(device)
         self.windows.to(device)
-        self._divide(partition, parameters)
+        self._divide(partition, recorded)
+        if (folder := self._unmapped) is not None:
+            self.ranks.all_do(lambda: self._map_files(folder, parameters))
+            self._unmapped = None
         number = int(self.ranks.each([uuid.uuid4().int >> 68])[0, 0])  # rank 0's
         self.snapshots.begin(number, self.ranks.rank, self.ranks.size)
         return cost.said(self.snapshot, where)
@@ -231,49 +268,59 @@ class Recorder:
         key = (step, epoch)
         if self.latest_key is not None and key <= self.latest_key:
             return False
-        partition, summed = self.partition, None
-        try:
-            partition = self._extended(_read(parameters))
-        except Exception as error:  # other ranks count on this one
-            parameters = error
-        if not self.blocks:  # what is summed depends on what was read
-            self.ranks.all_do(partial(_read, parameters))
-        if not isinstance(parameters, Exception) and (
-            len(partition.blocks) > len(self.blocks) or (self.ranks.size > 1 and self._division.lacks(parameters))
+        if self._left_out_any and self.ranks.size > 1:
+            self._leave_out_failing()
+        while not self._is_lost:
+            try:
+                return self._take(parameters, key)
+            except UnreadableError as error:
+                if self.ranks.size > 1:  # others have left this snapshot out
+                    raise
+                self._leave_out(error.reasons)
+        return False
+
+    def request_window(self) -> None:
+        """Have a window begin right before the next step, unless one is running."""
+        if not self.windows.has_steps:
+            self.windows.due = True
+
+    def distrust_parameters(self) -> None:
+        """Take note that something else than a step may have moved the parameters."""
+        self._marks = None
+
+    def prepare_window(self, parameters: Mapping[str, Tensor]) -> None:
+        """Take in the parameters right before an optimizer step.
+
+        A window that is due begins at them. In a running one they are sketched again only where something else than a
+        step may have moved them since: after ``distrust_parameters``, and on a single rank also where their memory or
+        version shows a change. All ranks have to decide alike, and a change may be one rank's.
+        """
+        if self.windows.due:
+            self._with_row(parameters, None, self.windows.begin)
+        elif self.windows.running and (
+            self._marks is None or (self.ranks.size == 1 and self._marks != _marks(parameters))
         ):
-            if self.blocks and (summed := self._ask()) is not None:
-                partition = self.partition
-            else:
-                self._divide(partition, parameters)
-        if not partition.blocks:
-            return False
-        with self._changing(), self.ranks.alone():  # what fails here, fails after ranks have met
-            failure = self._record(partition, parameters, key, summed)
-        if failure is not None:  # left out, or recorded as non-finite, on all ranks alike
-            raise failure
-        return True
+            self._with_row(parameters, None, self.windows.shift)
 
     def begin_window(self, parameters: Mapping[str, Tensor], step: int) -> None:
-        """Begin a window of consecutive optimizer steps at these parameters."""
+        """Begin a window of consecutive optimizer steps at these parameters, right after ``step`` of them."""
         self._with_row(parameters, step, self.windows.begin)
 
     def add_to_window(self, parameters: Mapping[str, Tensor], step: int) -> None:
         """Take the parameters after a step into the running window, if there is one."""
         if self.windows.running:
+            self._marks = _marks(parameters)  # first: ranks have to have them alike, also where one of them fails
             self._with_row(parameters, step, partial(self.windows.add, step=step))
+
+    def cancel_window(self) -> None:
+        """Forget the running window, if there is one."""
+        with self._changing():
+            self.windows.cancel()
 
     def end_window(self, step: int) -> None:
         """End the running window, if there is one, after so many optimizer steps."""
         with self._changing():
             self.windows.end(step)
-
-    def restart_window(self, parameters: Mapping[str, Tensor], step: int) -> None:
-        """Begin the running window, if there is one, again at these parameters: no optimizer step has led to them."""
-        if self.windows.running:
-            self.end_window(step)
-            self.windows.cancel()
-            self._sketched = None  # of where they were after the same step
-            self.begin_window(parameters, step)
 
     def collect(self, drop: bool = True) -> tuple[Trajectory, list[int]]:
         """The Trajectory so far, and the steps of snapshots that were dropped for being non-finite.
@@ -295,6 +342,7 @@ class Recorder:
         self.windows.landed(windows)
         good = np.flatnonzero(mirror.finite).tolist()
         dropped = [self.steps[i] for i in np.flatnonzero(~mirror.finite)]
+        self._left_out_any |= drop and bool(dropped)
         if 0 not in good:  # without a finite θ_0 nothing is defined: start anew with the next snapshot
             good = []
         taken = mirror.taken(good)
@@ -310,6 +358,8 @@ class Recorder:
             ),
             settings={**self.settings, "root": self.partition.root},
         )
+        if not self._is_lost:  # else it ends here, and is true up to here
+            trajectory = without_blocks(trajectory, self.partition.lost)
         if not drop:
             self._mirror, self._collected = mirror, trajectory
             return trajectory, []
@@ -327,19 +377,47 @@ class Recorder:
         if self.snapshot != "sketch" or not self.blocks:
             return None
         base = self.gram.base.float().cpu()
-        return torch.stack([base, *(_pad(row.cpu(), base.numel()) for row in self.gram.rows)]).numpy()
+        rows = torch.stack([base, *(_pad(row.cpu(), base.numel()) for row in self.gram.rows)])
+        if self.partition.lost and not self._is_lost:
+            by_block = torch.split(rows, list(self.gram.lengths), dim=1)
+            rows = torch.cat([some for b, some in enumerate(by_block) if b not in self.partition.lost], dim=1)
+        return rows.numpy()
 
     # State
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickles and deep copies hold: on the host, so that any machine can read it.
+
+        Mapped files are left out, and opened again when the copy goes on recording.
+        """
+        gram, walked, windows = _twin(self.gram), _twin(self.walked), _twin(self.windows)
+        for name in ("anchored", "local", "finite", "rows", "base", "latest", "before"):
+            kept = getattr(gram, name)
+            setattr(gram, name, [tensor.cpu() for tensor in kept] if isinstance(kept, list) else kept.cpu())
+        walked.to(torch.device("cpu"))
+        windows.to(torch.device("cpu"))
+        changed = {"gram": gram, "walked": walked, "windows": windows}
+        if self.snapshot == "full" and len(self):
+            gram.snapshots, gram.given = [], ([], [], [])
+            changed["_unmapped"] = self._unmapped or self.snapshots.folder.absolute()
+        return super().__getstate__() | changed
 
     def state_dict(self) -> dict[str, Any]:
         """Everything recorded, as tensors and primitives; of full snapshots their index, not the files."""
         if self._settled is not None:
             return self._settled.state_dict()
         return {
+            "format": FORMAT,
             "settings": self.settings,
             "blocks": [list(astuple(block)) for block in self.blocks],
             "pieces": [[asdict(piece) for piece in pieces] for pieces in self.partition.pieces],
             "root": self.partition.root,
+            "unreadable": {
+                piece.parameter: self.unreadable[piece.parameter]
+                for pieces in self.partition.pieces
+                for piece in pieces
+                if piece.parameter in self.unreadable
+            },
             "steps": list(self.steps),
             "epochs": list(self.epochs),
             "order": list(self.order),
@@ -347,14 +425,13 @@ class Recorder:
             "recent_files": list(self.recent_files),
             "base_files": list(self.base_files),
             "folder": str(self.snapshots.folder.absolute()),
-            "paths": list(self.walked.kept),
+            "paths": torch.stack(self.walked.kept) if self.walked.kept else torch.zeros(0),
             "path": self.walked.latest,
             "scheduled": self.scheduled,
             "stride": self.stride,
             "windows": self.windows.state_dict(),
             "latest_key": self.latest_key,
-            "anchored": self.gram.compute_anchored(),
-            "gram": {state: _shallow(getattr(self.gram, state)) for state in GRAM_STATES[self.snapshot]},
+            "gram": gram_state(self.gram),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], parameters: Mapping[str, Tensor] | None = None) -> None:
@@ -369,7 +446,10 @@ class Recorder:
             FileNotFoundError: a full snapshot is missing.
             RuntimeError: full snapshots could not be read on another rank.
         """
+        state = current_state(state)
         for setting, ours in self.settings.items():
+            if setting == "sketch_dim" and self.sketch_dim is None:
+                continue  # left at its default: the run goes on with the length that it has
             if (theirs := state["settings"].get(setting)) != ours:
                 raise ValueError(
                     f"{setting}={ours!r} differs from {setting}={theirs!r}, with which the trajectory in the "
@@ -377,10 +457,12 @@ class Recorder:
                     "a new one."
                 )
         self.clear()
+        self.sketch = CountSketch(state["settings"]["sketch_dim"], self.seed)
         self.partition = replace(
             self.partition,
             blocks=tuple(Block(*block) for block in state["blocks"]),
             pieces=tuple(tuple(piece_from_state(piece) for piece in pieces) for pieces in state["pieces"]),
+            unreadable=dict(state.get("unreadable", {})),  # which older checkpoints lack
             root=state["root"],
         )
         for attribute in ("steps", "epochs", "order", "files", "recent_files", "base_files"):
@@ -389,10 +471,7 @@ class Recorder:
         self.walked.kept, self.walked.latest = list(state["paths"]), state["path"]
         self.walked.regroup(self.blocks, self.device)
         self.latest_key = None if state["latest_key"] is None else tuple(state["latest_key"])
-        for name, values in state["gram"].items():
-            setattr(self.gram, name, _shallow(values))
-        self.gram.anchored = state["anchored"]
-        self.gram.lengths = self._sizes(self.blocks)
+        load_gram(self.gram, state["gram"], self._sizes(self.blocks))
         self.windows.load_state_dict(state["windows"])
         if self.snapshot == "full":
             self._compare(self.partition, parameters or {})
@@ -416,6 +495,94 @@ class Recorder:
 
     # Inside
 
+    def _take(self, parameters: Mapping[str, Tensor] | Exception, key: tuple[int, float]) -> bool:
+        """Take a snapshot; False where there is nothing to take."""
+        given, partition, summed = parameters, self.partition, None
+        try:
+            partition = self._extended(_read(parameters))
+            parameters = partition.recorded(_read(parameters))
+        except Exception as error:  # other ranks count on this one
+            parameters = error
+        if not self.blocks:  # what is summed depends on what was read
+            self.ranks.all_do(partial(_read, parameters))
+        grown = len(partition.blocks) > len(self.blocks) or len(partition.unreadable) > len(self.unreadable)
+        if not isinstance(parameters, Exception) and (
+            grown or (self.ranks.size > 1 and self._division.lacks(parameters))
+        ):
+            if self.blocks and (summed := self._ask()) is not None:
+                partition = self.partition
+            else:
+                if grown and self.ranks.size > 1:
+                    partition = self._agreed(partition, _read(given))
+                    parameters = partition.recorded(_read(given))
+                self._divide(partition, parameters)
+        if not partition.blocks:
+            self.partition = partition
+            return False
+        with self._changing(), self.ranks.alone():  # what fails here, fails after ranks have met
+            failure = self._record(partition, parameters, key, summed)
+        if failure is not None:  # left out, or recorded as non-finite, on all ranks alike
+            raise failure
+        return True
+
+    # What cannot be read
+
+    @property
+    def _is_lost(self) -> bool:
+        """Whether no block is left that can be read."""
+        return bool(self.blocks) and len(self.partition.lost) == len(self.blocks)
+
+    def _leave_out(self, reasons: Mapping[str, str]) -> None:
+        """Leave out parameters that cannot be read, from here on: on all ranks alike."""
+        if reasons:
+            self.partition = replace(self.partition, unreadable={**self.unreadable, **reasons})
+            self._sketched = self._collected = None
+
+    def _leave_out_failing(self) -> None:
+        """Leave out the parameters for which a rank has failed in snapshots that were left out."""
+        names = sorted(piece.parameter for pieces in self.partition.pieces for piece in pieces)
+        self._leave_out(self._found_anywhere(self._failing, names))
+        self._failing, self._left_out_any = {}, False
+
+    def _agreed(self, partition: Partition, parameters: Mapping[str, Tensor]) -> Partition:
+        """The partition without the new parameters that cannot be read on some rank."""
+        found = self._found_anywhere(partition.unreadable, [clean_name(name) for name in parameters])
+        if found.keys() <= partition.unreadable.keys():
+            return partition
+        unreadable = {**self.unreadable, **found}
+        model = None if self.model is None else self.model()
+        return replace(self.partition, unreadable=unreadable).extended(parameters, model)
+
+    def _found_anywhere(self, reasons: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+        """Of parameters of these names those that cannot be read on some rank. All ranks have to call it."""
+        if self.ranks.size == 1 or not self.ranks.agree(names):  # ``prepare`` says so
+            return dict(reasons)
+        table = self.ranks.each([name in reasons for name in names])
+        found = itertools.compress(names, table.any(dim=0).tolist())
+        return {name: reasons.get(name, "it cannot be read on another process") for name in found}
+
+    @contextmanager
+    def _naming(self, partition: Partition, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+        """Find the parameters because of which reading fails.
+
+        Raises:
+            UnreadableError: there are some.
+        """
+        try:
+            yield
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            reasons = partition.find_unreadable(parameters)  # also those that the error does not name
+            if isinstance(error, UnreadableError):
+                reasons.update(error.reasons)
+            if not reasons:
+                raise
+            self._failing.update(reasons)
+            raise UnreadableError(reasons) from error
+
+    # Snapshots
+
     def _record(
         self,
         partition: Partition,
@@ -438,6 +605,7 @@ class Recorder:
             if new_blocks and (self.blocks or self.ranks.size > 1):
                 new = row.flat[sum(self.gram.lengths) :]
                 if not torch.isfinite(new).all():
+                    self._left_out_any = True
                     return failure or self._left_out(step)
             self._sketched = (step, row, failure)
             self.gram.update(row)
@@ -499,24 +667,42 @@ class Recorder:
             self._settled = None
 
     def _compare(self, partition: Partition, parameters: Mapping[str, Tensor]) -> None:
-        shapes = [(name, list(p.shape) if has_entries(p) else None) for name, p in parameters.items()]
+        has_shape = {name for name, p in partition.recorded(parameters).items() if has_entries(p)}
+        shapes = [(name, list(p.shape) if name in has_shape else None) for name, p in parameters.items()]
         self.ranks.compare({"parameters": shapes, **self.settings, "the blocks": list(partition.blocks)})
 
     def _extended(self, parameters: Mapping[str, Tensor]) -> Partition:
         return self.partition.extended(parameters, None if self.model is None else self.model())
 
-    def _with_row(self, parameters: Mapping[str, Tensor], step: int, take: Callable[[Row], None]) -> None:
-        """Take sketches of all blocks after this step, if need be those that a snapshot has just made."""
+    def _with_row(self, parameters: Mapping[str, Tensor], step: int | None, take: Callable[[Row], None]) -> None:
+        """Take sketches of all blocks: those that a snapshot has just made after this step, or else new ones.
+
+        Args:
+            parameters: By qualified name.
+            step: Right after which step; None: before one, when they may have been moved since the last snapshot.
+            take: Where the sketches go.
+        """
         if not self.blocks:  # before θ_0
             return
         if self._sketched is not None and self._sketched[0] != step:
             self._sketched = None
+        while not self._is_lost:
+            try:
+                return self._take_row(self.partition.recorded(parameters), step, take)
+            except UnreadableError as error:
+                if self.ranks.size > 1:  # others have a row that is not finite
+                    raise
+                self._leave_out(error.reasons)
+
+    def _take_row(self, parameters: Mapping[str, Tensor], step: int | None, take: Callable[[Row], None]) -> None:
         if self._sketched is None:
             self._divide(self.partition, parameters)
         with self._changing(), self.ranks.alone():
             if self._sketched is None:
-                self._sketched = (step, *self._sketch(self.partition, parameters))
-            _, row, failure = self._sketched
+                row, failure = self._sketch(self.partition, parameters)
+                self._sketched = None if step is None else (step, row, failure)
+            else:
+                _, row, failure = self._sketched
             take(row)
         if failure is not None:
             raise failure
@@ -526,8 +712,7 @@ class Recorder:
         sent = sum(self._sizes(partition.blocks))
         numel = sum(block.numel for block in partition.blocks)
         pays = numel >= DIVIDED[1] and numel >= DIVIDED[0] * sent
-        if self._division.follow(self.ranks, parameters, self.snapshot == "full" or pays):
-            self.sketches.forget()  # those of other entries
+        self._division.follow(self.ranks, parameters, self.snapshot == "full" or pays)
 
     def _sketch(
         self, partition: Partition, parameters: Mapping[str, Tensor] | Exception, summed: Tensor | None = None
@@ -561,7 +746,9 @@ class Recorder:
     def _own_sketches(self, partition: Partition, parameters: Mapping[str, Tensor] | Exception) -> Tensor:
         """Sketches of what this rank answers for."""
         parameters = _read(parameters)
-        return self.sketches.of(partition, parameters, self._division.shares, self._resting, self.device)
+        shares = self._division.shares
+        with self._naming(partition, parameters):
+            return sketch_blocks(self.sketch, partition, parameters, shares, self._resting, self.device)
 
     def _resting(self, b: int) -> Tensor:
         """The last sketch of a block that is no more in the model, from one rank."""
@@ -583,8 +770,10 @@ class Recorder:
         row: list[Tensor] = []
 
         def own() -> Tensor:
-            held = partition.held(_read(parameters), self._division.shares)
-            row.extend(self.full.write(name, step, partition, held, self.gram.given[1]))
+            given = _read(parameters)
+            with self._naming(partition, given):
+                held = partition.held(given, self._division.shares)
+                row.extend(self.full.write(name, step, partition, held, self.gram.given[1]))
             return self.gram.products(row)
 
         failure, finite = None, False
@@ -597,6 +786,7 @@ class Recorder:
             if not finite:
                 self.snapshots.discard(name)
         if not finite:
+            self._left_out_any = True
             return "", failure or self._left_out(step)
         self.gram.update(row, products)  # should it fail, others have this snapshot, of which the file is a part
         return name, None
@@ -629,6 +819,18 @@ def _read(parameters: Mapping[str, Tensor] | Exception) -> Mapping[str, Tensor]:
     if isinstance(parameters, Exception):
         raise parameters
     return parameters
+
+
+def _marks(parameters: Mapping[str, Tensor]) -> list[tuple[int, int]]:
+    """What changes with many changes of the parameters (not with all: writing to ``.data`` in place leaves no mark)."""
+
+    def mark(tensor: Tensor) -> tuple[int, int]:
+        try:
+            return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+        except (RuntimeError, NotImplementedError):  # a class of its own, without memory of its own
+            return id(tensor), 0
+
+    return [mark(getattr(p, "_local_tensor", p)) for p in parameters.values() if has_entries(p)]
 
 
 def _pad(values: Tensor, length: int) -> Tensor:

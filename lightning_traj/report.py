@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from shlex import quote
 
 from rich.console import Console
@@ -17,6 +16,7 @@ from lightning_traj.times import Times
 from lightning_traj.trajectory import Trajectory
 
 CLOSE = 0.99  # cosine: within 1 %
+DIGITS = 6  # of an exact value
 
 
 def summary_table(trajectory: Trajectory, select: Select = None, title: str = "Trajectory") -> Table:
@@ -39,7 +39,7 @@ def format_value(name: str, value: float, errors: Mapping[str, float]) -> str:
     error = errors.get(name, 0.0)
     if not error:
         # Beside sketched values, one without an error is an estimate all the same: three digits of it.
-        return f"{value:.3g}{unit}" if any(errors.values()) else f"{value:.6g}{unit}"
+        return f"{value:.3g}{unit}" if any(errors.values()) else f"{value:.{DIGITS}g}{unit}"
     return with_error(value, error, unit)
 
 
@@ -96,7 +96,7 @@ def _time_of(trajectory: Trajectory, index: int) -> str:
 
 
 def print_summary(
-    trajectory: Trajectory, name: str, track: str, file: Path | None, event_folders: Sequence[str]
+    trajectory: Trajectory, name: str, track: str, file: str | None, event_folders: Sequence[str]
 ) -> None:
     """Print the summary, what it suggests, and where the rest is: the file, and the folders to point TensorBoard at."""
     console = Console()

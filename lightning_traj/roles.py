@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+
+Shapes = Mapping[str, Sequence[int]]  # of all parameters of a model, by ``plain_path`` of their names
 
 ROLES: tuple[str, ...] = (
     *("q", "k", "v", "attn_out", "mlp_in", "mlp_gate", "mlp_out"),
@@ -24,7 +27,7 @@ _NORM_CLASS = re.compile(r"(?!.*(?:linear|mlp|conv|attention)).*norm(?!al(?!i[sz
 # Where a module lies, by the modules around it. In attention:
 _ATTENTION = r"(?:[^.]*att(?:n|ention)?_?\d*|mhs?a|sa)\.(?:(?:attention|self|output|heads\.\d+)\.)?"
 # In the feed-forward half of a block, or one of its experts:
-_MLP = r"(?:[^.]*(?:mlp|ffn|ffwd|feed_?forward|densereludense|moe|expert)[^.]*|ff\d*)\.(?:net\.|\d+\.)?"
+_MLP = r"(?:[^.]*(?:mlp|ffn|ffwd|feed_?forward|swiglu|densereludense|moe|expert)[^.]*|ff\d*)\.(?:net\.|\d+\.)?"
 # Right below a block: blocks are numbered, or say that they are blocks or layers.
 _BLOCK = r"(?:[^.]*(?:layer|block)[^.]*|[^.]*\d)\."
 # At the top, but for the attributes of whoever wraps the network.
@@ -45,6 +48,7 @@ def _projection(letter: str, word: str) -> str:
 # Role and names, tried in order. A name is matched from the start of one of its parts to its end, "weight" aside;
 # within it, a head may be several modules deep.
 _RULES: tuple[tuple[str, str], ...] = (
+    ("other", r"time_(?:mix_\w+|maa_\w+|decay(?:_\w+)?|first|faaaa)"),  # RWKV: vectors, and what they are made of
     ("lora_a", r".*\blora_(?:embedding_)?a\b.*"),
     ("lora_b", r".*\blora_(?:embedding_)?b\b.*"),
     ("norm", rf"(?:{_NORM})(?:\.(?:bias|gamma|beta|scale|gain))?"),
@@ -63,12 +67,12 @@ _RULES: tuple[tuple[str, str], ...] = (
     ("mlp_gate", rf"gate_proj|wi_0|w_gate|{_MLP}(?:w1|fc_1|fc1_g|gate_linear|linear_gate)"),
     ("mlp_in", r"c_fc|up_proj|dense_h_to_4h|intermediate\.dense|wi|wi_1"),
     ("mlp_in", rf"(?:{_MLP}|{_BLOCK})(?:fc1|fc_in|lin1|linear1|linear_1|ffn)"),
-    ("mlp_in", rf"{_MLP}(?:w3|w_1|fc_2|fc1_x|fc|dense1|dense_1|layer_1|w_in)"),
+    ("mlp_in", rf"{_MLP}(?:w3|v1|w_1|fc_2|fc1_x|fc|dense1|dense_1|layer_1|w_in)"),
     ("mlp_in", rf"{_BLOCK}(?:[^.]+\.)?{_MLP}0"),  # nn.Sequential(Linear, GELU, (Dropout,) Linear) in a block
     ("mlp_out", rf"{_BLOCK}(?:[^.]+\.)?{_MLP}[23]"),
     ("mlp_out", r"down_proj|dense_4h_to_h|ff_out"),
     ("mlp_out", rf"(?:{_MLP}|{_BLOCK})(?:fc2|fc_out|lin2|linear2|linear_2|ffn_output|output\.dense)"),
-    ("mlp_out", rf"{_MLP}(?:w2|w_2|c_proj|proj|out|output|dense2|dense_2|layer_2|w_out)"),
+    ("mlp_out", rf"{_MLP}(?:w2|w_2|c_proj|proj|out|output|dense2|dense_2|layer_2|w_out|weights_out)"),
     ("head", r"(?:(?:\w*_)?(?<!multi_)heads?|(?:pre_)?classifier|cls)(?:\.[^.]+){0,3}"),
     ("head", r"score|qa_outputs|embed_out|unembed|output_projection|vocab_(?:projector|transform)|(?:to_)?logits"),
     ("head", rf"{_TOP}(?:fc|fc_out|out|output|proj_out|last_linear)"),
@@ -88,57 +92,161 @@ _SAID_BY_NAME = {
 }
 
 
-def role_of(name: str, entries_ndim: int, module: nn.Module | None = None, parent: nn.Module | None = None) -> str:
-    """The role of a parameter, one of `ROLES`.
+# Input and output of a feed-forward layer, by the names of their modules.
+_HALVES = {
+    "w12": "w3",
+    "weights_in": "weights_out",
+    "fc1": "fc2",
+    "wi": "wo",
+    "dense_h_to_4h": "dense_4h_to_h",
+    "input_linear": "output_linear",
+}
+# Where the output is a third matrix; the gate is what passes through the activation.
+_OUTPUT_LAST = {"w1": "mlp_gate", "w2": "mlp_in", "w3": "mlp_out"}
+
+
+def plain_path(name: str) -> str:
+    """Return a parameter's name in lower case, without what adapters, parametrizations and sharding put into it."""
+    return _WRAPPING.sub("", name.lower())
+
+
+def role_of(
+    name: str,
+    entries_ndim: int,
+    module: nn.Module | None = None,
+    parent: nn.Module | None = None,
+    shapes: Shapes | None = None,
+) -> str:
+    """Return the role of a parameter, one of `ROLES`.
 
     Weights of norms and their biases are ``"norm"``; every other bias is ``"bias"``, so that ``"q"`` or ``"mlp_in"``
     means matrices only. A fused tensor as a whole is ``"linear"``, a query-key-value projection as well as a gate in
     one tensor with its input.
 
+    Code of SwiGLU layers numbers its matrices in two ways: ``w2`` is the output in LLaMA's and Mixtral's, ``w3`` in
+    DINOv2's and EVA's. Shapes tell which: the output projects back to the width. Where all three are square, ``w2`` is
+    taken for the output.
+
     Args:
         name: Qualified name, without ``_orig_mod.``; the modules on the way tell attention from feed-forward layers.
         entries_ndim: The tensor's number of dimensions.
         module: The module that owns the parameter. Where its type and the name contradict, the type counts. None
-            where only names are known: then a weight of one dimension is taken for a norm's (``downsample.1.weight``),
-            and a nameless norm's bias cannot be told from another.
+            where only names are known: then a weight of one dimension is taken for a norm's (``downsample.1.weight``)
+            unless it is called linear, and a nameless norm's bias cannot be told from another.
         parent: The module whose child that is.
+        shapes: Shapes of all parameters of the model, by ``plain_path`` of their names. None: names have to do.
     """
-    path = _WRAPPING.sub("", name.lower())
+    path, shapes = plain_path(name), shapes or {}
+    leaf = path.rpartition(".")[2]
     if isinstance(parent, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
         path = "layer." + ".".join(path.split(".")[-2:])  # whatever it is called: net.linear1 is layer.linear1
     if "parametrizations." in name:
         module = None  # a list of parametrizations, which says nothing about the layer
-    kind = _type_of(module, entries_ndim) if module is not None else _type_by_shape(path, entries_ndim)
+    kind = _type_by_shape(path, entries_ndim, shapes) if module is None else _type_of(module, entries_ndim, leaf)
     if type(module).__name__ == "NonDynamicallyQuantizableLinear" and path.endswith("weight"):
         return "attn_out"  # the class that torch.nn.MultiheadAttention has for it
+    if kind == "linear" and entries_ndim == 1 and leaf == "weight":
+        return "linear"  # e3nn keeps matrices flat
     said = _SAID_BY_NAME.get(kind, set(ROLES))
+    if "linear" in said and leaf != "bias" and (role := _role_by_shapes(path, shapes)):
+        return role
     for role, pattern in _PATTERNS:
         if role in said and pattern.search(path):
             return role
     if kind:
         return kind
-    leaf = path.rpartition(".")[2]
     if module is None and entries_ndim == 1 and leaf == "weight":
         return "norm"
     is_matrix = entries_ndim == 2 and re.search(r"weight|kernel|proj|^w(?:\d|_|$)", leaf)
-    is_expert = entries_ndim == 3 and re.search(_MLP, path)  # one matrix for each expert
-    return "linear" if is_matrix or is_expert else "other"
+    # One matrix for each expert, or for each relation of a graph.
+    is_stack = entries_ndim == 3 and (leaf == "weight" or re.search(_MLP, path)) and not _is_vector(path, shapes)
+    return "linear" if is_matrix or is_stack else "other"
 
 
-def _type_of(module: nn.Module, ndim: int) -> str:
+def fuses_gate(path: str, shapes: Shapes) -> bool:
+    """Whether a feed-forward layer's input holds its gate, too: then it has twice the features that the output takes.
+
+    Args:
+        path: ``plain_path`` of the name of the input's weight or bias.
+        shapes: As for ``role_of``.
+    """
+    owner = owner_of(path)
+    if owner not in _HALVES:
+        return False
+    both, output = (_beside(path, other, shapes) for other in (owner, _HALVES[owner]))
+    return len(both) == len(output) > 1 and (both[-2], both[-1]) == (2 * output[-1], output[-2])
+
+
+def owner_of(path: str) -> str:
+    """Return the name of the module that owns a weight or bias, or that of the parameter where it has none such."""
+    parts = path.split(".")
+    return parts[-2] if parts[-1] in ("weight", "bias") and len(parts) > 1 else parts[-1]
+
+
+def _beside(path: str, other: str, shapes: Shapes) -> tuple[int, ...]:
+    """Shape of the weight of a module beside the one that owns a parameter; empty where there is none."""
+    parts = path.split(".")
+    if parts[-1] in ("weight", "bias"):
+        parts[-2:] = [other, "weight"]
+    else:
+        parts[-1] = other
+    return tuple(shapes.get(".".join(parts), ()))
+
+
+def _role_by_shapes(path: str, shapes: Shapes) -> str:
+    """Role of a matrix of a feed-forward layer, as the shapes of those beside it tell it; else empty."""
+    if fuses_gate(path, shapes):
+        return "linear"
+    owner = owner_of(path)
+    if owner not in _OUTPUT_LAST or not re.search(rf"(?:^|\.){_MLP}{owner}(?:\.weight)?$", path):
+        return ""
+    first, second, third, gate = (_beside(path, other, shapes) for other in ("w1", "w2", "w3", "v1"))
+    if owner == "w3" and _beside(path, "w12", shapes):
+        return "mlp_out"
+    if first and second and not third and not gate:  # a layer without a gate
+        return "mlp_in" if owner == "w1" else "mlp_out"
+    is_output = first == second != third == (*first[:-2], *first[:-3:-1])
+    return _OUTPUT_LAST[owner] if is_output else ""
+
+
+def _is_vector(path: str, shapes: Shapes) -> bool:
+    """Whether a tensor is known to have but one dimension of more than one entry."""
+    shape = shapes.get(path, ())
+    return len(shape) > 0 and sum(size > 1 for size in shape) <= 1
+
+
+def _type_of(module: nn.Module, ndim: int, leaf: str) -> str:
     """Norm, conv, embedding, position or linear, by the classes that the module is made of; else empty."""
     classes = [cls.__name__.lower() for cls in type(module).__mro__]
-    if isinstance(module, _ConvNd) or (ndim > 2 and any("conv" in cls for cls in classes)):
+    if isinstance(module, _ConvNd) or any(_is_convolution(cls, ndim) for cls in classes):
         return "conv"
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return "position" if any("position" in cls for cls in classes) else "embedding"
     if isinstance(module, nn.Linear | nn.Bilinear):
         return "linear"
-    return "norm" if any(_NORM_CLASS.match(cls) for cls in classes) else ""
+    if any(_NORM_CLASS.match(cls) for cls in classes):
+        return "norm"
+    # Those of other libraries, which may keep their entries flat (e3nn), or a matrix for each of several types.
+    return "linear" if leaf == "weight" and any(cls.endswith("linear") for cls in classes) else ""
 
 
-def _type_by_shape(path: str, ndim: int) -> str:
-    """Conv for a weight of three or more dimensions, unless it is one of a norm or one for each expert; else empty."""
-    if ndim < 3 or not path.endswith(".weight") or re.search(rf"(?:^|\.)(?:{_NORM})\.weight$|{_MLP}", path):
+def _is_convolution(cls: str, ndim: int) -> bool:
+    """Whether a class with kernels of its own is one: graph networks call other things so, of three dimensions."""
+    return "conv" in cls and (ndim > 3 or (ndim == 3 and re.search("conv(?:olution)?1d|minkowski", cls) is not None))
+
+
+def _type_by_shape(path: str, ndim: int, shapes: Shapes) -> str:
+    """Linear for a flat weight that is called so, conv for one of three dimensions or more, else empty.
+
+    A weight of a norm, of experts or of a graph's relations is no conv, whatever its shape.
+    """
+    if not path.endswith(".weight"):
         return ""
-    return "conv"
+    if ndim == 1:
+        return "linear" if re.fullmatch(r"(?:.*_)?lin(?:ear)?(?:_?\d+|_[^.]*)?", owner_of(path)) else ""
+    if ndim < 3 or re.search(rf"(?:^|\.)(?:{_NORM})\.weight$|{_MLP}", path):
+        return ""
+    shape, bias = (shapes.get(f"{path.removesuffix('.weight')}.{leaf}", ()) for leaf in ("weight", "bias"))
+    # One matrix for each relation of a graph, [relations, inputs, outputs].
+    is_stack = len(shape) == 3 and len(bias) == 1 and bias[0] == shape[2] != shape[0]
+    return "" if is_stack else "conv"

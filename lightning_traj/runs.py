@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_traj.blocks import Block
+from lightning_traj.files import as_place, files_in, local_copy
 from lightning_traj.hyperparameters import hyperparameters_beside, labelled
-from lightning_traj.labels import in_words
-from lightning_traj.sources import is_trajectory
+from lightning_traj.storage import is_trajectory
+from lightning_traj.text import join_names
 from lightning_traj.trajectory import Trajectory
 
 _USUAL = re.compile(r"version_\d+|trajectory")  # what Lightning's loggers call a run's folder, and we its file
@@ -29,14 +31,14 @@ class Run:
 
     Attributes:
         name: What tells it from the others.
-        path: Its file.
+        path: Its file, or a URL.
         trajectory: What was recorded.
         hyperparameters: Those that were logged beside it, or stood in its checkpoints; nested ones as ``a/b``.
         rename: Prefixes of block names, and what to put in their place.
     """
 
     name: str
-    path: Path
+    path: Path | str
     trajectory: Trajectory
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     rename: Mapping[str, str] = field(default_factory=dict)
@@ -65,6 +67,11 @@ class Run:
     def errors(self) -> dict[str, float]:
         """Standard errors of those that have one."""
         return self.trajectory.standard_errors()
+
+    @cached_property
+    def rounding_errors(self) -> dict[str, float]:
+        """How far rounding of the parameters may have moved the values of those measures that are smooth."""
+        return self.trajectory.rounding_errors()
 
     @cached_property
     def series(self) -> dict[str, NDArray[np.float64]]:
@@ -99,7 +106,8 @@ def load_runs(paths: Sequence[str | PathLike[str]], *, rename: Mapping[str, str]
     """Load the trajectories of several runs.
 
     Args:
-        paths: Of each run its trajectory file, or a folder that holds one, itself or in a folder ``version_*``.
+        paths: Of each run its trajectory file, or a folder that holds one, itself or in a folder ``version_*``. URLs
+            that fsspec opens will do.
         rename: Prefixes of block names and what to put in their place, such as ``{"net.": "model."}``: blocks that are
             called the same then are the same. The prefix that all parameters of a model share needs none.
 
@@ -115,15 +123,16 @@ def load_runs(paths: Sequence[str | PathLike[str]], *, rename: Mapping[str, str]
     if len(paths) < 2:
         given = repr(str(paths[0])) if paths else "none"
         raise ValueError(f"paths: compare takes at least two runs, and was given {given}; name another.")
-    given_as = [Path(path) for path in paths]
+    given_as = [as_place(path) for path in paths]
     files = [find_trajectory(path) for path in given_as]
-    resolved: dict[Path, Path] = {}
+    resolved: dict[PurePath, Path | str] = {}
     for path, file in zip(given_as, files, strict=True):
-        if file.resolve() in resolved:
+        target = file.resolve() if isinstance(file, Path) else PurePath(file)
+        if target in resolved:
             raise ValueError(
-                f"paths: {str(resolved[file.resolve()])!r} and {str(path)!r} are the same run, {file}: name each once."
+                f"paths: {str(resolved[target])!r} and {str(path)!r} are the same run, {file}: name each once."
             )
-        resolved[file.resolve()] = path
+        resolved[target] = path
     rename = dict(rename or {})
     trajectories = [Trajectory.load(file) for file in files]
     chosen = [
@@ -147,18 +156,21 @@ def load_runs(paths: Sequence[str | PathLike[str]], *, rename: Mapping[str, str]
     return runs
 
 
-def find_trajectory(path: Path) -> Path:
+def find_trajectory(path: Path | str) -> Path | str:
     """The trajectory file that a path means: itself, or the only one in a folder or in its folders ``version_*``.
 
     Raises:
         FileNotFoundError, ValueError: as ``load_runs``.
     """
-    if path.is_file():
+    with suppress(FileNotFoundError), local_copy(path):
         return path
-    if not path.is_dir():
-        raise FileNotFoundError(f"path={str(path)!r}: no such file or folder; pass a trajectory file or a log folder.")
     for pattern in ("*.safetensors", "version_*/*.safetensors"):
-        found = sorted(file for file in path.glob(pattern) if not file.name.startswith(".") and is_trajectory(file))
+        try:
+            found = [file for file in files_in(path, pattern) if _is_trajectory(file)]
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"path={str(path)!r}: no such file or folder; pass a trajectory file or a log folder."
+            ) from error
         if len(found) > 1:
             listed = ", ".join(str(file) for file in found[:8]) + (", …" if len(found) > 8 else "")
             raise ValueError(
@@ -172,7 +184,7 @@ def find_trajectory(path: Path) -> Path:
     )
 
 
-def names_of(files: Sequence[Path]) -> list[str]:
+def names_of(files: Sequence[PurePath]) -> list[str]:
     """Short names that tell files apart: one part of their paths where one does, or what they don't all share."""
     parts = [[*file.parts[:-1], file.stem] for file in files]
     # A number says less than the folder that it is in.
@@ -207,7 +219,7 @@ def why_apart(one: Run, other: Run) -> str:
             return f"{words}: {name}={settings[0].get(name)!r} and {settings[1].get(name)!r}"
     for run, its in ((one, other), (other, one)):
         if alone := [name for name in run.blocks if name not in its.blocks]:
-            listed = in_words([*map(repr, alone)], _LISTED)
+            listed = join_names([*map(repr, alone)], _LISTED)
             hint = "" if set(run.blocks) & set(its.blocks) else "; where names differ in a prefix alone, rename it"
             return f"another model: {run.name} alone has {listed}{hint}"
     for name in one.blocks:
@@ -243,11 +255,18 @@ def left_out(runs: Sequence[Run]) -> list[str]:
         for other in runs[i + 1 :]:
             if why := why_apart(one, other):
                 reasons.setdefault(why, []).append(other.name)
-        sentences += [f"{one.name} with {in_words(others)}: {why}." for why, others in reasons.items()]
+        sentences += [f"{one.name} with {join_names(others)}: {why}." for why, others in reasons.items()]
     return sentences
 
 
 # Inside -----------------------------------------------------------------------------------------------------
+
+
+def _is_trajectory(file: Path | str) -> bool:
+    if PurePath(file).name.startswith("."):
+        return False
+    with local_copy(file) as copy:
+        return is_trajectory(copy)
 
 
 def _check_rows(run: Run) -> None:

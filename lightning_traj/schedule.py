@@ -1,7 +1,8 @@
 """When to take a snapshot: pure functions of the counters of a run, so that a resumed run needs no state of them.
 
 Steps are optimizer steps really taken: neither batches that only accumulate gradients nor skipped steps count, and
-with several optimizers each one's steps do.
+with several optimizers each one's steps do. Where several steps are noticed together (see ``StepCounter``), what is due
+at one of them is due at the last.
 """
 
 from __future__ import annotations
@@ -204,6 +205,13 @@ def _listed(schedule: str, argument: str, values: object) -> tuple[int, ...]:
     if not listed:
         raise ValueError(f"{schedule}({argument}={values!r}) is never due: name at least one.")
     return tuple(sorted(set(listed)))
+
+
+def is_due_within_epochs(schedule: Schedule) -> bool:
+    """Whether a schedule can be due before an epoch ends; a schedule of the user's own may well be."""
+    if isinstance(schedule, Union):
+        return any(map(is_due_within_epochs, schedule.schedules))
+    return not isinstance(schedule, EveryNEpochs | AtEpochs)
 
 
 def limit(value: int | None) -> float:

@@ -6,7 +6,7 @@ for any placements, and never as long as the parameter. Nothing here communicate
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import accumulate, product
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lightning_traj.fused import FusedLayout
+from lightning_traj.reading import UnreadableError, describe, read
 
 Run = tuple[int, int, int]  # where it begins in the local tensor, where in the whole one, and its length
 
@@ -101,6 +102,10 @@ class Held(NamedTuple):
     tensor: Tensor
     share: Share
 
+    def now(self) -> Held:
+        """Return it as it is: what ``Deferred`` has yet to read."""
+        return self
+
     @property
     def is_whole(self) -> bool:
         """Whether the tensor is all of the whole one, in its order, and nothing else."""
@@ -135,11 +140,41 @@ class Held(NamedTuple):
             yield from _stretches(view, sum(i * stride for i, stride in zip(corner, strides, strict=True)), strides)
 
 
-def stretches_of(pieces: Iterable[Held]) -> Iterator[tuple[Tensor, int, Tensor | None]]:
+class Deferred(NamedTuple):
+    """Entries that are here in a form that has to be read first: one block at a time, since what is read is a copy.
+
+    Attributes:
+        tensor: What is here of the parameter.
+        share: Which of a piece's entries count here.
+        name: The parameter's name.
+        entries: Takes the piece out of the values of ``tensor``.
+    """
+
+    tensor: Tensor
+    share: Share
+    name: str
+    entries: Callable[[Tensor], Tensor]
+
+    def now(self) -> Held:
+        """Read the tensor.
+
+        Raises:
+            UnreadableError: that failed.
+        """
+        try:
+            values = read(self.tensor)
+        except (MemoryError, torch.OutOfMemoryError):  # which says nothing of the tensor
+            raise
+        except Exception as error:
+            raise UnreadableError({self.name: describe(self.tensor, error)}) from error
+        return Held(self.entries(values), self.share)
+
+
+def stretches_of(pieces: Iterable[Held | Deferred]) -> Iterator[tuple[Tensor, int, Tensor | None]]:
     """The ``stretches`` of tensors that lie one after the other, as if they were one."""
     begin = 0
     for held in pieces:
-        for tensor, start, index in held.stretches():
+        for tensor, start, index in held.now().stretches():
             yield tensor, begin + start, None if index is None else begin + index
         begin += prod(held.share.shape)
 

@@ -34,7 +34,9 @@ import torch
 from torch import Tensor
 
 from lightning_traj.blocks import flat_range
+from lightning_traj.pickling import Picklable
 
+DEFAULT_DIM = 512  # of the callback, from_checkpoints and the command line: benchmarks/sketch_dim.py says why
 CHUNK = 262_144  # entries: fewer launches the longer it is, and it has to stay in a CPU's cache
 SIGNS = 4  # chunks: so long is the sign vector. Chunks that share signs make the errors of constant blocks larger
 
@@ -79,7 +81,7 @@ class Given(NamedTuple):
     stretches: Iterable[tuple[Tensor, int, Tensor | None]]
 
 
-class CountSketch:
+class CountSketch(Picklable, transient={"_buckets": dict, "_hashes": dict, "_chunk_signs": dict}):
     """A seeded linear sketch with ⟨Sa, Sb⟩ an unbiased estimate of ⟨a, b⟩.
 
     Its standard error is about √((‖a‖²‖b‖² + ⟨a, b⟩²) / dim) for one block, less for one of a few ``dim`` entries
@@ -106,7 +108,7 @@ class CountSketch:
     def __init__(self, dim: int, seed: int = 0) -> None:
         for argument, value in (("dim", dim), ("seed", seed)):
             if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{argument}={value!r} is no integer: pass an int, such as {argument}=2048.")
+                raise TypeError(f"{argument}={value!r} is no integer: pass an int, such as {argument}=512.")
         if dim < 1:
             raise ValueError(f"dim={dim}: a sketch needs at least one entry; pass a positive integer.")
         self.dim = dim

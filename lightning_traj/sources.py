@@ -1,25 +1,14 @@
-"""Named tensors in files, as views of the mapped files: what is not used is not read.
-
-No pickle is loaded but by ``torch.load(weights_only=True)``; ``dcp.py`` reads what that cannot.
-"""
+"""Named tensors in files, as views of the mapped files: what is not used is not read."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
-import tempfile
-import warnings
-import weakref
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor
-
-TRAJECTORY = "lightning_traj"  # what the header of our own files is called
 
 
 class Source(Protocol):
@@ -67,117 +56,26 @@ class SafetensorsFile:
         return self._open
 
 
-def is_trajectory(path: Path) -> bool:
-    """Whether a file is what ``Trajectory.save`` writes, as its header says."""
-    if path.suffix != ".safetensors" or not path.is_file():
-        return False
-    from safetensors import SafetensorError
-
-    try:
-        return TRAJECTORY in SafetensorsFile(path).metadata()
-    except (SafetensorError, OSError):
-        return False
-
-
-class TorchFile:
-    """Tensors of a file that ``torch.save`` wrote, under a key inside it."""
-
-    def __init__(self, path: Path, inside: Sequence[str] = (), loaded: Any = None) -> None:
-        self.path = path
-        self.inside = tuple(inside)
-        self._state = None if loaded is None else self._found(loaded)
-        self._shapes: dict[str, Tensor] | None = None
-
-    def shapes(self) -> Mapping[str, Tensor]:
-        if self._shapes is None:
-            self._shapes = {name: tensor.to("meta") for name, tensor in self._tensors().items()}
-        return self._shapes
-
-    def read(self, name: str) -> Tensor:
-        return self._tensors()[name]
-
-    def release(self) -> None:
-        self._state = None
-
-    def _tensors(self) -> dict[str, Tensor]:
-        if self._state is None:
-            self._state = self._found(load(self.path))
-        return self._state
-
-    def _found(self, state: Any) -> dict[str, Tensor]:
-        for key in self.inside:
-            state = state[key]
-        return tensors_of(state)
-
-
-class Copied(TorchFile):
-    """Tensors that cannot be mapped where they are: copied, once, into a temporary file."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        folder = tempfile.mkdtemp(prefix="lightning_traj-")
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        super().__init__(Path(folder, "copy.pt"))
-        torch.save(dict(tensors), self.path)
-
-
 class Sharded:
-    """Tensors in several files, by name."""
+    """Tensors in several files.
 
-    def __init__(self, files: Mapping[str, Source]) -> None:
+    Args:
+        files: For each tensor, the file that has it, and its name there.
+    """
+
+    def __init__(self, files: Mapping[str, tuple[Source, str]]) -> None:
         self.files = files
 
     def shapes(self) -> Mapping[str, Tensor]:
-        return {name: file.shapes()[name] for name, file in self.files.items()}
+        return {name: file.shapes()[inside] for name, (file, inside) in self.files.items()}
 
     def read(self, name: str) -> Tensor:
-        return self.files[name].read(name)
+        file, inside = self.files[name]
+        return file.read(inside)
 
     def release(self) -> None:
-        for file in self.files.values():
+        for file, _ in self.files.values():
             file.release()
-
-
-def load(file: Path | IO[bytes]) -> Any:
-    """What ``torch.save`` wrote; of a file of torch 1.6 or later the tensors are mapped.
-
-    Raises:
-        ValueError: it is a compressed archive, or one that was not written by torch.
-    """
-    mappable = is_mappable(file)
-    if mappable:
-        _check_archive(file)
-    with warnings.catch_warnings():  # of what is deprecated, or unusual, in old files: they are not ours to change
-        warnings.simplefilter("ignore")
-        mmap = mappable and isinstance(file, Path)
-        if not isinstance(file, Path):
-            file.seek(0)
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
-
-
-def is_mappable(file: Path | IO[bytes]) -> bool:
-    """Whether it is a file of torch 1.6 or later: a zip archive of uncompressed tensors."""
-    return zipfile.is_zipfile(file)
-
-
-def tensors_of(state: Any) -> dict[str, Tensor]:
-    """The tensors of a state dict, detached; what else is in it is left out.
-
-    Raises:
-        ValueError: a tensor is without its entries, or has fewer than its shape says.
-    """
-    if not isinstance(state, Mapping):
-        return {}
-    tensors = {
-        name: value.detach()
-        for name, value in state.items()
-        if isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
-    }
-    for name, tensor in tensors.items():
-        if tensor.device.type != "cpu":
-            raise ValueError(f"{name} was saved from the {tensor.device.type} device, without its entries")
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ValueError(f"{name} has {tensor.numel():,} entries, and fewer are in the file")
-    return tensors
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
@@ -195,14 +93,6 @@ def read_json(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} holds no JSON object")
     return content
-
-
-def _check_archive(file: Path | IO[bytes]) -> None:
-    """Torch stores without compressing: what is compressed would be mapped as it is, or unpacked to any size."""
-    with zipfile.ZipFile(file) as archive:
-        for record in archive.infolist():
-            if record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size:
-                raise ValueError("it is a compressed archive, which torch.save does not write: unpack it")
 
 
 def natural(name: str) -> list[tuple[int, str]]:

@@ -15,9 +15,12 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parameter import is_lazy
 
 from lightning_traj.blocks import clean_name, has_entries
-from lightning_traj.findings import changed_shapes, tied
+from lightning_traj.duplicates import tied
+from lightning_traj.findings import changed_shapes
 from lightning_traj.formats import Checkpoint
+from lightning_traj.grouping import check_matched
 from lightning_traj.partition import root_of
+from lightning_traj.text import join_names
 
 # What of a config.json is not taken: what names code, kernels or weights elsewhere.
 ELSEWHERE = re.compile(r"auto_map|implementation|kernels|backbone|timm|pretrained|quantization|_name_or_path")
@@ -25,11 +28,16 @@ ELSEWHERE = re.compile(r"auto_map|implementation|kernels|backbone|timm|pretraine
 MODULES, TO_A_TENSOR = re.compile(r"layer|block|depth|expert|stage|level|codebook|quantizer"), 16
 WIDTHS, NARROW = re.compile(r"head|group|label"), 64
 # Last parts of the names of what state dicts hold besides parameters, without telling them apart.
-BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "inv_freq", "masked_bias", "n_averaged")
+BUFFERS = (
+    *("running_mean", "running_var", "num_batches_tracked", "n_averaged"),
+    *("inv_freq", "cos_cached", "sin_cached", "freqs_cis", "masked_bias"),
+)
+# The same, if they are square in their last two dimensions, as masks of attention are: others are learned.
+MASKS = ("mask", "tril", "triu", "causal_mask", "attn_mask", "attention_mask", "src_mask", "tgt_mask", "bias_mask")
 
 
 def parameters_of(
-    checkpoints: Sequence[Checkpoint], model: nn.Module | None
+    checkpoints: Sequence[Checkpoint], model: nn.Module | None, partial: bool = False
 ) -> tuple[dict[str, Tensor], nn.Module | None, str, list[str]]:
     """The floating-point parameters of a run.
 
@@ -37,13 +45,14 @@ def parameters_of(
         checkpoints: In order.
         model: Tells parameters from buffers; None: that of a Hugging Face folder's config.json does, or else names do,
             which know those of torch's and transformers' modules.
+        partial: Whether checkpoints may share less than half of their parameters.
 
     Returns:
         Parameters on the meta device, by name; the model, wrapped such that its names are theirs; what was left out for
         being no parameter, in words; and what is wrong with the others, in sentences.
 
     Raises:
-        ValueError: the model has none of the tensors' names, or other shapes.
+        ValueError: the model has none of the tensors' names, or other shapes; or the checkpoints share too little.
     """
     tensors: dict[str, Tensor] = {}
     for checkpoint in checkpoints:
@@ -55,17 +64,29 @@ def parameters_of(
     # Not of a given model, or called as buffers are: transformers saves some parameters by other names than its own.
     others = {name: tensor for name, tensor in tensors.items() if name not in parameters}
     left_out = {name for name, tensor in others.items() if given or _is_buffer(name, tensor)}
-    # Two to a byte, which torch cannot take apart.
-    left_out |= {name for name, tensor in tensors.items() if str(tensor.dtype).startswith("torch.float4")}
+    # Two to a byte, which torch cannot take apart; and several entries in one place, which no optimizer can change.
+    left_out |= {
+        name for name, tensor in tensors.items() if str(tensor.dtype).startswith("torch.float4") or _is_expanded(tensor)
+    }
     counts = Counter(name.rpartition(".")[2] for name in tensors if name in left_out)
     kinds = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     names = [name for name in tensors if name not in left_out and has_entries(tensors[name])]
+    if not names:
+        raise ValueError(_without_parameters(checkpoints, tensors))
+    if not partial:
+        check_matched(checkpoints, names)
     changed = changed_shapes(checkpoints, names)
     _check_shapes(type(model).__name__, parameters, {name: tensors[name] for name in names if name not in changed})
     twice = tied(checkpoints, [name for name in names if name not in changed])
     notes = list(changed.values())
     notes += [f"{other} and {first} are one parameter, saved twice: counted once." for other, first in twice.items()]
     return {name: tensors[name] for name in names if name not in changed and name not in twice}, model, kinds, notes
+
+
+def parameter_count(checkpoint: Checkpoint) -> int:
+    """Return the number of parameters of a checkpoint, as far as names tell them from buffers."""
+    shapes = checkpoint.shapes.items()
+    return sum(like.numel() for name, like in shapes if has_entries(like) and not _is_buffer(name, like))
 
 
 def network(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> nn.Module | None:
@@ -162,8 +183,33 @@ def _check_shapes(kind: str, parameters: Mapping[str, Tensor], tensors: Mapping[
 
 def _is_buffer(name: str, tensor: Tensor) -> bool:
     last = name.rpartition(".")[2]
-    causal_mask = last == "bias" and tensor.ndim == 4  # of GPT-2 and GPT-NeoX in older files
+    square = tensor.ndim > 1 and tensor.shape[-1] == tensor.shape[-2] > 1
+    causal_mask = (last == "bias" and tensor.ndim == 4) or (last in MASKS and square)  # the former in older GPT-2
     return last in BUFFERS or causal_mask or not (tensor.is_floating_point() or tensor.is_complex())
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Whether several of its entries lie in one place of the file."""
+    reach = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.numel() > max(reach, 0)
+
+
+def _without_parameters(checkpoints: Sequence[Checkpoint], tensors: Mapping[str, Tensor]) -> str:
+    """What there is where there are no parameters, and what to do."""
+    kinds: Counter[str] = Counter()
+    for name, tensor in tensors.items():
+        if not tensor.numel():
+            kinds["without entries"] += 1
+        elif not (tensor.is_floating_point() or tensor.is_complex()):
+            kinds[f"of {str(tensor.dtype).removeprefix('torch.')}"] += 1
+        else:
+            kinds[f"called {name.rpartition('.')[2]}, as buffers are"] += 1
+    listed = join_names([f"{count} {kind}" for kind, count in kinds.most_common()], 4)
+    return (
+        f"{checkpoints[0].path} and the other checkpoints hold no parameters of floating-point or complex numbers. "
+        f"Their tensors are {listed}. Pass checkpoints from before they were quantised or emptied, or a model (model=) "
+        "that says which tensors are parameters."
+    )
 
 
 def _fitted(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

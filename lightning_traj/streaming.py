@@ -97,14 +97,18 @@ class Reader:
             span = max(length, MAPPED // width)
             for first in range(0, size, span):
                 last = min(first + span, size)
-                if self._mapped + width * (last - first) > MAPPED:
-                    self.release()
-                self._mapped += width * (last - first)
+                self.reserve(width * (last - first))
                 tensors = [_entries(piece, self.checkpoints[t].read(piece.parameter)) for t in among]
                 for start in range(first, last, length):
                     stop = min(start + length, last)
                     yield [flat_range(tensor, start, stop) for tensor in tensors]
                 del tensors  # or they would keep their files mapped
+
+    def reserve(self, count: int) -> None:
+        """Announce that this many bytes will be read; files are let go of where that would be more than ``MAPPED``."""
+        if self._mapped + count > MAPPED:
+            self.release()
+        self._mapped += count
 
     def release(self) -> None:
         """Close all files: they are opened again when they are used."""

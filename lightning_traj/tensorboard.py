@@ -9,14 +9,17 @@ A logger that fails keeps nothing from the others: the first error is raised whe
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from math import isfinite
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_traj.files import is_remote, local_path
+from lightning_traj.folders import Folder, LocalFolder
 from lightning_traj.layers import attention, grouped, latest, progress
 from lightning_traj.measures.catalogue import MEASURES, shown_in
 
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from lightning_traj.trajectory import Trajectory
+
+Where = Folder | str | PathLike[str] | None
 
 
 def log_trajectory(
@@ -33,7 +38,7 @@ def log_trajectory(
     step: int,
     *,
     prefix: str = "traj",
-    folder: str | PathLike[str] | None = None,
+    folder: Where = None,
     pictures: bool = True,
 ) -> None:
     """Log the newest values (``traj/mds``), their standard errors (``traj_stderr/mds``), and the pictures.
@@ -98,7 +103,7 @@ def log_layers(
     step: int,
     *,
     prefix: str = "traj",
-    folder: str | PathLike[str] | None = None,
+    folder: Where = None,
 ) -> None:
     """Log the pictures by layer and role (``traj_layers/mds``), nine at most. Arguments as for ``log_trajectory``."""
     from lightning_traj import layer_plot
@@ -124,7 +129,7 @@ def log_scalars(loggers: Sequence[Any], values: Mapping[str, float], step: int) 
     """Log the finite values to every logger."""
     finite = {tag: float(value) for tag, value in values.items() if isfinite(value)}
     if finite:
-        _attempt(partial(logger.log_metrics, dict(finite), step=step) for logger in loggers)
+        _attempt(partial(logger.log_metrics, metrics=dict(finite), step=step) for logger in loggers)
 
 
 def log_text(loggers: Sequence[Any], tag: str, text: str, step: int) -> None:
@@ -137,7 +142,7 @@ def log_figures(
     loggers: Sequence[Any],
     figures: Mapping[str, Callable[[], Figure]],
     step: int,
-    folder: str | PathLike[str] | None = None,
+    folder: Where = None,
 ) -> None:
     """Log figures, by tag, to every logger that takes pictures; as PNG files in ``folder`` where none does.
 
@@ -146,13 +151,14 @@ def log_figures(
     from lightning_traj import plot
 
     takers = [take for take in map(_picture_taker, loggers) if take is not None]
+    place = folder if folder is None or isinstance(folder, Folder) else LocalFolder(folder)
 
     def show(tag: str, draw: Callable[[], Figure]) -> None:
         if takers:
             pixels = plot.to_rgb(draw())
             _attempt(partial(take, tag, pixels, step) for take in takers)
-        elif folder is not None:
-            plot.save_png(draw(), Path(folder) / f"{tag.replace('/', '_')}.png")
+        elif place is not None:
+            place.write(f"{tag.replace('/', '_')}.png", partial(plot.save_png, draw()))
 
     _attempt(partial(show, tag, draw) for tag, draw in figures.items())
 
@@ -223,22 +229,31 @@ def log_hyperparameters(
         _attempt(partial(add, logger) for logger in loggers)
 
 
-def log_folder(loggers: Sequence[Any]) -> Path | None:
-    """Where the first logger that has a folder keeps this run's files; None where none has one."""
+def log_folder(loggers: Sequence[Any], warn: Callable[[str], object] = lambda _: None) -> str | None:
+    """Where the first logger that has a folder keeps this run's files, a path or a URL; None where none has one.
+
+    Args:
+        loggers: Those of the Trainer.
+        warn: Is told of a logger whose folder is no path, as those of mocks and of home-made loggers can be. The next
+            logger is asked then.
+    """
     for logger in loggers:
-        folder = getattr(logger, "log_dir", None)
-        if not folder and (parent := getattr(logger, "save_dir", None)):
-            version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-            folder = Path(parent, str(logger.name), version)  # where ModelCheckpoint puts its files
-        if folder:
-            return Path(folder)
+        try:
+            if folder := _folder_of(logger):
+                return folder
+        except Exception as error:  # a logger's properties do what they like
+            warn(f"{type(logger).__name__} has no folder for files: {error if str(error) else type(error).__name__}")
     return None
 
 
 def event_folders(loggers: Sequence[Any]) -> list[str]:
-    """The folders to point TensorBoard at."""
-    folders = {getattr(logger, "save_dir", None) for logger in loggers if _summary_writer(logger) is not None}
-    return sorted(str(folder) for folder in folders if folder)
+    """The folders to point TensorBoard at: absolute paths, or URLs."""
+    folders = set()
+    for logger in loggers:
+        with suppress(Exception):
+            if _summary_writer(logger) is not None and (folder := _path("save_dir", logger.save_dir)):
+                folders.add(folder if is_remote(folder) else str(local_path(folder)))
+    return sorted(folders)
 
 
 # Inside -----------------------------------------------------------------------------------------------------
@@ -258,12 +273,47 @@ def _attempt(tasks: Iterable[Callable[[], object]]) -> None:
         raise first
 
 
+def _folder_of(logger: Any) -> str | None:
+    """Where a logger keeps this run's files; None if it keeps none here.
+
+    Raises:
+        TypeError: what it says is no path.
+    """
+    if folder := _path("log_dir", getattr(logger, "log_dir", None)):
+        return folder
+    if not (parent := _path("save_dir", getattr(logger, "save_dir", None))):
+        return None
+    name, version = logger.name, logger.version
+    for attribute, value in (("name", name), ("version", version)):
+        if not isinstance(value, str | int | None):
+            raise TypeError(f"{attribute}={value!r} is no str")
+    return os.path.join(parent, str(name), version if isinstance(version, str) else f"version_{version}")
+
+
+def _path(attribute: str, value: Any) -> str | None:
+    """A path as a string; None where there is none.
+
+    Raises:
+        TypeError: it is something else. A mock is: some of them have a path, but are none.
+    """
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        return value
+    if isinstance(value, PathLike) and os.fspath(value) == str(value):
+        return str(value)
+    raise TypeError(f"{attribute}={value!r} is no path")
+
+
 def _summary_writer(logger: Any) -> Any | None:
     """The logger's writer of TensorBoard events, of torch or of tensorboardX; None where it has none.
 
     By the name of its class: Lightning's DummyLogger has any attribute that it is asked for.
     """
-    experiment = getattr(logger, "experiment", None)
+    try:
+        experiment = getattr(logger, "experiment", None)
+    except Exception:  # what it is asked to log will say so
+        return None
     named = any(base.__name__ == "SummaryWriter" for base in type(experiment).__mro__)
     return experiment if named else None
 
@@ -283,7 +333,7 @@ def _picture_taker(logger: Any) -> Callable[[str, Any, int], object] | None:
 def _tag(logger: Any, tag: str) -> str:
     """The tag under which a logger with ``prefix=`` logs what it is given as ``tag``."""
     prefix = getattr(logger, "_prefix", "")
-    return f"{prefix}{logger.LOGGER_JOIN_CHAR}{tag}" if prefix else tag
+    return f"{prefix}{getattr(logger, 'LOGGER_JOIN_CHAR', '-')}{tag}" if prefix and isinstance(prefix, str) else tag
 
 
 def _layout(prefixes: Sequence[str], tag: Callable[[str], str]) -> dict[str, dict[str, list[Any]]]:

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,12 @@ from numpy.typing import NDArray
 
 from lightning_traj import measures
 from lightning_traj.blocks import Block, Select, block_groups, group_blocks, select_blocks
-from lightning_traj.files import replace_atomically
+from lightning_traj.files import local_copy, replace_atomically
 from lightning_traj.measures.basis import displacement_gram, snapshot_gram
 from lightning_traj.measures.catalogue import MEASURES, evaluate, standard_errors
+from lightning_traj.measures.rounding import FLOAT32, rounding_errors
 from lightning_traj.measures.state import SelectionState
-from lightning_traj.sources import TRAJECTORY
+from lightning_traj.storage import TRAJECTORY
 
 Array = NDArray[np.float64]
 FORMAT = "lightning_traj.trajectory"
@@ -194,6 +194,14 @@ class Trajectory:
         sketched = [i for i in chosen if self.blocks[i].numel > dim]
         return standard_errors(self.state(select), self.anchored[sketched], self.local[-1][sketched], dim)
 
+    def rounding_errors(self, select: Select = None) -> dict[str, float]:
+        """Return how far rounding of the parameters may have moved the values of measures, exact ones too.
+
+        Parameters are rounded at each optimizer step, so that a run on other hardware differs, and once more when they
+        are stored in a lower precision (see ``measures.rounding``). Measures that are not smooth are left out.
+        """
+        return rounding_errors(self.state(select), self.settings.get("rounding", FLOAT32))
+
     def table(self, by: str = "layer", select: Select = None) -> dict[str, dict[str, float]]:
         """The summary of each group of blocks, and how many blocks and parameters it counts.
 
@@ -233,7 +241,11 @@ class Trajectory:
     # Files
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to a safetensors file (tensors and a JSON header, no pickle), replacing it in one step."""
+        """Write to a safetensors file (tensors and a JSON header, no pickle), replacing it in one step.
+
+        Args:
+            path: Of the file, or a URL that fsspec opens.
+        """
         from safetensors.numpy import save_file
 
         header = {
@@ -255,17 +267,17 @@ class Trajectory:
     def load(cls, path: str | os.PathLike[str]) -> Trajectory:
         """Read what ``save`` wrote.
 
+        Args:
+            path: Of the file, or a URL that fsspec opens.
+
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: the file is damaged, or is no trajectory; it is left as it is.
         """
         from safetensors import SafetensorError, safe_open
 
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"path={str(path)!r}: no such file; pass a trajectory.safetensors.")
         try:
-            with safe_open(path, framework="numpy") as file:
+            with local_copy(path) as local, safe_open(local, framework="numpy") as file:
                 header = json.loads((file.metadata() or {}).get(TRAJECTORY, "{}"))
                 if not isinstance(header, dict) or header.get("format") != FORMAT:
                     raise ValueError("it is a safetensors file, but holds no trajectory")
@@ -293,6 +305,8 @@ class Trajectory:
             if settings["snapshot"] == "sketch" and not isinstance(settings["sketch_dim"], int):
                 raise ValueError(f"its sketch_dim is {settings['sketch_dim']!r}")
             return cls(blocks=blocks, settings=settings, windows=windows, **tensors)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"path={str(path)!r}: no such file; pass a trajectory.safetensors.") from error
         except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(
                 f"path={str(path)!r} cannot be read as a trajectory: {error}. Pass a file that "

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_traj.measures.basis import DISPLACEMENT, PREVIOUS_UPDATE, UPDATE
+from lightning_traj.packing import pack, unpack
 from lightning_traj.rows import Row, local_grams
 from lightning_traj.thinning import thinned
 
@@ -29,6 +30,7 @@ class StepWindows:
             [B, 3, length] each, on the device of the rows; zero after a window that was cut short.
         steps: Optimizer steps taken when each window ended.
         counts: Steps that each has.
+        due: Whether a window is to begin right before the next step.
     """
 
     def __init__(self, length: int, limit: int) -> None:
@@ -38,6 +40,7 @@ class StepWindows:
         self.counts: list[int] = []
         self.order: list[int] = []
         self.stride = 1
+        self.due = False
         self._rows: list[Row] = []  # of the running window: where it began, the last two
         self._parts: list[Tensor] = []  # of its steps so far, [B, 3]
         self._landed: dict[int, NDArray[np.float64]] = {}  # sums on the host, by order
@@ -46,6 +49,11 @@ class StepWindows:
     def running(self) -> bool:
         """Whether a window has begun, and waits for more steps."""
         return bool(self._rows)
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether a window is running that has steps already."""
+        return bool(self._parts)
 
     @property
     def last(self) -> Row | None:
@@ -58,14 +66,23 @@ class StepWindows:
         return self.steps[-1] if self.steps else 0
 
     def begin(self, row: Row) -> None:
-        """Begin a window at the parameters whose sketches these are; not while another one runs."""
-        if self.running:
-            return
-        self._rows = [row] * 3
-        self._parts = []
+        """Begin a window at the parameters whose sketches these are; not while one runs that has steps already."""
+        if not self.has_steps:
+            self._rows = [row] * 3
+
+    def shift(self, row: Row) -> None:
+        """Take in where something else than a step has moved the parameters before the next one.
+
+        The steps so far are moved along: lengths, angles and sums of steps stay those of the steps alone.
+        """
+        latest = self._rows[1]
+        if row.lengths == latest.lengths:  # else blocks were added, and the next step ends the window
+            moved = row.flat - latest.flat
+            self._rows = [Row(kept.flat + moved, kept.lengths) for kept in self._rows]
 
     def add(self, row: Row, step: int) -> None:
         """Take in the parameters after the next step."""
+        self.due = False
         start, latest, before = self._rows
         if row.lengths != start.lengths:  # blocks were added: there is no difference to take
             self.end(step - 1)
@@ -81,7 +98,7 @@ class StepWindows:
     def end(self, step: int) -> None:
         """End the running window, after ``step`` optimizer steps in all, even if it is shorter than planned.
 
-        One that has only just begun goes on: where an epoch ends, the next one begins.
+        One that has no steps yet goes on: it begins anew before the next one.
         """
         if not self._parts:
             return
@@ -119,16 +136,22 @@ class StepWindows:
         return stacked
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, as tensors and primitives."""
+        """Everything, as tensors and primitives.
+
+        Finished windows are rounded to float32: their measures are cosines and lengths, which keep seven digits. (Steps
+        longer than 1e19 or shorter than 1e-19, whose squares it cannot hold, become undefined.)
+        """
+        packed = pack(self.sums)
         return {
-            "sums": list(self.sums),
+            "sums": {**packed, "values": packed["values"].float()},
             "steps": list(self.steps),
             "counts": list(self.counts),
             "order": list(self.order),
             "stride": self.stride,
+            "due": self.due,
             "rows": [row.flat for row in self._rows],
             "lengths": list(self._rows[0].lengths) if self._rows else [],
-            "parts": list(self._parts),
+            "parts": torch.stack(self._parts) if self._parts else torch.zeros(0),
         }
 
     def to(self, device: torch.device) -> None:
@@ -139,9 +162,10 @@ class StepWindows:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken."""
-        self.sums = list(state["sums"])
+        self.sums = [sums.double() for sums in unpack(state["sums"])]
         self.steps, self.counts, self.order = (list(state[name]) for name in ("steps", "counts", "order"))
         self.stride = state["stride"]
         self._rows = [Row(flat, tuple(state["lengths"])) for flat in state["rows"]]
-        self._parts = list(state["parts"])
+        self._parts = list(state["parts"])  # one after the other, also where they were saved as a list
+        self.due = state.get("due", bool(self._rows and not self._parts))  # older ones began windows early
         self._landed = {}

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import torch
+from lightning.pytorch.callbacks import RichProgressBar
 
 import lightning_traj.tensorboard
 from lightning_traj import TrajectoryCallback
-from models import fit
+from models import Reported, fit
 
 
 def by_itself(strategy: str, root: str, script: str = "") -> None:
@@ -24,4 +25,6 @@ def by_itself(strategy: str, root: str, script: str = "") -> None:
         for stream in (1, 2):
             os.dup2(printed, stream)
         sys.stdout, sys.stderr = (os.fdopen(stream, "w") for stream in (1, 2))
-    fit(TrajectoryCallback(), root=Path(root), strategy=strategy, devices=2, max_epochs=2)
+    arguments = {"strategy": strategy, "devices": 2, "max_epochs": 2, "enable_progress_bar": True}
+    # A progress bar before us reads on one process what is reduced over both.
+    fit(RichProgressBar(), TrajectoryCallback(), root=Path(root), module=Reported, **arguments)

@@ -67,6 +67,15 @@ class Module(Training, pl.LightningModule):
     pass
 
 
+class Reported(Module):
+    """Logs what is reduced over processes when somebody reads it."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.log("train_loss", loss, on_epoch=True, on_step=False, sync_dist=True)
+        return loss
+
+
 class TwoOptimizers(Module):
     """Each steps once a batch, under manual optimisation."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -83,6 +84,59 @@ def _torch(name: str, wrap: Callable[[State, int], Any] = lambda state, _: state
     return write
 
 
+class Tree(nn.Module):
+    """A network with such parameters and buffers, by their names, and nothing that it does with them."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__()
+        for name in dict.fromkeys(name.partition(".")[0] for name in state):
+            if name in state:
+                if name.startswith(("running_", "num_")):
+                    self.register_buffer(name, state[name].clone())
+                else:
+                    self.register_parameter(name, nn.Parameter(state[name].clone()))
+            else:
+                inside = {n.removeprefix(f"{name}."): t for n, t in state.items() if n.startswith(f"{name}.")}
+                self.add_module(name, Tree(inside))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def _scripted(folder: Path, step: int, state: State) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.trace(Tree(state), torch.ones(1)), folder / f"scripted_step{step}.pt")
+
+
+def _stable_baselines(folder: Path, step: int, state: State) -> None:
+    """As its ``save`` does: files of torch in an archive, and a pickle in text, which is not to be read."""
+    with zipfile.ZipFile(folder / f"rl_model_{step}_steps.zip", "w") as archive:
+        archive.writestr("data", json.dumps({"policy_class": {":serialized:": "gAWVMAAAAAAAAACMCA=="}}))
+        moments = {i: {"exp_avg": torch.full_like(tensor, 9)} for i, tensor in enumerate(state.values())}
+        for name, content in {
+            "policy.optimizer.pth": moments,
+            "policy.pth": state,
+            "pytorch_variables.pth": None,
+        }.items():
+            with archive.open(name, "w") as member:
+                torch.save(content, member)
+        archive.writestr("_stable_baselines3_version", "2.3.2")
+
+
+def _diffusers_lora(folder: Path, step: int, state: State) -> None:
+    inside = folder / f"checkpoint-{step}"
+    inside.mkdir(parents=True)
+    save_file({name: tensor.clone() for name, tensor in state.items()}, inside / "pytorch_lora_weights.safetensors")
+    torch.save({"state": {}}, inside / "optimizer.bin")
+    (inside / "random_states_0.pkl").write_bytes(pickle.dumps({"step": step}))
+
+
+def _pickled(folder: Path, step: int, state: State) -> None:
+    """By ``pickle.dump``."""
+    (folder / f"step{step}.pth").write_bytes(pickle.dumps(state))
+
+
 # Name -> how the state dict of a step is written into a folder.
 FORMATS: Mapping[str, Callable[[Path, int, State], None]] = {
     ".pt": _torch("step{step}.pt"),
@@ -97,6 +151,11 @@ FORMATS: Mapping[str, Callable[[Path, int, State], None]] = {
     "Hugging Face": _hugging_face,
     "sharded .bin": _sharded_bin,
     "distributed": _distributed,
+    "whole network": _torch("step{step}.pt", lambda state, _: Tree(state)),
+    "TorchScript": _scripted,
+    "Stable-Baselines3": _stable_baselines,
+    "diffusers LoRA": _diffusers_lora,
+    "pickle.dump": _pickled,
 }
 
 

@@ -13,17 +13,21 @@ import numpy as np
 import pytest
 
 from conftest import ROOT
+from models import Module, batches
 
 NAMES = (
     "_setting",
     "blocks",
+    "checkpoint_size",
     "checkpoints",
+    "command",
     "communication",
     "full_row",
     "measures",
     "memory",
     "pictures",
     "sketch",
+    "sketch_dim",
     "training",
     "windows",
 )
@@ -101,6 +105,27 @@ def test_checkpoints(
         checkpoints.script(shapes, count=4, copies=2)
 
 
+def test_checkpoint_size(benchmark: dict[str, ModuleType], capsys: pytest.CaptureFixture[str]) -> None:
+    size = benchmark["checkpoint_size"]
+    shapes = {"h.0.c_attn.weight": (10, 30), "h.0.c_attn.bias": (30,), "weight": (40, 40)}
+    share = size.measure("small", size.Run(shapes, copies=2, snapshots=5, wanted=1.0), sketch_dim=64)
+    shown = capsys.readouterr().out
+    assert "5 snapshots of 7 blocks, sketch_dim=64" in shown
+    assert f"{share:.1f} % (at most 1 % is wanted)" in shown
+    recorder = size.recorded(shapes, 3)
+    with pytest.raises(AssertionError, match="not the one that was saved"):
+        size.check(recorder, size.file_of(size.added(recorder)), limit=-1.0)
+    assert sum(map(math.prod, size.resnet20().values())) == 272_282
+
+
+def test_command(benchmark: dict[str, ModuleType], tmp_path: Path) -> None:
+    command = benchmark["command"]
+    for arguments in command.commands(tmp_path).values():
+        command.check(tmp_path, arguments)
+    with pytest.raises(AssertionError, match="ended without opening a file"):
+        command.check(tmp_path, ["compare", str(tmp_path / "a.safetensors"), "--out", str(tmp_path / "out")])
+
+
 def test_communication(benchmark: dict[str, ModuleType], capsys: pytest.CaptureFixture[str]) -> None:
     communication = benchmark["communication"]
     communication.measure(2)
@@ -136,6 +161,25 @@ def test_pictures(
     monkeypatch.setattr(pictures, "PICTURES", 3)
     with pytest.raises(AssertionError, match="at most 3 are wanted"):
         pictures.check(pictures.recorded(8, 4))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_sketch_dim(benchmark: dict[str, ModuleType], one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    sketch_dim = benchmark["sketch_dim"]
+    run = sketch_dim.Run("small", Module, batches, {"max_epochs": 7})
+    lines = sketch_dim.measure(run, dims=(8, 16), repeats=1)
+    assert lines[0].startswith("| small: 8 snapshots of 4 blocks |")
+    assert [line.split(" | ")[0] for line in lines[1:]] == ["| 8", "| 16"]
+    columns = {line.count("|") for line in (*lines, *sketch_dim.HEADER)}
+    assert len(columns) == 1
+    monkeypatch.setattr(sketch_dim, "DEFAULT_DIM", 8)
+    monkeypatch.setattr(sketch_dim, "WANTED", 0.0)
+    with pytest.raises(AssertionError, match="the standard error of MDS is"):
+        sketch_dim.measure(run, dims=(8, 16), repeats=1)
+    trajectories = [callback.trajectory for callback in sketch_dim.train(run, (8, 16))[1]]
+    with pytest.raises(AssertionError, match="with the longest sketch"):
+        sketch_dim.check(trajectories, sigmas=0.0)
+    assert {run.name.split(",")[0] for run in sketch_dim.RUNS} == {"ResNet-20", "ResNet-50", "GPT-NeoX", "GPT-2"}
 
 
 @pytest.mark.filterwarnings("ignore")

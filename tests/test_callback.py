@@ -15,7 +15,17 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, Model
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_traj import EveryNEpochs, EveryNSteps, Trajectory, TrajectoryCallback
+from lightning_traj import (
+    After,
+    AtEpochs,
+    AtSteps,
+    EveryNEpochs,
+    EveryNSteps,
+    HybridTraining,
+    LogSpaced,
+    Trajectory,
+    TrajectoryCallback,
+)
 from models import (
     CLASSES,
     INPUTS,
@@ -466,6 +476,55 @@ def test_cost_is_said_and_summary_printed(fit: Any, capsys: Any, caplog: Any) ->
     printed = capsys.readouterr().out
     assert printed.count("mds_relative") == 1
     assert "trajectory.safetensors" in printed
+
+
+class Endless(Stream):
+    """The same data over and over."""
+
+    def __iter__(self) -> Any:
+        return itertools.cycle(super().__iter__())
+
+
+HINT = "the training data have no length, and schedule="
+STREAMS: dict[str, tuple[Any, dict[str, Any], bool]] = {
+    "an endless stream": (Endless, {"max_steps": 6}, True),
+    "by time": (Endless, {"max_steps": 6, "max_time": "00:01:00:00"}, True),
+    "steps in epochs of unknown length": (Stream, {"max_steps": 6}, True),
+    "so many epochs": (Stream, {"max_epochs": 2}, False),
+    "a limit": (Endless, {"max_steps": 6, "limit_train_batches": 3}, False),
+    "fast_dev_run": (Endless, {"fast_dev_run": True}, False),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`max_epochs` was not set")
+@pytest.mark.parametrize("case", STREAMS)
+def test_a_hint_where_epochs_may_never_end(fit: Any, caplog: Any, case: str) -> None:
+    stream, arguments, hinted = STREAMS[case]
+    schedules = {
+        EveryNEpochs(1): hinted,
+        AtEpochs([1]) | EveryNEpochs(2): hinted,
+        EveryNEpochs(1) | EveryNSteps(2): False,
+        LogSpaced(): False,
+    }
+    for schedule, expected in schedules.items():
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            data = DataLoader(stream(), batch_size=8)
+            fit(TrajectoryCallback(schedule=schedule), data=data, **{"max_epochs": -1, **arguments})
+        assert caplog.text.count(HINT) == expected
+        assert caplog.text.count("pass schedule=EveryNSteps(n) or LogSpaced()") == expected
+
+
+@pytest.mark.parametrize(
+    ("when", "hinted"), [(1, True), (After(1), True), (AtEpochs([1]), True), (AtSteps([2]), False)]
+)
+def test_a_hint_where_conditions_may_never_be_asked(fit: Any, caplog: Any, when: Any, hinted: bool) -> None:
+    for arguments, expected in (({"max_epochs": -1, "max_steps": 6}, hinted), ({"max_epochs": 3}, False)):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            data = DataLoader(Stream(), batch_size=8)
+            fit(HybridTraining(train="bias", when=when), data=data, **arguments)
+        assert caplog.text.count("is asked at the starts of epochs only: if they never end, pass") == expected
 
 
 # Bad input ------------------------------------------------------------------------------------------------------

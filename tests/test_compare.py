@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
@@ -342,6 +343,101 @@ def test_runs_that_share_their_start_are_compared_whatever_others_start_from(sav
     assert all(words in text for words in said)
     assert "What is wrong with the runs" not in text
     assert len(joints) == 1 + len(alike)
+
+
+@pytest.fixture
+def shifted(walk):
+    """Snapshots of runs whose starts are this far from that of the first one, and which go their own ways."""
+
+    def make(distances, n=5, size=0.1):
+        origin = walk(SHAPES, 1, dtype=torch.float64)[0]
+        numel = sum(tensor.numel() for tensor in origin.values())
+        runs = []
+        for seed, distance in enumerate(distances):
+            path = walk(SHAPES, n, seed=seed, dtype=torch.float64, size=size)
+            step = distance / numel**0.5 if distance else 0.0
+            runs.append([{name: origin[name] + step + some[name] - path[0][name] for name in SHAPES} for some in path])
+        return runs
+
+    return make
+
+
+@pytest.mark.parametrize("sketch_dim", [512, 64])
+def test_runs_whose_starts_are_near_are_each_seen_from_their_own(saved, stacked, shifted, sketch_dim):
+    snapshots = shifted([0.0, 3.5e-4, 0.0])
+    runs = [run(saved(some, sketch_dim=sketch_dim), name) for some, name in zip(snapshots, "abc", strict=True)]
+    ((joint, found),) = joint_partings(runs)
+    assert joint.starts.tolist() == [0, 1, 0]
+    assert joint.origins.tolist() == [0, 0, 0]
+    assert not joint.same_start
+    thetas = [stacked(some) for some in snapshots]
+    displacements = np.concatenate([theta - theta[0] for theta in thetas])
+    tolerance = 1e-5 if sketch_dim == 512 else 0.5
+    expected = reference.cosine_map(list(displacements))
+    np.testing.assert_allclose(joint.relative_map(), expected, rtol=0, atol=tolerance)
+    if sketch_dim == 64:  # not by chance: the rows are those of displacements from each start
+        own = [run.trajectory.relative_map() for run in runs]
+        for i, some in enumerate(own):
+            at = joint.rows_of(i)[1:]
+            np.testing.assert_allclose(joint.relative_map()[np.ix_(at, at)], some, atol=1e-6)
+        return
+    distance = np.linalg.norm(thetas[0][0] - thetas[1][0])
+    assert distance == pytest.approx(3.5e-4, rel=1e-6)
+    np.testing.assert_allclose(joint.start_distances, distance * np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]]), rtol=1e-2)
+    assert joint.angle(2, 8, relative=True)[0] == pytest.approx(
+        reference.angle(displacements[2], displacements[8]), abs=1e-3
+    )
+    assert [parting.same_until for parting in found] == [None, 0, None]
+    for parting, (i, j) in zip(found, ((0, 1), (0, 2), (1, 2)), strict=True):
+        angles = [reference.angle(*(thetas[r][t] - thetas[r][0] for r in (i, j))) for t in range(1, 5)]
+        np.testing.assert_allclose(parting.angles, angles, atol=1e-3)
+    assert str(found[0]).startswith("a and b: nearly the same start; the directions from θ_0 differ by more than 8.1°")
+
+
+def test_near_starts_are_said_and_shown(saved, stacked, shifted):
+    snapshots = shifted([0.0, 3.5e-4])
+    runs = [run(saved(some, sketch_dim=512), name) for some, name in zip(snapshots, "ab", strict=True)]
+    joints = joint_partings(runs)
+    shorter = min(np.linalg.norm(stacked(some)[-1] - stacked(some)[0]) for some in snapshots)
+    distances = f"0.00035 apart, {3.5e-4 / shorter:.2g} times the displacements"
+    said = next(sentence for sentence in at_a_glance(runs, joints) if "are of one model" in sentence)
+    assert said.startswith(f"a and b are of one model, but start from different parameters, {distances}; at the end")
+    text = " ".join(assert_stands_alone(comparison_report(runs, joints, {})).texts)
+    assert f"but start from different parameters, {distances}. That is little beside their displacements" in text
+    assert "each run is seen from its own θ_0 in the relative map" in text
+    assert "nowhere: starts differ" in text
+    figures = comparison_plot.comparison_figures(runs, joints)
+    assert {"joint_map", "joint_relative_map", "joint_path", "partings"} <= set(figures)
+    for name in ("joint_relative_map", "partings"):
+        assert "own θ₀" in " ".join(words(figures[name]()))
+        assert_readable(figures[name]())
+    assert_readable(figures["joint_path"](), on_others=("start",))
+
+
+def test_how_far_apart_other_starts_are_is_said_too(saved, stacked, shifted):
+    """Beside displacements of about 1, a tenth is not little."""
+    snapshots = shifted([0.0, 0.1, 0.3])
+    runs = [run(saved(some, sketch_dim=512), name) for some, name in zip(snapshots, "abc", strict=True)]
+    ((joint, found),) = joint_partings(runs)
+    assert joint.origins.tolist() == [0, 1, 2]
+    assert found == []
+    lengths = [np.linalg.norm(stacked(some)[-1] - stacked(some)[0]) for some in snapshots]
+    distances = {(0, 1): 0.1, (0, 2): 0.3, (1, 2): 0.2}
+    ratios = [distance / min(lengths[i], lengths[j]) for (i, j), distance in distances.items()]
+    span = f"0.1 to 0.3 apart, {min(ratios):.2g} to {max(ratios):.2g} times the displacements"
+    assert f"start from different parameters, {span}." in " ".join(at_a_glance(runs, [(joint, found)]))
+    with pytest.raises(ValueError, match="no common θ_0"):
+        joint.relative_map()
+    figures = comparison_plot.comparison_figures(runs, [(joint, found)])
+    assert not any(name.startswith(("joint_relative_map", "partings")) for name in figures)
+
+
+def test_runs_of_one_snapshot_start_apart(saved, shifted):
+    runs = [run(saved(some, sketch_dim=512), name) for some, name in zip(shifted([0.0, 0.1], n=1), "ab", strict=True)]
+    ((joint, found),) = joint_partings(runs)
+    assert found == []
+    assert joint.origins.tolist() == [0, 1]
+    assert "start from different parameters, 0.1 apart." in " ".join(at_a_glance(runs, [(joint, found)]))
 
 
 def test_blocks_of_which_nothing_moved_are_not_counted_and_late_ones_are(saved, walk, stacked):

@@ -10,11 +10,12 @@ import torch
 
 from lightning_traj.measures.catalogue import MEASURES
 from lightning_traj.recorder import Recorder
+from lightning_traj.sketch import DEFAULT_DIM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SEEDS = 240
-DIM = 512
+DIM = DEFAULT_DIM
 # Many times as long as a sketch, a few times, and kept whole.
 SHAPES = {"conv.weight": (300, 250), "fc.weight": (100, 80), "head.weight": (30, 40), "norm.weight": (200,)}
 CHANCE = 1e-4  # of each measure to fail although it covers exactly 95 %

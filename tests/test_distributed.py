@@ -679,3 +679,34 @@ def test_files_that_one_rank_lacks_are_an_error_on_all(tmp_path: Path) -> None:
     first, second = launch(lacking, 2, tmp_path)
     assert "pass the dirpath under which" in second
     assert "failed on 1 of 2 processes" in first
+
+
+# Moves between the steps of a window ------------------------------------------------------------
+
+
+def window_with_moves(folder: Path, layout: str, validated: bool) -> np.ndarray:
+    """A window of three steps of length 1, 2 and 3 along one line, with something else between the last two."""
+    recorder = Recorder(folder=folder, window=3)
+    recorder.ranks = Ranks.of_world()
+    parameters = {"w": layouts()[layout]("w", torch.ones(6, 4, dtype=torch.float64))}
+    recorder.check(parameters)
+    recorder.prepare(parameters)
+    recorder.record(parameters, 0, 0.0)
+    recorder.request_window()
+    for step in (1, 2, 3):
+        if step == 3 and validated:  # everywhere
+            recorder.distrust_parameters()
+            parameters["w"].add_(10.0)
+        elif step == 3 and recorder.ranks.rank == 0:  # changes nothing, on this rank alone: others do not know of it
+            local_tensor(parameters["w"]).add_(1.0).sub_(1.0)
+        recorder.prepare_window(parameters)
+        parameters["w"].add_(step)
+        recorder.add_to_window(parameters, step)
+    return recorder.collect()[0].windows.sums[0, 0]
+
+
+@pytest.mark.parametrize("validated", [False, True])
+@pytest.mark.parametrize("layout", ["plain", "rows"])
+def test_ranks_decide_alike_where_a_window_looks_again(tmp_path: Path, layout: str, validated: bool) -> None:
+    for sums in launch(window_with_moves, 2, tmp_path, layout, validated):
+        np.testing.assert_allclose(sums, 24.0 * np.array([[1, 4, 9], [0, 2, 6], [1, 9, 36]]), rtol=1e-12)

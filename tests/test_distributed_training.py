@@ -41,7 +41,7 @@ from conftest import ROOT
 from launch import launch
 from launched import by_itself
 from lightning_traj import EveryNSteps, FusedLayout, Trajectory, TrajectoryCallback
-from lightning_traj.gram import RunningGram
+from lightning_traj.gram import GrowingGram
 from lightning_traj.quantities import Gradient
 from lightning_traj.recorder import Recorder
 from lightning_traj.snapshots import SnapshotFiles
@@ -570,7 +570,7 @@ def failing_once(root: Path, what: str) -> list[list[float]]:
     """The second rank fails at the first snapshot, or has no finite one; losses with the callback and without."""
     callback, losses = TrajectoryCallback(track="gradient", sketch_dim=16), []
     trouble = [MemoryError("out of memory")] * torch.distributed.get_rank()
-    owner, name = (RunningGram, "update") if what == "after the sum" else (Gradient, "read")
+    owner, name = (GrowingGram, "update") if what == "after the sum" else (Gradient, "read")
     own = getattr(owner, name)
 
     def failing(*args: Any) -> Any:
@@ -605,9 +605,9 @@ def test_a_rank_that_no_longer_records_adds_up_no_gradients(what: str, tmp_path:
 
 def fitted_twice(root: Path, mode: str) -> tuple[list[int], list[int]]:
     """The second rank fails at the third snapshot of a first fit: the steps after it, and after a second one."""
-    update, trouble = RunningGram.update, [MemoryError("out of memory")] * torch.distributed.get_rank()
+    update, trouble = GrowingGram.update, [MemoryError("out of memory")] * torch.distributed.get_rank()
 
-    def failing(gram: RunningGram, *args: Any) -> None:
+    def failing(gram: GrowingGram, *args: Any) -> None:
         if trouble and len(gram) == 2:
             raise trouble.pop()
         update(gram, *args)
@@ -626,7 +626,7 @@ def fitted_twice(root: Path, mode: str) -> tuple[list[int], list[int]]:
     )
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        patch.setattr(RunningGram, "update", failing)
+        patch.setattr(GrowingGram, "update", failing)
         trainer.fit(module, data())
         first = list(callback._recorder.steps)
         trainer.fit_loop.max_epochs = 5

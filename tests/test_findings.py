@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -216,6 +217,50 @@ def test_off_the_path(found: Any) -> None:
 
     (said,) = found(change)
     assert said.startswith("step30.pt lies off the path: it is ")
+
+
+@pytest.mark.parametrize(("at", "which"), [(0, "first"), (5, "last")])
+@pytest.mark.parametrize("snapshot", ["full", "sketch"])
+def test_ends_off_the_path(found: Any, at: int, which: str, snapshot: str) -> None:
+    def change(snapshots: Snapshots) -> None:
+        for name, tensor in snapshots[at].items():
+            snapshots[at][name] = tensor + 3 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
+
+    (said,) = found(change, snapshot=snapshot)
+    assert said.startswith(f"step{10 * at}.pt, the {which} checkpoint, lies off the path: it is ")
+
+
+def test_how_far_the_last_is_off_the_path(found: Any, tmp_path: Path, stacked: Any) -> None:
+    def change(snapshots: Snapshots) -> None:
+        for tensor in snapshots[5].values():
+            tensor += 2
+
+    (said,) = found(change)
+    thetas = stacked([torch.load(tmp_path / f"step{step}.pt") for step in range(0, 60, 10)])
+    distances = np.linalg.norm(thetas[:, None] - thetas[None], axis=2)
+    ratio = distances[5, :5].min() / max(distances[i, i + 1] for i in range(4))
+    assert f"it is {ratio:.3g} times as far from all others as any two neighbours are from each other" in said
+
+
+def test_a_start_that_training_left_fast_is_on_the_path(found: Any) -> None:
+    """A first update that is longer than the later ones is usual; the path from there on is as long."""
+
+    def change(snapshots: Snapshots) -> None:
+        for name, tensor in snapshots[0].items():
+            snapshots[0][name] = tensor + 2.5 * (tensor - snapshots[1][name])
+
+    assert found(change) == []
+
+
+def test_late_checkpoints_are_far_from_the_start(found: Any) -> None:
+    """More steps lie between the first two than between all others."""
+
+    def change(snapshots: Snapshots) -> None:
+        for name, tensor in snapshots[0].items():
+            snapshots[0][name] = tensor + 30 * (tensor - snapshots[1][name])
+
+    assert not any("off the path" in sentence for sentence in found(change, steps=[0, 1000, 1010, 1020, 1030, 1040]))
+    assert any("off the path" in sentence for sentence in found(change))
 
 
 def test_between_duplicates_nothing_is_said_of_distances(found: Any) -> None:

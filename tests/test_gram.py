@@ -12,8 +12,9 @@ import torchmetrics
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_traj import rows as rows_module
-from lightning_traj.gram import RunningGram
+from lightning_traj.gram import GrowingGram
 from lightning_traj.measures.basis import displacement_gram, snapshot_gram
+from lightning_traj.running_gram import RunningGram
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -225,6 +226,37 @@ def test_other_blocks_than_before_are_refused(rows, exact, lengths, said):
 
 
 # Its manners as a Metric
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_it_is_what_the_recorder_uses_and_a_metric_besides(rows, exact):
+    snapshots = rows(7)
+    core, metric = GrowingGram(exact=exact), RunningGram(exact=exact)
+    assert not isinstance(core, torch.nn.Module)
+    for _ in range(2):  # the second time after forgetting all
+        for t, row in enumerate(snapshots):
+            for gram in (core, metric):
+                gram.update(row)
+                if t == 4:
+                    gram.keep([0, 2, 4])
+        assert len(core) == len(metric) == 5
+        assert torch.equal(core.compute(), metric.compute())
+        assert torch.equal(torch.stack(core.local), torch.stack(metric.local))
+        core.reset()
+        metric.reset()
+        assert len(core) == 0
+
+
+@pytest.mark.parametrize("kind", [GrowingGram, RunningGram])
+def test_what_the_storage_keeps_is_not_moved(rows, kind):
+    for storage, moved in ((None, "meta"), ("cpu", "cpu")):
+        gram = kind(storage=storage)
+        for row in rows(3):
+            gram.update(row)
+        assert gram.to("meta") is gram
+        assert {gram.rows[0].device.type, gram.anchored.device.type} == {moved}
+        for state in (gram.base, gram.latest, gram.before, *gram.local, *gram.finite):
+            assert state.device.type == "meta"
 
 
 @pytest.mark.parametrize("exact", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+import torch
 
 import lightning_traj
 
@@ -37,6 +39,49 @@ def test_the_trajectory_needs_no_lightning():
     assert not loaded & {"lightning", "pytorch_lightning"}
 
 
+SLOW = ["lightning", "pytorch_lightning", "torchmetrics", "transformers", "scipy", "sklearn", "pandas", "torch._dynamo"]
+
+
+def slow_modules_of_command(*arguments):
+    """Which of the slow modules a command has loaded when it is done."""
+    program = f"""
+import sys
+from lightning_traj.cli import main
+assert main({[str(argument) for argument in arguments]}) == 0
+print("slow:", *[name for name in {SLOW} if name in sys.modules])
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return set(result.stdout.splitlines()[-1].removeprefix("slow:").split())
+
+
+@pytest.fixture
+def hugging_face(tmp_path):
+    """Two folders as transformers writes them, with a config.json."""
+    config = {"model_type": "gpt2", "architectures": ["GPT2Model"], "n_layer": 1, "n_embd": 8, "n_head": 2}
+    for step in (0, 10):
+        folder = tmp_path / "hugging_face" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 11, "n_positions": 8}))
+        torch.save({"wte.weight": torch.full((11, 8), 1.0 + step)}, folder / "pytorch_model.bin")
+    return tmp_path / "hugging_face"
+
+
+def test_the_commands_load_neither_lightning_nor_torchmetrics_nor_transformers(tmp_path, hugging_face):
+    """Importing them takes longer than reading most folders of checkpoints."""
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+        for step in range(3):
+            state = {"net.0.weight": torch.eye(3) + step, "net.2.weight": torch.arange(6.0).view(2, 3) * step}
+            torch.save({"state_dict": state, "global_step": 10 * step}, tmp_path / run / f"step={10 * step}.ckpt")
+        analyze = ("analyze", tmp_path / run, "--out", tmp_path / f"{run}_out", "--csv")
+        assert slow_modules_of_command(*analyze, *["--sketch"] * (run == "b")) == set()
+    compared = (tmp_path / "a_out", tmp_path / "b_out")
+    assert slow_modules_of_command("compare", *compared, "--out", tmp_path / "compared") == set()
+    # A config.json needs transformers: the check can fail.
+    assert "transformers" in slow_modules_of_command("analyze", hugging_face, "--out", tmp_path / "hf_out")
+
+
 def test_public_names_are_found_where_they_are_said_to_be():
     for name in lightning_traj.__all__:
         assert getattr(lightning_traj, name) is not None
@@ -47,24 +92,86 @@ def test_public_names_are_found_where_they_are_said_to_be():
 
 # From the ground up. A module imports from lower floors only; rooms of one floor don't know each other.
 FLOORS = [
-    {"measures"},
-    {"blocks", "files", "labels", "page", "quantities", "roles", "rows", "schedule"},
-    {"dcp", "fused", "gram", "guard", "hyperparameters", "line_search", "path_lengths", "resumption", "timeline"},
-    {"formats", "mirror", "shards", "sketch", "window"},
-    {"overlaps", "partition", "ranks"},
-    {"arguments", "cost", "freezing", "sketches", "snapshots", "streaming", "trajectory"},
-    {"full_rows", "times"},
-    {"conditions", "drawing", "findings", "layers", "recorder", "report", "runs"},
-    {"comparison_table", "crossing", "decisions", "heatmap", "joint", "plot", "series", "series_plot", "state_dicts"},
-    {"parting", "small_maps"},
-    {"comparison_plot", "comparison_words", "compatibility", "freeze_plot", "layer_plot"},
-    {"html", "tensorboard"},
-    {"comparison_html", "logbook"},
-    {"analysis", "callback", "checkpoints", "compare"},
-    {"freeze"},
+    {
+        "blocks",
+        "checkpoint_errors",
+        "clock",
+        "dates",
+        "files",
+        "foreign",
+        "guard",
+        "labels",
+        "logged_metrics",
+        "measures",
+        "names",
+        "packing",
+        "page",
+        "pickling",
+        "placeholders",
+        "roles",
+        "rows",
+        "schedule",
+        "sources",
+        "stack_machine",
+        "steps",
+        "strategies",
+        "thinning",
+        "timeline",
+    },
+    {
+        "first_names",
+        "fused",
+        "gram",
+        "hyperparameters",
+        "line_search",
+        "path_lengths",
+        "reading",
+        "resumption",
+        "sketch",
+        "trajectory",
+        "unpickling",
+        "uploads",
+        "window",
+    },
+    {
+        "conditions",
+        "folders",
+        "layers",
+        "mirror",
+        "omission",
+        "pickled_values",
+        "running_gram",
+        "runs",
+        "saved_state",
+        "shards",
+        "times",
+    },
+    {"drawing", "joint", "overlaps", "partition", "quantities", "ranks", "report", "torch_pickles"},
+    {
+        "arguments",
+        "comparison_table",
+        "cost",
+        "freezing",
+        "heatmap",
+        "parting",
+        "plot",
+        "series_plot",
+        "sketches",
+        "snapshots",
+        "torch_layout",
+    },
+    {"comparison_words", "decisions", "freeze_plot", "full_rows", "small_maps", "torch_files"},
+    {"comparison_plot", "compatibility", "dcp", "layer_plot", "recorder", "weight_folders"},
+    {"crossing", "formats", "html", "tensorboard"},
+    {"analysis", "comparison_html", "logbook", "streaming"},
+    {"callback", "compare", "duplicates"},
+    {"findings", "freeze"},
+    {"grouping", "ordering"},
+    {"state_dicts"},
+    {"series"},
+    {"checkpoints"},
     {"cli"},
 ]
-FLOORS[1] |= {"dates", "sources", "strategies", "thinning"}
 
 
 def imported_modules(source):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -115,6 +116,73 @@ def test_what_is_not_taken_leaves_no_trace(fit: Any, data: Any) -> None:
     assert tried.timeline.events == []
 
 
+class ByPosition(Validated):
+    def training_step(self, batch: Any, _: int) -> Any:
+        return self.loss(batch)
+
+
+class WithoutIndex(Validated):
+    def training_step(self, batch: Any) -> Any:
+        return self.loss(batch)
+
+
+class Anything(Validated):
+    def training_step(self, *args: Any) -> Any:
+        batch, index = args
+        assert isinstance(index, int)
+        return self.loss(batch)
+
+
+class Swapped(Validated):
+    """Lightning passes the index whenever one of the arguments is called so."""
+
+    def training_step(self, batch: Any, batch_idx: int, more: Any = None) -> Any:
+        assert isinstance(batch_idx, int)
+        return self.loss(batch)
+
+
+def decorated(step: Any) -> Any:
+    @functools.wraps(step)
+    def wrapper(self: Any, *args: Any) -> Any:
+        return step(self, *args)
+
+    return wrapper
+
+
+class Decorated(Validated):
+    @decorated
+    def training_step(self, batch: Any, i: int) -> Any:
+        return self.loss(batch)
+
+
+@pytest.mark.parametrize("module", [ByPosition, WithoutIndex, Anything, Swapped, Decorated])
+def test_training_steps_of_every_signature(fit: Any, module: Any) -> None:
+    """Searches as Validated does, whose training_step names its index as usual."""
+    events = []
+    for kind in (module, Validated):
+        hybrid = HybridTraining(train="bias", line_search=LineSearch(factors=[0.5, 1.0], batches=1))
+        fit(hybrid, module=kind, max_epochs=4)
+        events.append([str(event) for event in hybrid.timeline.events])
+    assert events[0] == events[1] != []
+
+
+class Iterating(Validated):
+    def training_step(self, dataloader_iter: Any) -> Any:
+        batch, _, _ = next(dataloader_iter)
+        return self.loss(batch)
+
+
+@pytest.mark.filterwarnings("ignore:.*`dataloader_iter`")
+@pytest.mark.parametrize("settings", [{}, {"data": "val"}, {"loss": lambda module, batch: module.loss(batch)}])
+def test_steps_that_take_their_batches_themselves(fit: Any, settings: Any) -> None:
+    module = Iterating()
+    with pytest.raises(ValueError, match="line_search: training_step takes its batches from dataloader_iter itself"):
+        fit(HybridTraining(train="bias", line_search=LineSearch(**settings)), module=lambda: module)
+    assert not module.losses
+    by_validation = LineSearch(data="val", loss=loss_of, batches=1)
+    fit(HybridTraining(train="bias", line_search=by_validation), module=Iterating, max_epochs=1)
+
+
 def loss_of(module: Any, batch: Any) -> Tensor:
     return module.loss(batch)
 
@@ -203,6 +271,8 @@ def test_batches_are_kept_as_they_were() -> None:
     [
         ({"factors": []}, "numbers other than 0"),
         ({"factors": [1, 0]}, "numbers other than 0"),
+        ({"factors": 2.0}, "numbers other than 0"),
+        ({"factors": "2"}, "numbers other than 0"),
         ({"batches": 0}, "batches=0"),
         ({"every": 1.5}, "every=1.5"),
         ({"data": "test"}, "'train' or 'val'"),

@@ -273,7 +273,10 @@ def test_what_comes_late_is_a_block_of_its_own(network, moved, tmp_path, monkeyp
     later = {name: tensor + 1 for name, tensor in moved[-1].items()}
     for one in (recorder, resumed):
         one.record(later, 6, 6.0)
-    np.testing.assert_array_equal(resumed.collect()[0].anchored, recorder.collect()[0].anchored)
+    # Of sketches, inner products are taken for several new rows at once: how many decides how they are rounded.
+    rounding = 1e-14 if mode == "sketch" else 0
+    ours, theirs = resumed.collect()[0], recorder.collect()[0]
+    np.testing.assert_allclose(ours.anchored, theirs.anchored, rtol=rounding, atol=rounding)
 
 
 @pytest.mark.parametrize("mode", ["sketch", "full"])
@@ -299,20 +302,16 @@ def test_resumed_fused_blocks(network, moved, tmp_path, monkeypatch, mode):
         Recorder(snapshot=mode, blocks="role").load_state_dict(half.state_dict())
 
 
-def test_frozen_pieces_of_a_coarse_block(network, moved, monkeypatch):
-    """A block is sketched anew as soon as one of its parameters may have changed."""
+def test_frozen_pieces_of_a_coarse_block(network):
+    """A block moves with each of its parameters, however that is changed."""
     recorder = Recorder(blocks="model")
     for p in network.parameters():
         p.requires_grad_(False)
     recorder.record(parameters(network), 0, 0.0)
-    with torch.no_grad():
-        network.head.weight.add_(1.0)
+    network.head.weight.data.add_(1.0)
     recorder.record(parameters(network), 1, 1.0)
-    assert recorder.collect()[0].summary()["displacement"] > 0
-    calls, sketch = [], recorder.sketch.of_blocks
-    monkeypatch.setattr(recorder.sketch, "of_blocks", lambda blocks: calls.extend(blocks) or sketch(blocks))
-    recorder.record(parameters(network), 2, 2.0)
-    assert calls == []
+    displacement = recorder.collect()[0].summary()["displacement"]
+    assert displacement == pytest.approx(network.head.weight.numel() ** 0.5, rel=1e-6)
 
 
 def test_what_a_module_is_part_of_counts():

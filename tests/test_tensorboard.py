@@ -447,9 +447,9 @@ def test_log_folder_is_that_of_the_first_logger_with_one(tmp_path: Path) -> None
     board, table = TensorBoardLogger(tmp_path / "tb"), CSVLogger(tmp_path / "csv")
     assert tensorboard.log_folder([]) is None
     assert tensorboard.log_folder([DummyLogger(), Memory()]) is None
-    assert tensorboard.log_folder([Memory(), board, table]) == tmp_path / "tb" / "lightning_logs" / "version_0"
-    assert tensorboard.log_folder([table, board]) == Path(table.log_dir)
-    assert tensorboard.log_folder([Elsewhere()]) == tmp_path / "elsewhere" / "memory" / "version_0"
+    assert tensorboard.log_folder([Memory(), board, table]) == board.log_dir
+    assert tensorboard.log_folder([table, board]) == table.log_dir
+    assert tensorboard.log_folder([Elsewhere()]) == str(tmp_path / "elsewhere" / "memory" / "version_0")
     assert not list(tmp_path.iterdir())
 
 

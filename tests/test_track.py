@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
+import schedulefree
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lightning_traj import EveryNEpochs, EveryNSteps, Trajectory, TrajectoryCallback
 from models import BATCHES, Module, batches, mlp
+from optimizers import SGD, Codes, EightBit, Lion, Lookahead, Stepping
 
 STEP_QUANTITIES = ("gradient", "update", "first_moment", "second_moment")
 MOMENTS = {
@@ -220,13 +223,47 @@ def test_what_a_run_does_not_have(fit: Any, callbacks: list[Any], message: str) 
         fit(*callbacks)
 
 
-def test_plain_gradient_descent_has_no_moment(fit: Any) -> None:
-    class Plain(Module):
-        def configure_optimizers(self) -> Any:
-            return torch.optim.SGD(self.parameters(), lr=0.1)
+@pytest.mark.parametrize(
+    ("make", "track"),
+    [
+        (partial(torch.optim.SGD, lr=0.1), "first_moment"),
+        (torch.optim.Adamax, "second_moment"),
+        (Lion, "second_moment"),
+        (schedulefree.SGDScheduleFree, "first_moment"),
+        (schedulefree.AdamWScheduleFree, "first_moment"),
+        (lambda parameters: Lookahead(Lion(parameters)), "second_moment"),
+    ],
+)
+def test_a_moment_that_never_comes_is_refused_before_training(fit: Any, make: Any, track: str) -> None:
+    module = Stepping(make)
+    with pytest.raises(ValueError, match=f"track='{track}': .* keeps no such moment; use an optimizer that does"):
+        fit(TrajectoryCallback(track=track), module=lambda: module)
+    assert not module.moves
 
-    with pytest.raises(ValueError, match="track='first_moment': SGD keeps no such moment"):
-        fit(TrajectoryCallback(track="first_moment"), module=Plain)
+
+def test_a_moment_that_cannot_be_read_is_left_out_and_named(fit: Any) -> None:
+    class Half(Stepping):
+        """One layer's momentum is kept in a form of its own, and the other's is not."""
+
+        automatic_optimization = False
+
+        def configure_optimizers(self) -> Any:
+            return [EightBit(list(self.net[2].parameters()), kind=Codes), SGD(self.net[0].parameters())]
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+                self.manual_backward(self.loss(batch))
+                optimizer.step()
+
+    callback = TrajectoryCallback(track="first_moment")
+    with pytest.warns(UserWarning, match=r"'net\.2\.weight' \(Codes: "):
+        trainer = fit(callback, module=lambda: Half(SGD))
+    trajectory = callback.trajectory
+    kept = trainer.optimizers[1].state
+    momentum = torch.cat([kept[p]["momentum_buffer"].flatten() for p in trainer.lightning_module.net[0].parameters()])
+    assert trajectory.gram("layer:net.0")[-1, -1] == pytest.approx(float(momentum.double() @ momentum.double()))
+    assert {block.layer for block in trajectory.blocks} == {"net.0"}
 
 
 def test_wrong_names() -> None:
@@ -279,6 +316,157 @@ def test_only_what_has_a_gradient(fit: Any) -> None:
     callback = TrajectoryCallback(track="gradient", schedule=EveryNSteps(1))
     fit(callback, module=half_frozen)
     assert [block.layer for block in callback.trajectory.blocks] == ["net.2", "net.2"]
+
+
+class TakingTurns(Module):
+    """Two optimizers: who steps in which batch, and what each step of theirs saw, did and left."""
+
+    def __init__(self, turns: Any, toggled: bool = False) -> None:
+        super().__init__(nn.ModuleList([mlp(), mlp()]))
+        self.automatic_optimization = False
+        self.turns, self.toggled = turns, toggled
+        self.steps: list[dict[str, np.ndarray]] = []  # of both networks, after each step
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.Adam(net.parameters(), lr=0.01) for net in self.net]
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        for turn in self.turns(self.trainer.fit_loop.epoch_loop.total_batch_idx):
+            optimizer, net = self.optimizers()[turn], self.net[turn]
+            if self.toggled:
+                self.toggle_optimizer(optimizer)
+            optimizer.zero_grad()
+            self.manual_backward(nn.functional.cross_entropy(net(x), y))
+            before = self.flat(net.parameters())
+            seen = {"gradient": self.flat(p.grad for p in net.parameters())}
+            optimizer.step()
+            seen["update"] = self.flat(net.parameters()) - before
+            state = optimizer.optimizer.state
+            seen["first_moment"] = self.flat(state[p]["exp_avg"] for p in net.parameters())
+            seen["second_moment"] = self.flat(state[p]["exp_avg_sq"] for p in net.parameters())
+            if self.toggled:
+                self.untoggle_optimizer(optimizer)
+            latest = self.steps[-1] if self.steps else {name: np.zeros((2, len(before))) for name in seen}
+            now = {name: values.copy() for name, values in latest.items()}
+            for name, values in seen.items():
+                now[name][turn] = values
+            self.steps.append(now)
+
+    @staticmethod
+    def flat(tensors: Any) -> np.ndarray:
+        return torch.cat([tensor.detach().double().flatten() for tensor in tensors]).numpy().copy()
+
+
+TURNS: dict[str, Any] = {
+    "both in each batch": lambda batch: (0, 1),
+    "the second comes later": lambda batch: (0, 1) if batch > 5 else (0,),
+    "the second comes first": lambda batch: (1, 0),
+    "one of them seldom": lambda batch: (0, 0, 1) if batch % 3 == 1 else (0,),
+    "by turns": lambda batch: (batch % 2,),
+}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "toggled"),
+    [(EveryNEpochs(1), False), (EveryNSteps(1), False), (EveryNSteps(5), True)],
+)
+@pytest.mark.parametrize("turns", TURNS)
+def test_of_several_optimizers_each_has_its_latest_step(fit: Any, turns: str, schedule: Any, toggled: bool) -> None:
+    callbacks = [TrajectoryCallback(track=track, schedule=schedule) for track in STEP_QUANTITIES]
+    trainer = fit(*callbacks, module=lambda: TakingTurns(TURNS[turns], toggled))
+    steps = trainer.lightning_module.steps
+    for callback in callbacks:
+        trajectory = callback.trajectory
+        assert {block.layer.split(".")[1] for block in trajectory.blocks} == {"0", "1"}  # from the start
+        assert trajectory.steps[0] == 1
+        assert len(trajectory) > 2
+        seen = np.stack([steps[step - 1][callback.track].flatten() for step in trajectory.steps])
+        gram = seen @ seen.T
+        np.testing.assert_allclose(trajectory.gram("*"), gram, rtol=1e-5, atol=1e-6 * np.abs(gram).max())
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # the second run writes no checkpoints
+@pytest.mark.parametrize("track", STEP_QUANTITIES)
+def test_several_optimizers_in_a_resumed_run(fit: Any, tmp_path: Any, track: str) -> None:
+    def run(root: str, *more: Any, **settings: Any) -> Trajectory:
+        callback = TrajectoryCallback(track=track, schedule=EveryNSteps(1))
+        arguments = {"module": lambda: TakingTurns(TURNS["both in each batch"]), "data": batches(alike=True)}
+        fit(callback, *more, root=tmp_path / root, **arguments, **settings)
+        return callback.trajectory
+
+    checkpoint = pl.callbacks.ModelCheckpoint(dirpath=tmp_path / "saved", filename="c")
+    whole, _ = run("whole"), run("first", checkpoint, max_epochs=2)
+    resumed = run("second", ckpt_path=tmp_path / "saved" / "c.ckpt")
+    assert resumed.steps.tolist() == whole.steps.tolist()
+    np.testing.assert_allclose(resumed.gram("*"), whole.gram("*"), rtol=1e-9)
+
+
+class OddParameters(Module):
+    """A complex parameter, and others that no quantity has: integers, booleans, none at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase = nn.Parameter(torch.tensor([1 + 2j, -0.5 + 0.3j]))
+        self.counts = nn.Parameter(torch.arange(3), requires_grad=False)
+        self.mask = nn.Parameter(torch.tensor([True, False]), requires_grad=False)
+        self.empty = nn.Parameter(torch.zeros(0))
+        self.steps: list[dict[str, np.ndarray]] = []
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+    def loss(self, batch: Any) -> Tensor:
+        return super().loss(batch) + (self.phase * (1 + 0.5j)).abs().square().sum() + self.empty.sum()
+
+    def flat(self, of: Any) -> np.ndarray:
+        own = [p for p in self.parameters() if p.dtype in (torch.float32, torch.complex64)]
+        values = [of(p).detach() for p in own]
+        real = [torch.view_as_real(value) if value.is_complex() else value for value in values]
+        return torch.cat([value.double().flatten() for value in real]).numpy().copy()
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        before = self.flat(lambda p: p)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        state = optimizer.optimizer.state
+        self.counts.data += 1  # moves, and yet is not recorded
+        self.mask.data.logical_not_()
+        self.steps.append(
+            {
+                "weights": self.flat(lambda p: p),
+                "gradient": self.flat(lambda p: p.grad),
+                "update": self.flat(lambda p: p) - before,
+                "first_moment": self.flat(lambda p: state[p]["exp_avg"] if p.numel() else p),
+                "second_moment": self.flat(lambda p: state[p]["exp_avg_sq"] if p.numel() else p),
+            }
+        )
+
+
+@pytest.mark.parametrize("mode", ["sketch", "full"])
+def test_complex_parameters_are_pairs_of_reals_and_integers_are_left_out(fit: Any, mode: Any) -> None:
+    tracks = ("weights", *STEP_QUANTITIES)
+    callbacks = [TrajectoryCallback(track=track, schedule=EveryNSteps(1), snapshot=mode) for track in tracks]
+    trainer = fit(*callbacks, module=OddParameters, max_epochs=2)
+    for callback in callbacks:
+        trajectory = callback.trajectory
+        numels = {block.name: block.numel for block in trajectory.blocks}
+        assert numels.keys() == {"phase", "net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias"}
+        assert numels["phase"] == 4
+        seen = np.stack([step[callback.track] for step in trainer.lightning_module.steps])
+        recorded = trajectory.gram("*")[-len(seen) :, -len(seen) :]  # of the weights without θ_0
+        np.testing.assert_allclose(recorded, seen @ seen.T, rtol=1e-5, atol=1e-6 * np.abs(seen @ seen.T).max())
+
+
+@pytest.mark.parametrize("track", ["gradient", "update"])
+def test_a_step_without_a_parameters_gradient_has_none_of_it(fit: Any, track: str) -> None:
+    class Thawing(ByHand):
+        def on_train_epoch_start(self) -> None:
+            self.net[0].requires_grad_(self.current_epoch != 1)
+
+    callback = TrajectoryCallback(track=track, schedule=EveryNSteps(1))
+    trainer = fit(callback, module=Thawing)
+    zeros = {name: torch.zeros_like(p).double() for name, p in trainer.lightning_module.named_parameters()}
+    check(callback.trajectory, [zeros | seen for seen in trainer.lightning_module.seen[track]])
 
 
 def test_manual_optimisation_with_two_optimizers(fit: Any) -> None:
@@ -342,11 +530,16 @@ def test_of_several_steps_in_a_batch_the_epoch_has_the_last_one(fit: Any) -> Non
     assert callback.trajectory.steps.tolist() == [1, 4 * BATCHES, 8 * BATCHES, 12 * BATCHES]
 
 
-def test_a_step_says_nothing_of_parameters_that_it_is_not_for(fit: Any) -> None:
+def test_each_parameter_has_the_gradient_of_its_own_optimizers_latest_step(fit: Any) -> None:
     callback = TrajectoryCallback(track="gradient", schedule=EveryNSteps(1))
     trainer = fit(callback, module=Adversaries, max_epochs=1)
-    norms = np.sqrt(np.diagonal(callback.trajectory.gram("*")))
-    np.testing.assert_allclose(norms[4:], trainer.lightning_module.norms[4:], rtol=1e-5)  # from when on both are known
+    latest, expected = [0.0, 0.0], []
+    for step, norm in enumerate(trainer.lightning_module.norms):
+        latest[Adversaries.turns[step % 4]] = norm
+        expected.append(tuple(latest))
+    for of, net in enumerate(("layer:net.0", "layer:net.1")):
+        norms = np.sqrt(np.diagonal(callback.trajectory.gram(net)))
+        np.testing.assert_allclose(norms, [pair[of] for pair in expected], rtol=1e-5)
 
 
 def test_an_epoch_whose_last_batch_has_no_step_is_told(fit: Any) -> None:
@@ -380,10 +573,17 @@ def test_the_first_step_that_has_a_value_is_recorded(fit: Any) -> None:
     assert steps[:2] == [2, batches]
 
 
-def test_an_optimizer_without_the_moment_is_told(fit: Any) -> None:
-    class Adamax(Module):
+def test_an_optimizer_that_turns_out_to_lack_the_moment_is_told(fit: Any) -> None:
+    class Unknown(torch.optim.SGD):
+        """Takes betas, as optimizers with moments do, and keeps none."""
+
+        def __init__(self, parameters: Any) -> None:
+            super().__init__(parameters, lr=0.1)
+            self.param_groups[0]["betas"] = (0.9, 0.99)
+
+    class Trained(Module):
         def configure_optimizers(self) -> Any:
-            return torch.optim.Adamax(self.parameters(), lr=0.01)
+            return Unknown(self.parameters())
 
     with pytest.warns(UserWarning, match="nothing was recorded: no step came with a value for track='second_moment'"):
-        fit(TrajectoryCallback(track="second_moment"), module=Adamax)
+        fit(TrajectoryCallback(track="second_moment"), module=Trained)

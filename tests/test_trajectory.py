@@ -48,7 +48,8 @@ def snapshots(walk):
 
 @pytest.fixture(scope="module")
 def full(snapshots, recorded, tmp_path_factory):
-    return recorded(snapshots, snapshot="full", folder=tmp_path_factory.mktemp("snapshots")).collect()[0]
+    folder = tmp_path_factory.mktemp("snapshots")
+    return recorded(snapshots, snapshot="full", folder=folder, sketch_dim=2048).collect()[0]  # windows are sketched
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from recipes.gpt.model import LanguageModel
 from recipes.resnet.data import ImageData
 from recipes.resnet.model import ImageClassifier
 
+SKETCH_DIM = 2048  # as in the runs of results/: with another one, new runs would have other errors than they
 SERIES = (
     "mds",
     "turn",
@@ -114,7 +115,7 @@ class Images:
         """Train once; what is noted of it. The seed has been set; ``figures`` go to TensorBoard, or not."""
         model, data = self.build()
         window = min(self.window, len(data.train_dataloader()))
-        recording = TrajectoryCallback(window=window, figures=figures)
+        recording = TrajectoryCallback(sketch_dim=SKETCH_DIM, window=window, figures=figures)
         noting = EachEpoch("val/accuracy", "val/loss")
         callbacks: list[L.Callback] = [recording, noting]
         if self.frozen_from is not None:
@@ -184,7 +185,7 @@ class Text:
         """Train once; what is noted of it. The seed has been set; ``figures`` go to TensorBoard, or not."""
         model, data = self.build()
         every = max(1, self.steps // self.snapshots)
-        recording = TrajectoryCallback(schedule=EveryNSteps(every), window=0, figures=figures)
+        recording = TrajectoryCallback(schedule=EveryNSteps(every), sketch_dim=SKETCH_DIM, window=0, figures=figures)
         noting = EachEpoch("val/loss")
         fit(
             model,

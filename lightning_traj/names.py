@@ -1,0 +1,232 @@
+"""Numbers in the names of checkpoints, and which of them counts epochs or steps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+_THOUSANDS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+_NUMBER = re.compile(
+    r"(?P<date>(?<!\d)(?:19|20)\d\d(?P<sep>[-_.]?)(?:0[1-9]|1[0-2])(?P=sep)(?:0[1-9]|[12]\d|3[01])(?!\d)"
+    r"(?:[T_ -](?:[01]\d|2[0-3])(?P<colon>[-:.])[0-5]\d(?P=colon)[0-5]\d(?!\d))?)"
+    r"|(?P<decimal>\d+\.\d+(?:e[-+]?\d+)?|\d+e-\d+)"
+    r"|(?P<power>(?<!\d)\de\d+(?![a-z0-9]))"
+    r"|(?P<count>\d+)(?P<unit>[kmb](?![a-z0-9]))?",
+    re.IGNORECASE,
+)
+_HASH = re.compile(r"(?<![0-9A-Za-z])[0-9a-f]{7,40}(?![0-9A-Za-z])")
+_BEFORE, _AFTER = re.compile(r"([a-z]+)[ =_.-]*$"), re.compile(r"^[ _-]?([a-z]+)")
+_AROUND = {"epoch": {"epochs", "epoch"}, "step": {"steps", "step", "iters", "iterations"}}  # words behind a number
+_WORDS = {
+    "epoch": {"epoch", "epochs", "ep", "e", "eph"},
+    "step": {"step", "steps", "iter", "iters", "iteration", "iterations", "it", "i", "update", "updates", "batch"},
+}
+# What is measured of a checkpoint. Such a number orders nothing.
+_MEASURED = {
+    *("loss", "acc", "accuracy", "val", "valid", "top", "map", "ap", "iou", "miou", "auc", "psnr"),
+    *("ssim", "fid", "ppl", "bleu", "rouge", "score", "metric", "err", "error", "mse", "mae", "dice", "reward", "cer"),
+}
+# What is set for a run. Checkpoints that differ in it are of several runs.
+_SET = {"seed", "fold", "rank", "lr", "wd", "bs", "lambda", "alpha", "dropout"}
+# What may number runs as well as checkpoints: it orders files only if nothing else does.
+_RUNS = {"run", "exp", "trial", "version", "v"}
+_START = {"init", "initial", "initialized", "initialised", "initialization", "initialisation", "start", "untrained"}
+_START |= {"random"}
+_END = {"final", "last", "latest"}
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number in a name.
+
+    Attributes:
+        value: Its value; a date is the integer that its digits make up.
+        kind: ``"count"`` for an integer, ``"decimal"``, or ``"date"``.
+        word: The word before it, in lower case, or the unit behind it; empty where there is none.
+        text: The number as it is written.
+    """
+
+    value: int | float
+    kind: Literal["count", "decimal", "date"]
+    word: str
+    text: str
+
+    @property
+    def unit(self) -> Literal["step", "epoch", "number"]:
+        """What it counts as far as its word tells: ``"step"``, ``"epoch"``, or ``"number"`` where that is not known."""
+        return "step" if self.word in _WORDS["step"] else "epoch" if self.word in _WORDS["epoch"] else "number"
+
+
+@dataclass(frozen=True)
+class Counter:
+    """The number that orders the files of one naming pattern.
+
+    Attributes:
+        values: Its value in each name; ranks where ``ranked``.
+        unit: ``"step"``, ``"epoch"``, or ``"number"`` where the names do not say what is counted.
+        column: Which number of the names it is, counted from 0.
+        example: The number as it is written in the first name.
+        others: Whether other numbers that could count vary, too.
+        ranked: Whether the names are ordered by a date, or by two numbers at once, so that values are only ranks.
+    """
+
+    values: tuple[int | float, ...]
+    unit: Literal["step", "epoch", "number"]
+    column: int
+    example: str
+    others: bool = False
+    ranked: bool = False
+
+
+def parse(name: str) -> tuple[tuple[str, ...], tuple[Number, ...]]:
+    """Return the texts around the numbers of a name, one more than there are numbers, and the numbers.
+
+    Hashes (``a3f9c2d``) are no numbers, and stand as ``§`` in the texts.
+
+    Args:
+        name: Name of a checkpoint, without its suffix.
+    """
+    name = _HASH.sub(lambda match: "§" if _is_hash(match[0]) else match[0], name)
+    pieces, numbers, end = [], [], 0
+    for match in _NUMBER.finditer(name):
+        before, after = name[end : match.start()].lower(), name[match.end() :].lower()
+        unit_behind = next((unit for unit, words in _AROUND.items() if _first(_AFTER, after) in words), "")
+        numbers.append(_number(match, _first(_BEFORE, before) or unit_behind))
+        pieces.append(name[end : match.start()])
+        end = match.end()
+    return (*pieces, name[end:]), tuple(numbers)
+
+
+def counter(rows: Sequence[Sequence[Number]], times: Sequence[float] = ()) -> Counter | None:
+    """Choose the number that orders names of one pattern; None where none can.
+
+    Integers that vary are candidates; what is measured (``loss``, ``acc``) or set for a run (``seed``, ``lr``) is not.
+    Of several, one that is called a step is taken before one that is called an epoch, that before others, and these
+    before what may number runs (``v2``); then one that differs in all names, one that grows with the time at which the
+    files were written, the one with the most values, the most evenly spaced one, and the first. Without a candidate,
+    fractional epochs or dates order the names.
+
+    Args:
+        rows: The numbers of each name, as ``parse`` gives them: two names at least.
+        times: When the files were written.
+    """
+    columns = list(zip(*rows, strict=True))
+    varying = [i for i, column in enumerate(columns) if len(set(_values(column))) > 1]
+    times_of_day = [
+        i for i in varying if i - 1 in varying and _is_date(columns[i - 1]) and all(map(_is_time, columns[i]))
+    ]
+    whole = [i for i in varying if _is_counter(columns[i]) and i not in times_of_day]
+    if whole:
+        best = min(whole, key=lambda i: (_rank(columns[i]), *_quality(_values(columns[i]), times)))
+        values, first = _values(columns[best]), columns[best][0]
+        epochs = [i for i in whole if columns[i][0].unit == "epoch"]
+        within = [i for i in whole if columns[i][0].unit != "epoch" and columns[i][0].word not in _RUNS]
+        if epochs and within and len(set(values)) < len(values):  # steps that start anew in each epoch
+            ranks = _ranks(list(zip(_values(columns[epochs[0]]), _values(columns[within[0]]), strict=True)))
+            return Counter(ranks, "number", best, first.text, others=True, ranked=True)
+        return Counter(values, first.unit, best, first.text, others=len(whole) > 1)
+    for i in varying:
+        if columns[i][0].unit != "number" and not _is_date(columns[i]):
+            return Counter(_values(columns[i]), columns[i][0].unit, i, columns[i][0].text)
+    for i in varying:
+        if _is_date(columns[i]):
+            parts = [columns[i], *(columns[j] for j in times_of_day if j == i + 1)]
+            ranks = _ranks(list(zip(*map(_values, parts), strict=True)))
+            return Counter(ranks, "number", i, columns[i][0].text, ranked=True)
+    return None
+
+
+def settings(rows: Sequence[Sequence[Number]]) -> list[tuple[int | float, ...]]:
+    """Return the numbers in each name that are set for a run (``seed``, ``lr``): names of one run share them."""
+    return _without(rows, lambda i, number: number.word not in _SET)
+
+
+def other_counts(rows: Sequence[Sequence[Number]], column: int) -> list[tuple[int | float, ...]]:
+    """Return the integers in each name but one and what is measured: where that one repeats, these may tell runs apart.
+
+    Args:
+        rows: The numbers of each name.
+        column: Which number is left aside.
+    """
+    return _without(rows, lambda i, number: i == column or number.kind != "count" or number.word in _MEASURED)
+
+
+def _without(
+    rows: Sequence[Sequence[Number]], is_left_out: Callable[[int, Number], bool]
+) -> list[tuple[int | float, ...]]:
+    return [tuple(number.value for i, number in enumerate(row) if not is_left_out(i, number)) for row in rows]
+
+
+def is_start(name: str) -> bool:
+    """Return whether a name says that nothing has been trained yet, such as ``epoch_init``."""
+    return not _START.isdisjoint(_words(name))
+
+
+def is_end(name: str) -> bool:
+    """Return whether a name says that training was over, such as ``final``."""
+    return not _END.isdisjoint(_words(name))
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+
+
+def _number(match: re.Match[str], word: str) -> Number:
+    text = match[0]
+    if match["date"]:
+        return Number(int("".join(filter(str.isdigit, text)).ljust(14, "0")), "date", word, text)
+    if match["decimal"]:
+        return Number(float(text), "decimal", word, text)
+    if match["power"]:
+        return Number(float(text), "decimal", word, text)
+    return Number(int(match["count"]) * _THOUSANDS[(match["unit"] or "").lower()], "count", word, text)
+
+
+def _is_hash(word: str) -> bool:
+    """Whether digits and letters alternate as they hardly do in a word with a number behind it."""
+    return sum(one.isdigit() != other.isdigit() for one, other in pairwise(word)) > 1
+
+
+def _first(pattern: re.Pattern[str], text: str) -> str:
+    match = pattern.search(text)
+    return match[1] if match else ""
+
+
+def _is_date(column: Sequence[Number]) -> bool:
+    return all(number.kind == "date" for number in column)
+
+
+def _is_time(number: Number) -> bool:
+    """Whether six digits are a time of day, such as 235959."""
+    return re.fullmatch(r"(?:[01]\d|2[0-3])[0-5]\d[0-5]\d", number.text) is not None
+
+
+def _is_counter(column: Sequence[Number]) -> bool:
+    word = column[0].word
+    kinds = {number.kind for number in column}
+    return "count" in kinds and "decimal" not in kinds and word not in _MEASURED and word not in _SET
+
+
+def _rank(column: Sequence[Number]) -> int:
+    return 3 if column[0].word in _RUNS else ("step", "epoch", "number").index(column[0].unit)
+
+
+def _quality(values: Sequence[int | float], times: Sequence[float]) -> tuple[bool, bool, int, int]:
+    """Sort first what differs in all names, grows with time, has many values, and is evenly spaced."""
+    distinct = sorted(set(values))
+    by_time = [value for _, value in sorted(zip(times, values, strict=True))] if len(set(times)) > 1 else []
+    grows = bool(by_time) and all(before <= after for before, after in pairwise(by_time))
+    gaps = {after - before for before, after in pairwise(distinct)}
+    return len(distinct) < len(values), not grows, -len(distinct), len(gaps)
+
+
+def _values(column: Sequence[Number]) -> tuple[int | float, ...]:
+    return tuple(number.value for number in column)
+
+
+def _ranks(keys: Sequence[tuple[int | float, ...]]) -> tuple[int, ...]:
+    order = {key: rank for rank, key in enumerate(sorted(set(keys)))}
+    return tuple(order[key] for key in keys)
