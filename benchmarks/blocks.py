@@ -12,7 +12,7 @@ import torch
 from _setting import Shapes, environment, in_turns, parameters, ratio
 
 from lightning_traj import FusedLayout
-from lightning_traj.recorder import Recorder
+from lightning_traj.recording.recorder import Recorder
 
 Parameters = Mapping[str, torch.Tensor]
 

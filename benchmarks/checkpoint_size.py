@@ -15,8 +15,8 @@ import torch
 from _setting import Shapes, environment, gpt2, resnet50
 
 from lightning_traj import FusedLayout, TrajectoryCallback
-from lightning_traj.partition import Partition
-from lightning_traj.recorder import Recorder
+from lightning_traj.blocks.partition import Partition
+from lightning_traj.recording.recorder import Recorder
 from recipes.resnet.networks import build
 
 WINDOW = 8

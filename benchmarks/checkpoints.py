@@ -19,9 +19,9 @@ from memory import forget_peak, resident
 from safetensors.torch import load_file, save_file
 
 from lightning_traj import from_checkpoints
-from lightning_traj.formats import Checkpoint
-from lightning_traj.partition import Partition
-from lightning_traj.streaming import Reader, anchored_gram, update_gram
+from lightning_traj.blocks.partition import Partition
+from lightning_traj.checkpoints.formats.checkpoint import Checkpoint
+from lightning_traj.checkpoints.streaming import Reader, anchored_gram, update_gram
 
 GIB = 2**30
 

@@ -38,7 +38,7 @@ def hook(event, arguments):
 
 sys.addaudithook(hook)
 safetensors.safe_open = stop
-from lightning_traj.cli import main
+from lightning_traj.cli.command import main
 main(sys.argv[2:])
 """
 

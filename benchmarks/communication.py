@@ -20,9 +20,9 @@ from _setting import Shapes, environment, parameters
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from lightning_traj.ranks import Ranks
-from lightning_traj.recorder import Recorder
-from lightning_traj.sketch import DEFAULT_DIM
+from lightning_traj.distributed.process_group import Ranks
+from lightning_traj.recording.recorder import Recorder
+from lightning_traj.sketch.countsketch import DEFAULT_DIM
 
 SHAPES: Shapes = {"embed": (1000, 64), **{f"h.{i}.{k}": (64, 64) for i in range(4) for k in "qkv"}, "norm": (64,)}
 SNAPSHOTS = 5

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from _setting import Shapes, environment, gpt2, parameters, resnet50
 
-from lightning_traj.recorder import Recorder
+from lightning_traj.recording.recorder import Recorder
 
 LIMIT = 48 * 2**20  # bytes, whatever the model's size; half of it is what the C library keeps of what was freed
 
@@ -31,7 +31,7 @@ def forget_peak() -> None:
 def stored(recorder: Recorder) -> int:
     """Bytes that are kept: rows and Gram matrices, on the device and as last collected."""
     gram = recorder.gram
-    kept = [gram.rows, gram.local, recorder.walked.kept, [gram.base, gram.latest, gram.before, gram.anchored]]
+    kept = [gram.rows, gram.local, recorder.path_lengths.kept, [gram.base, gram.latest, gram.before, gram.anchored]]
     on_device = sum(tensor.nbytes for tensors in kept for tensor in tensors)
     trajectory, _ = recorder.collect()
     return on_device + sum(array.nbytes for array in (trajectory.anchored, trajectory.local, trajectory.paths))

@@ -6,12 +6,12 @@ import tempfile
 from pathlib import Path
 
 from _setting import environment, in_turns, ratio
-from blocks import network, recording, trained
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from blocks import network, recording, trained
 from lightning_traj import Trajectory
-from lightning_traj.tensorboard import log_layers, log_trajectory
+from lightning_traj.loggers.trajectory import log_layers, log_trajectory
 
 PICTURES = 12  # at most, whatever the number of blocks
 

@@ -12,7 +12,7 @@ import torch
 from _setting import Shapes, environment, gpt2, in_turns, parameters, ratio, resnet50
 
 from lightning_traj import CountSketch
-from lightning_traj.sketch import DEFAULT_DIM
+from lightning_traj.sketch.countsketch import DEFAULT_DIM
 
 
 def check(values: Mapping[str, torch.Tensor], dim: int = DEFAULT_DIM, sigmas: float = 6.0) -> None:

@@ -25,8 +25,8 @@ from _setting import environment, in_turns
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_traj import EveryNEpochs, EveryNSteps, Trajectory, TrajectoryCallback
-from lightning_traj.recorder import Recorder
-from lightning_traj.sketch import DEFAULT_DIM
+from lightning_traj.recording.recorder import Recorder
+from lightning_traj.sketch.countsketch import DEFAULT_DIM
 from recipes.gpt.data import TextData
 from recipes.gpt.model import LanguageModel
 from recipes.resnet.data import ImageData

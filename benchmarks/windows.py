@@ -15,10 +15,10 @@ import torch
 from _setting import Shapes, environment, gpt2, in_turns, parameters, ratio
 from memory import forget_peak, resident, stored
 
+from lightning_traj.blocks.shares import stretches_of
 from lightning_traj.measures.windows import oscillation_of_window as oscillation
-from lightning_traj.recorder import Recorder
-from lightning_traj.shards import stretches_of
-from lightning_traj.sketch import Given
+from lightning_traj.recording.recorder import Recorder
+from lightning_traj.sketch.countsketch import SketchInput
 
 WINDOW = 8
 WANTED = 10.0  # sketches a window, at most
@@ -81,7 +81,7 @@ def window(model: str, shapes: Shapes, repeats: int = 3) -> float:
 
     def one_sketch() -> torch.Tensor:
         blocks = zip(recorder.blocks, recorder.partition.held(values, {}), strict=True)
-        given = [Given(b.name, b.numel, held[0].tensor.device, stretches_of(held)) for b, held in blocks]
+        given = [SketchInput(b.name, b.numel, held[0].tensor.device, stretches_of(held)) for b, held in blocks]
         return recorder.sketch.of_blocks(given)
 
     seconds = in_turns({f"a window of {WINDOW} steps": one_window, "one sketch of all parameters": one_sketch}, repeats)

@@ -9,35 +9,33 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from lightning_traj import measures
-    from lightning_traj.callback import TrajectoryCallback
+    from lightning_traj.blocks import FusedLayout
+    from lightning_traj.callbacks import TrajectoryCallback
     from lightning_traj.checkpoints import from_checkpoints
-    from lightning_traj.conditions import After, Condition, Plateau, Threshold
-    from lightning_traj.freeze import HybridTraining
-    from lightning_traj.fused import FusedLayout
-    from lightning_traj.line_search import LineSearch
-    from lightning_traj.running_gram import RunningGram
+    from lightning_traj.gram import RunningGram
+    from lightning_traj.hybrid import After, Condition, HybridTraining, LineSearch, Plateau, Threshold
     from lightning_traj.schedule import AtEpochs, AtSteps, EveryNEpochs, EveryNSteps, LogSpaced
     from lightning_traj.sketch import CountSketch
     from lightning_traj.trajectory import Trajectory
 
 _HOMES = {
-    "After": "conditions",
+    "After": "hybrid.conditions",
     "AtEpochs": "schedule",
     "AtSteps": "schedule",
-    "Condition": "conditions",
-    "CountSketch": "sketch",
+    "Condition": "hybrid.conditions",
+    "CountSketch": "sketch.countsketch",
     "EveryNEpochs": "schedule",
     "EveryNSteps": "schedule",
-    "FusedLayout": "fused",
-    "HybridTraining": "freeze",
-    "LineSearch": "line_search",
+    "FusedLayout": "blocks.fused",
+    "HybridTraining": "hybrid.callback",
+    "LineSearch": "hybrid.line_search",
     "LogSpaced": "schedule",
-    "Plateau": "conditions",
-    "RunningGram": "running_gram",
-    "Threshold": "conditions",
-    "Trajectory": "trajectory",
-    "TrajectoryCallback": "callback",
-    "from_checkpoints": "checkpoints",
+    "Plateau": "hybrid.conditions",
+    "RunningGram": "gram.running_gram",
+    "Threshold": "hybrid.conditions",
+    "Trajectory": "trajectory.trajectory",
+    "TrajectoryCallback": "callbacks.trajectory",
+    "from_checkpoints": "checkpoints.analysis",
 }
 
 __all__ = [

@@ -11,8 +11,9 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningCLI
 from matplotlib.figure import Figure
 
-from lightning_traj import TrajectoryCallback, plot
-from lightning_traj.layer_plot import layer_figures
+from lightning_traj import TrajectoryCallback
+from lightning_traj.plots import trajectory as plot
+from lightning_traj.plots.layers import layer_figures
 
 
 class TrajectoryCLI(LightningCLI):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from lightning_traj.recorder import Recorder
+from lightning_traj.recording.recorder import Recorder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -95,5 +95,5 @@ def fit(one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     """``models.fit`` in a folder of its own, and without pictures: they are slow, and have tests of their own."""
     from models import fit
 
-    monkeypatch.setattr("lightning_traj.tensorboard.log_figures", lambda *_: None)
+    monkeypatch.setattr("lightning_traj.loggers.trajectory.log_figures", lambda *_: None)
     return partial(fit, root=tmp_path)

@@ -37,11 +37,12 @@ CONTAINERS, OPERATIONS = 2**17, 2**20
 CHILD = """
 import json, resource, sys
 from pathlib import Path
-from lightning_traj.formats import CheckpointError, open_checkpoint
+from lightning_traj.checkpoints.formats.checkpoint import CheckpointError, open_checkpoint
 folder, allowed = Path(sys.argv[1]), int(sys.argv[2])
 sys.path.insert(0, str(folder / "modules"))
 import encodings.cp437, torch
-from lightning_traj import stack_machine, unpickling
+from lightning_traj.checkpoints.formats import stack_machine
+from lightning_traj.checkpoints.formats import unpickling
 stack_machine.CONTAINERS, unpickling.OPERATIONS = (int(limit) for limit in sys.argv[3:])
 torch.save({"w": torch.ones(2)}, folder / "warm.pt")
 open_checkpoint(folder / "warm.pt").hyperparameters

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
 
-import lightning_traj.tensorboard
+import lightning_traj.loggers.trajectory
 from lightning_traj import TrajectoryCallback
 from models import Reported, fit
 
@@ -17,7 +17,7 @@ from models import Reported, fit
 def by_itself(strategy: str, root: str, script: str = "") -> None:
     """Train as a script of its own would; its output goes to a file, unless it is one."""
     torch.set_num_threads(1)
-    lightning_traj.tensorboard.log_figures = lambda *_: None  # type: ignore[assignment]
+    lightning_traj.loggers.trajectory.log_figures = lambda *_: None  # type: ignore[assignment]
     if script:
         sys.argv = [script, strategy, root]  # what "ddp" starts once more,
         sys.modules["__main__"].__spec__ = None  # as if it had been started so

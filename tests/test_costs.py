@@ -23,9 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from conftest import ROOT
 from launch import launch
 from lightning_traj import CountSketch, HybridTraining, LineSearch, TrajectoryCallback, from_checkpoints
-from lightning_traj.formats import Checkpoint, open_checkpoint
-from lightning_traj.ranks import TIMEOUT, Ranks
-from lightning_traj.recorder import Recorder
+from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, open_checkpoint
+from lightning_traj.distributed.process_group import TIMEOUT, Ranks
+from lightning_traj.recording.recorder import Recorder
 from models import Validated, mlp
 
 README = " ".join((ROOT / "README.md").read_text().split())
@@ -162,7 +162,7 @@ def test_how_often_pictures_by_layer_are_drawn(fit: Any, monkeypatch: pytest.Mon
     def count(loggers: Any, trajectory: Any, step: int, **_: Any) -> None:
         steps.append(step)
 
-    monkeypatch.setattr("lightning_traj.tensorboard.log_layers", count)
+    monkeypatch.setattr("lightning_traj.loggers.trajectory.log_layers", count)
     trainer = fit(TrajectoryCallback(window=0), module=lambda: Validated(mlp()), max_epochs=22)
     epochs = [(step + 1) // trainer.num_training_batches for step in steps]
     assert epochs == [1, 2, 3, 5, 7, 10, 14, 19, 22]  # the last: at the end

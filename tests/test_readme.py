@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from conftest import ROOT
+from layouts import LAYOUTS
 from lightning_traj import EveryNEpochs, FusedLayout, HybridTraining, Trajectory, TrajectoryCallback
+from lightning_traj.callbacks.strategies import REFUSED, UNKNOWN
 from lightning_traj.measures.catalogue import MEASURES
-from lightning_traj.strategies import REFUSED, UNKNOWN
-from test_distributed_training import LAYOUTS
 
 README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -123,14 +123,14 @@ def test_table_of_strategies_names_tests_and_messages_that_there_are():
     table = README.partition("| strategy or situation | status |")[2].partition("\n\n")[0]
     rows = re.findall(r"^\| .* \| (works|refused) \| (.*) \|$", table, flags=re.MULTILINE)
     assert len(rows) == table.count("\n") - 1  # but for the line below the header
-    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     code = "".join(path.read_text() for path in (ROOT / "lightning_traj").rglob("*.py"))
     told = set()
     for status, proof in rows:
         names = re.findall(r"`(test_\w+)", proof)
         assert names, proof
         for name in names:
-            assert f"def {name}(" in tests or (ROOT / "tests" / f"{name}.py").exists(), name
+            assert f"def {name}(" in tests or any((ROOT / "tests").rglob(f"{name}.py")), name
         messages = re.findall('"(.*?)"', proof)
         assert len(messages) == (status == "refused"), proof
         told.update(messages)

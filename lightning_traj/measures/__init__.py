@@ -25,6 +25,8 @@ from __future__ import annotations
 
 # All at once, unlike the other sub-packages: nothing here is slow to import.
 from lightning_traj.measures.arrays import Array
+from lightning_traj.measures.basis import DISPLACEMENT, PREVIOUS_UPDATE, THETA, UPDATE, displacement_gram, snapshot_gram
+from lightning_traj.measures.catalogue import MEASURES, evaluate, shown_in, standard_errors
 from lightning_traj.measures.direction import (
     DRIFT_WINDOW,
     SATURATED,
@@ -36,6 +38,7 @@ from lightning_traj.measures.direction import (
     saturation,
     saturation_index,
 )
+from lightning_traj.measures.errors import difference_angle_gradient, standard_error
 from lightning_traj.measures.geometry import (
     angle_from_difference,
     apex_angle,
@@ -57,6 +60,7 @@ from lightning_traj.measures.maps import (
     update_gram,
     update_map,
 )
+from lightning_traj.measures.rounding import FLOAT32, rounding_errors
 from lightning_traj.measures.spectrum import (
     effective_rank,
     participation_ratio,
@@ -64,6 +68,7 @@ from lightning_traj.measures.spectrum import (
     random_walk_first_ratio,
     top1_share,
 )
+from lightning_traj.measures.state import SelectionState
 from lightning_traj.measures.windows import (
     Oscillation,
     oscillation,
@@ -74,17 +79,27 @@ from lightning_traj.measures.windows import (
 )
 
 __all__ = [
+    "DISPLACEMENT",
     "DRIFT_WINDOW",
+    "FLOAT32",
+    "MEASURES",
+    "PREVIOUS_UPDATE",
     "SATURATED",
+    "THETA",
+    "UPDATE",
     "Array",
     "Oscillation",
+    "SelectionState",
     "angle_from_difference",
     "angle_map",
     "apex_angle",
     "cone_angle",
+    "difference_angle_gradient",
     "direction_drift",
     "displacement",
+    "displacement_gram",
     "effective_rank",
+    "evaluate",
     "heterogeneity",
     "mean_directional_similarity",
     "origin_angle",
@@ -100,10 +115,15 @@ __all__ = [
     "random_walk_first_ratio",
     "relative_gram",
     "relative_trajectory_map",
+    "rounding_errors",
     "running_drift",
     "running_similarity",
     "saturation",
     "saturation_index",
+    "shown_in",
+    "snapshot_gram",
+    "standard_error",
+    "standard_errors",
     "top1_share",
     "tortuosity",
     "trajectory_map",

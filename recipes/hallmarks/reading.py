@@ -7,8 +7,8 @@ from dataclasses import replace
 from matplotlib.figure import Figure
 
 from lightning_traj import Trajectory
-from lightning_traj.small_maps import small_maps
-from lightning_traj.times import Times
+from lightning_traj.plots.map_grid import small_maps
+from lightning_traj.trajectory.times import Times
 from recipes.hallmarks.claims import Base
 from recipes.hallmarks.runs import Setting
 from recipes.hallmarks.sweep import Sweep

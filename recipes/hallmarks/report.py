@@ -9,8 +9,8 @@ from statistics import mean, stdev
 import numpy as np
 from matplotlib.figure import Figure
 
-from lightning_traj.drawing import GREY, add_panel, new_figure, own_style
-from lightning_traj.series_plot import COLOURS
+from lightning_traj.plots.canvas import GREY, add_panel, new_figure, own_style
+from lightning_traj.plots.series import COLOURS
 from recipes.hallmarks.claims import Claim, Runs
 from recipes.hallmarks.sweep import Line
 from recipes.hallmarks.verdict import Effect, judge

@@ -19,8 +19,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 
 from lightning_traj import EveryNSteps, HybridTraining, Trajectory, TrajectoryCallback
-from lightning_traj.blocks import Block
-from lightning_traj.layers import UNTELLING, attention
+from lightning_traj.blocks.block import Block
+from lightning_traj.trajectory.by_layer import UNINFORMATIVE, attention
 from recipes.gpt.data import TextData
 from recipes.gpt.model import LanguageModel
 from recipes.resnet.data import ImageData
@@ -267,7 +267,7 @@ def quarter(snapshots: int) -> int:
 
 def weights(block: Block) -> bool:
     """Neither a norm nor a bias."""
-    return block.role not in UNTELLING
+    return block.role not in UNINFORMATIVE
 
 
 def distance(gram: NDArray[np.float64], since: int) -> float:

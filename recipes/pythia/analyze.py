@@ -18,10 +18,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lightning_traj import Trajectory, cli, layer_plot, layers, plot
-from lightning_traj.analysis import TRAJECTORY
-from lightning_traj.files import replace_atomically
-from lightning_traj.formats import is_checkpoint
+from lightning_traj import Trajectory
+from lightning_traj.checkpoints.formats.checkpoint import is_checkpoint
+from lightning_traj.cli import command as cli
+from lightning_traj.cli.results import TRAJECTORY
+from lightning_traj.files.atomic import replace_atomically
+from lightning_traj.plots import layers as layer_plot
+from lightning_traj.plots import trajectory as plot
+from lightning_traj.trajectory import by_layer as layers
 from recipes.pythia.revisions import PUBLISHED
 
 EXPECTED = (

@@ -10,7 +10,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from transformers.utils.logging import disable_progress_bar
 
 from lightning_traj import LogSpaced
-from lightning_traj.files import replace_together
+from lightning_traj.files.atomic import replace_together
 from lightning_traj.schedule import Schedule
 
 PYTHIA = LogSpaced(1000)

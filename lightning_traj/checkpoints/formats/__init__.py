@@ -1,0 +1,1 @@
+"""Formats of checkpoint files, and how they are read without running anything in them."""

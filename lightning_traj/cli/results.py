@@ -1,0 +1,115 @@
+"""The results of an analysis of checkpoints: what the callback leaves behind, and a report, in one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+
+from lightning_traj.files import replace_together
+from lightning_traj.loggers import trajectory as tensorboard
+from lightning_traj.plots import trajectory as plot
+from lightning_traj.report import trajectory_report
+from lightning_traj.trajectory import Trajectory
+
+EVENTS = "tensorboard"
+TRAJECTORY = "trajectory.safetensors"
+RESULTS = (
+    "report.html",
+    TRAJECTORY,
+    "trajectory.csv",
+    "map.png",
+    "relative_map.png",
+    "path.png",
+    "overview.png",
+    EVENTS,
+)
+
+
+def write_analysis(
+    trajectory: Trajectory, out: str | PathLike[str], *, csv: bool = False, overwrite: bool = False
+) -> list[Path]:
+    """Write ``report.html``, ``trajectory.safetensors``, figures as PNG, and events for TensorBoard: all or nothing.
+
+    Args:
+        trajectory: As ``from_checkpoints`` gives it.
+        out: Folder, made if it is missing.
+        csv: Write ``trajectory.csv`` too: a row a checkpoint, a column a measure.
+        overwrite: Whether the results of an earlier analysis in ``out`` may be replaced, all of them.
+
+    Returns:
+        The files and folders, the report first.
+
+    Raises:
+        FileExistsError: there are results already, or a trajectory that was recorded in training.
+        OSError: a file could not be written.
+    """
+    out = Path(out)
+    present = [name for name in RESULTS if (out / name).exists()]
+    if present and not overwrite:
+        raise FileExistsError(f"{out} has {', '.join(present)} already: name another folder, or pass overwrite=True.")
+    if TRAJECTORY in present and "checkpoints" not in Trajectory.load(out / TRAJECTORY).settings:
+        raise FileExistsError(f"{out / TRAJECTORY} was recorded in training, and is not replaced: name another folder.")
+    with replace_together(out, present) as folder:
+        _write(trajectory, folder, csv)
+        made = [name for name in RESULTS if (folder / name).exists()]
+    return [out / name for name in made]
+
+
+def _write(trajectory: Trajectory, out: Path, csv: bool) -> None:
+    trajectory.save(out / TRAJECTORY)
+    if csv:
+        trajectory.to_csv(out / "trajectory.csv")
+    errors = trajectory.standard_errors()
+    figures = {
+        "map": plot.trajectory_map(trajectory, errors=errors),
+        "relative_map": plot.relative_map(trajectory, errors=errors),
+        "path": plot.path(trajectory),
+        "overview": plot.overview(trajectory, errors=errors),
+    }
+    for name, figure in figures.items():
+        plot.save_png(figure, out / f"{name}.png")
+    _write_events(trajectory, out)
+    settings = trajectory.settings
+    report = trajectory_report(
+        trajectory,
+        title=f"Trajectory of {_common_folder(settings['checkpoints']).name}",
+        source={
+            "checkpoints": _span(settings["checkpoints"]),
+            "weights": "averaged" if settings["track"] == "average" else "as they were trained",
+            "left out (buffers)": settings["left_out"] or "nothing",
+        },
+    )
+    (out / "report.html").write_text(report, encoding="utf-8")
+
+
+def _write_events(trajectory: Trajectory, out: Path) -> None:
+    """The same charts and pictures as in training."""
+    logger = _Events(out / EVENTS)
+    tensorboard.add_layout([logger])
+    tensorboard.log_history([logger], trajectory)
+    tensorboard.log_layers([logger], trajectory, int(trajectory.steps[-1]))
+    logger.experiment.close()
+
+
+class _Events:
+    """Logger of TensorBoard events as ``log_trajectory`` takes it, without the import of Lightning."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.experiment = SummaryWriter(str(folder))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        for tag, value in metrics.items():
+            self.experiment.add_scalar(tag, value, step)
+
+
+def _common_folder(paths: list[str]) -> Path:
+    """The folder that holds all checkpoints, seen from where they are not called so."""
+    folder = Path(paths[0]).absolute().parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
+def _span(paths: list[str]) -> str:
+    return f"{len(paths)}, {paths[0]} … {paths[-1]}"

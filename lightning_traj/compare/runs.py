@@ -1,0 +1,280 @@
+"""Runs to be compared: found on disk, told apart by name, and whose snapshots can be compared with whose."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from os import PathLike
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_traj.blocks import Block
+from lightning_traj.checkpoints import hyperparameters_beside, labelled
+from lightning_traj.files import as_place, files_in, local_copy
+from lightning_traj.text import join_names
+from lightning_traj.trajectory import Trajectory, is_trajectory
+
+_USUAL = re.compile(r"version_\d+|trajectory")  # what Lightning's loggers call a run's folder, and we its file
+_LISTED = 4  # blocks that a sentence names
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A trajectory among others.
+
+    Attributes:
+        name: What tells it from the others.
+        path: Its file, or a URL.
+        trajectory: What was recorded.
+        hyperparameters: Those that were logged beside it, or stood in its checkpoints; nested ones as ``a/b``.
+        rename: Prefixes of block names, and what to put in their place.
+    """
+
+    name: str
+    path: Path | str
+    trajectory: Trajectory
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    rename: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def blocks(self) -> dict[str, int]:
+        """Indices of the blocks by the name under which they are looked for in other runs.
+
+        That is their own, renamed, without the prefix that all parameters of the model share (``net.``).
+        """
+        names = [self.known_as(block.name) for block in self.trajectory.blocks]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(
+                f"rename={dict(self.rename)!r} gives two blocks of {self.name} the name {twice!r}: "
+                "rename to a prefix that is free."
+            )
+        return {name: i for i, name in enumerate(names)}
+
+    @cached_property
+    def summary(self) -> dict[str, float]:
+        """The newest values of all measures."""
+        return self.trajectory.summary()
+
+    @cached_property
+    def errors(self) -> dict[str, float]:
+        """Standard errors of those that have one."""
+        return self.trajectory.standard_errors()
+
+    @cached_property
+    def rounding_errors(self) -> dict[str, float]:
+        """How far rounding of the parameters may have moved the values of those measures that are smooth."""
+        return self.trajectory.rounding_errors()
+
+    @cached_property
+    def series(self) -> dict[str, NDArray[np.float64]]:
+        """All measures at every snapshot."""
+        return self.trajectory.series()
+
+    def known_as(self, name: str) -> str:
+        """The name of a block or a module, renamed, without the prefix that all parameters share."""
+        return self.renamed(name).removeprefix(self.renamed(self._root))
+
+    def sketched_as(self, block: Block) -> tuple[str, int, int] | None:
+        """What the random numbers of a block's sketch depend on, and its length; None for one that is kept whole."""
+        settings = self.trajectory.settings
+        if block.numel <= settings["sketch_dim"]:
+            return None
+        return block.name.removeprefix(self._root), settings["seed"], settings["sketch_dim"]
+
+    @property
+    def _root(self) -> str:
+        return str(self.trajectory.settings.get("root", ""))
+
+    def renamed(self, name: str) -> str:
+        """The name of a block or a module, renamed."""
+        prefixes = [prefix for prefix in self.rename if name.startswith(prefix)]
+        if not prefixes:
+            return name
+        longest = max(prefixes, key=len)
+        return self.rename[longest] + name[len(longest) :]
+
+
+def load_runs(paths: Sequence[str | PathLike[str]], *, rename: Mapping[str, str] | None = None) -> list[Run]:
+    """Load the trajectories of several runs.
+
+    Args:
+        paths: Of each run its trajectory file, or a folder that holds one, itself or in a folder ``version_*``. URLs
+            that fsspec opens will do.
+        rename: Prefixes of block names and what to put in their place, such as ``{"net.": "model."}``: blocks that are
+            called the same then are the same. The prefix that all parameters of a model share needs none.
+
+    Runs that have no name but a number are called by what differs too: ``version_1 (lr=0.02)``. Hyperparameters are
+    those of a ``hparams.yaml`` beside the file or in the folder above, or else those that the checkpoints held which a
+    trajectory was made from.
+
+    Raises:
+        FileNotFoundError: there is no such file, or no trajectory in a folder.
+        ValueError: fewer than two runs, one of them twice, several trajectories in a folder, a damaged file, a renaming
+            that concerns no block.
+    """
+    if len(paths) < 2:
+        given = repr(str(paths[0])) if paths else "none"
+        raise ValueError(f"paths: compare takes at least two runs, and was given {given}; name another.")
+    given_as = [as_place(path) for path in paths]
+    files = [find_trajectory(path) for path in given_as]
+    resolved: dict[PurePath, Path | str] = {}
+    for path, file in zip(given_as, files, strict=True):
+        target = file.resolve() if isinstance(file, Path) else PurePath(file)
+        if target in resolved:
+            raise ValueError(
+                f"paths: {str(resolved[target])!r} and {str(path)!r} are the same run, {file}: name each once."
+            )
+        resolved[target] = path
+    rename = dict(rename or {})
+    trajectories = [Trajectory.load(file) for file in files]
+    chosen = [
+        hyperparameters_beside(file) or trajectory.settings.get("hyperparameters") or {}
+        for file, trajectory in zip(files, trajectories, strict=True)
+    ]
+    names = names_of(list(resolved))
+    if any(_USUAL.fullmatch(name) for name in names):
+        names = labelled(names, chosen)
+    runs = [
+        Run(name, file, trajectory, its, rename)
+        for name, file, trajectory, its in zip(names, files, trajectories, chosen, strict=True)
+    ]
+    for prefix in rename:
+        if not any(block.name.startswith(prefix) for run in runs for block in run.trajectory.blocks):
+            some = ", ".join(repr(run.trajectory.blocks[0].name) for run in runs)
+            raise ValueError(f"rename={rename!r}: no block's name begins with {prefix!r}; there are {some}, ….")
+    for run in runs:
+        _ = run.blocks  # an error in the renaming is one now
+        _check_rows(run)
+    return runs
+
+
+def find_trajectory(path: Path | str) -> Path | str:
+    """The trajectory file that a path means: itself, or the only one in a folder or in its folders ``version_*``.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_runs``.
+    """
+    with suppress(FileNotFoundError), local_copy(path):
+        return path
+    for pattern in ("*.safetensors", "version_*/*.safetensors"):
+        try:
+            found = [file for file in files_in(path, pattern) if _is_trajectory(file)]
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"path={str(path)!r}: no such file or folder; pass a trajectory file or a log folder."
+            ) from error
+        if len(found) > 1:
+            listed = ", ".join(str(file) for file in found[:8]) + (", …" if len(found) > 8 else "")
+            raise ValueError(
+                f"path={str(path)!r} holds {len(found)} trajectories: {listed}; name the one that is meant."
+            )
+        if found:
+            return found[0]
+    raise FileNotFoundError(
+        f"path={str(path)!r} holds no trajectory, nor do folders version_* in it: pass a log folder of a run with "
+        "TrajectoryCallback, or the trajectory file itself."
+    )
+
+
+def names_of(files: Sequence[PurePath]) -> list[str]:
+    """Short names that tell files apart: one part of their paths where one does, or what they don't all share."""
+    parts = [[*file.parts[:-1], file.stem] for file in files]
+    # A number says less than the folder that it is in.
+    telling = [[part for part in some if not _USUAL.fullmatch(part)] for some in parts]
+    for some in (telling, parts):
+        for level in zip(*map(reversed, some), strict=False):
+            if len(set(level)) == len(files):
+                return list(level)
+    depth = min(map(len, parts))
+    while depth > 1 and len({some[0] for some in parts}) == 1:
+        parts, depth = [some[1:] for some in parts], depth - 1
+    while depth > 1 and len({some[-1] for some in parts}) == 1:
+        parts, depth = [some[:-1] for some in parts], depth - 1
+    names = ["/".join(some) for some in parts]
+    return names if len(set(names)) == len(files) else list(map(str, files))  # they differ in their suffix alone
+
+
+# Whose snapshots can be compared with whose -----------------------------------------------------------------
+
+
+def incomparability_reason(one: Run, other: Run) -> str:
+    """Why inner products between two runs' snapshots can't be had, in words; empty where they can."""
+    for run in (one, other):
+        if run.trajectory.settings.get("snapshot") != "sketch":
+            remedy = "record it with snapshot='sketch', or analyze its checkpoints with --sketch"
+            return f"{run.name} has full snapshots, which are not in its trajectory file: {remedy}"
+        if run.trajectory.sketches is None:
+            return f"the file of {run.name} holds no rows of its snapshots, which are saved when training ends"
+    settings = [run.trajectory.settings for run in (one, other)]
+    for name, words in (("track", "what was tracked differs"), ("blocks", "blocks were made otherwise")):
+        if settings[0].get(name) != settings[1].get(name):
+            return f"{words}: {name}={settings[0].get(name)!r} and {settings[1].get(name)!r}"
+    for run, its in ((one, other), (other, one)):
+        if alone := [name for name in run.blocks if name not in its.blocks]:
+            listed = join_names([*map(repr, alone)], _LISTED)
+            hint = "" if set(run.blocks) & set(its.blocks) else "; where names differ in a prefix alone, rename it"
+            return f"another model: {run.name} alone has {listed}{hint}"
+    for name in one.blocks:
+        a, b = (run.trajectory.blocks[run.blocks[name]] for run in (one, other))
+        if a.numel != b.numel:
+            return f"another model: {name!r} has {a.numel:,} parameters in {one.name} and {b.numel:,} in {other.name}"
+        if (first := one.sketched_as(a)) != (second := other.sketched_as(b)):
+            for setting in ("seed", "sketch_dim"):
+                if settings[0][setting] != settings[1][setting]:
+                    return f"sketched with {setting}={settings[0][setting]} and {settings[1][setting]}"
+            names = [sketched[0] if sketched else name for sketched in (first, second)]
+            return f"{name!r} was sketched as {names[0]!r} and as {names[1]!r}, with other random numbers"
+    return ""
+
+
+def comparable(runs: Sequence[Run]) -> list[list[int]]:
+    """Indices of the runs, grouped so that snapshots of each group can be compared; in the order of the runs."""
+    groups: list[list[int]] = []
+    for i, run in enumerate(runs):
+        group = next((group for group in groups if not incomparability_reason(runs[group[0]], run)), None)
+        if group is None:
+            groups.append([i])
+        else:
+            group.append(i)
+    return groups
+
+
+def left_out(runs: Sequence[Run]) -> list[str]:
+    """Which pairs can't be compared, and why, in sentences."""
+    sentences = []
+    for i, one in enumerate(runs):
+        reasons: dict[str, list[str]] = {}
+        for other in runs[i + 1 :]:
+            if why := incomparability_reason(one, other):
+                reasons.setdefault(why, []).append(other.name)
+        sentences += [f"{one.name} with {join_names(others)}: {why}." for why, others in reasons.items()]
+    return sentences
+
+
+# Inside -----------------------------------------------------------------------------------------------------
+
+
+def _is_trajectory(file: Path | str) -> bool:
+    if PurePath(file).name.startswith("."):
+        return False
+    with local_copy(file) as copy:
+        return is_trajectory(copy)
+
+
+def _check_rows(run: Run) -> None:
+    trajectory = run.trajectory
+    if trajectory.sketches is None or trajectory.settings["snapshot"] != "sketch":
+        return
+    dim = trajectory.settings["sketch_dim"]
+    expected = (len(trajectory), sum(min(block.numel, dim) for block in trajectory.blocks))
+    if (shape := trajectory.sketches.shape) != expected:
+        raise ValueError(
+            f"path={str(run.path)!r} holds rows of the shape {shape}, not {expected}: it is damaged; leave it out."
+        )

@@ -1,0 +1,127 @@
+"""Several runs compared: a page, pictures, a table, and events for TensorBoard, in one folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from lightning_traj.compare.divergence import joint_partings
+from lightning_traj.compare.figures import comparison_figures
+from lightning_traj.compare.joint import joint_gram
+from lightning_traj.compare.page import comparison_report
+from lightning_traj.compare.runs import Run, load_runs
+from lightning_traj.compare.table import comparison_table, write_csv
+from lightning_traj.files import replace_together
+from lightning_traj.measures import shown_in
+from lightning_traj.plots import trajectory as plot
+from lightning_traj.report import SHARPNESS
+
+EVENTS = "tensorboard"
+_DRAWN = "|".join(shown_in("curve"))
+_PICTURES = (
+    rf"maps|relative_maps|layers_by_runs|series_({_DRAWN})|(joint_map|joint_relative_map|joint_path|partings)(_\d+)?"
+)
+MADE = re.compile(rf"comparison\.(html|csv)|({_PICTURES})\.png|{EVENTS}")  # names of all that a comparison can leave
+
+__all__ = ["Run", "comparison_table", "joint_gram", "load_runs", "write_comparison"]
+
+
+def write_comparison(runs: Sequence[Run], out: str | PathLike[str]) -> list[Path]:
+    """Write all that a comparison has: ``comparison.html``, its pictures as PNG, ``comparison.csv``, ``tensorboard/``.
+
+    Args:
+        runs: At least two, as ``load_runs`` gives them.
+        out: Folder, made if it is missing. All that an earlier comparison left in it is replaced.
+
+    Returns:
+        The files, the page first.
+
+    Raises:
+        ValueError: fewer than two runs, or two of one name.
+        FileExistsError: there is a folder ``tensorboard`` in ``out`` that is of no comparison.
+        OSError: a file could not be written.
+    """
+    if len(runs) < 2:
+        raise ValueError(f"runs: compare takes at least two, and was given {len(runs)}.")
+    if len({run.name for run in runs}) < len(runs):
+        raise ValueError(f"runs: two have the same name, of {[run.name for run in runs]}; dataclasses.replace one's.")
+    out = Path(out)
+    earlier = _earlier(out)
+    joints = joint_partings(runs)
+    figures = comparison_figures(runs, joints)
+    pictures = {name: plot.to_png(draw(), SHARPNESS) for name, draw in figures.items()}
+    written = {"comparison.html": comparison_report(runs, joints, pictures).encode()}
+    written |= {f"{name}.png": png for name, png in pictures.items()}
+    with replace_together(out, earlier) as folder:
+        for name, content in written.items():
+            (folder / name).write_bytes(content)
+        write_csv(runs, folder / "comparison.csv")
+        events = [path.relative_to(folder) for path in write_events(runs, folder / EVENTS)]
+    return [*(out / name for name in written), out / "comparison.csv", *(out / path for path in events)]
+
+
+def _earlier(out: Path) -> list[str]:
+    """What an earlier comparison left in a folder: it has other pictures and events where its runs were others."""
+    if not (out / "comparison.html").exists():
+        if (out / EVENTS).exists():
+            raise FileExistsError(f"out={str(out)!r} has {EVENTS}/ of something else than a comparison: name another.")
+        return []
+    return sorted(path.name for path in out.iterdir() if MADE.fullmatch(path.name))
+
+
+def write_events(runs: Sequence[Run], folder: Path, prefix: str = "traj") -> list[Path]:
+    """Write each run's measures over its steps as events, so that TensorBoard draws the runs in one chart.
+
+    Their newest values stand beside the hyperparameters in the HPARAMS tab. TensorBoard takes its columns from any one
+    of the runs, so all of them announce the same.
+
+    Args:
+        runs: What is written; a folder each, by their names.
+        folder: The one to point TensorBoard at, in which there are no events yet.
+        prefix: First part of the tags.
+
+    Returns:
+        The files.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    chosen = _of_one_kind([run.hyperparameters for run in runs])
+    names = [name for name in runs[0].summary if any(isfinite(run.summary[name]) for run in runs)]
+    columns = dict.fromkeys((f"{prefix}/{name}" for name in names), 0.0)
+    together: dict[str, Any] = {name: value for some in reversed(chosen) for name, value in some.items()}
+    announced = _hparams(together, columns)[0]
+    files: list[Path] = []
+    for run, its in zip(runs, chosen, strict=True):
+        with SummaryWriter(str(folder / run.name)) as writer:
+            for event in (announced, *_hparams(its, columns)[1:]):
+                writer.file_writer.add_summary(event)
+            for name, values in run.series.items():
+                for step, value in zip(run.trajectory.steps.tolist(), values.tolist(), strict=True):
+                    if isfinite(value):
+                        writer.add_scalar(f"{prefix}/{name}", value, step)
+        files += (folder / run.name).glob("events.out.tfevents.*")
+    return files
+
+
+def _hparams(chosen: Mapping[str, Any], columns: Mapping[str, float]) -> tuple[Any, Any, Any]:
+    """Events of the HPARAMS tab: what its columns are, a run's values, and that it ended."""
+    from torch.utils.tensorboard.summary import hparams
+
+    events: tuple[Any, Any, Any] = hparams(dict(chosen), dict(columns))  # type: ignore[no-untyped-call]
+    return events
+
+
+def _of_one_kind(all_of: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Hyperparameters as TensorBoard takes them: numbers, truth values, texts, of one kind in each column."""
+    kinds: dict[str, set[type]] = {}
+    for some in all_of:
+        for name, value in some.items():
+            kinds.setdefault(name, set()).add(type(value))
+    plain: dict[str, type] = {}
+    for name, its in kinds.items():
+        plain[name] = bool if its == {bool} else float if its <= {int, float} else str
+    return [{name: plain[name](value) for name, value in some.items()} for some in all_of]

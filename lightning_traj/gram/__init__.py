@@ -1,0 +1,22 @@
+"""Gram matrices of a growing sequence of snapshots, on the device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lightning_traj.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from lightning_traj.gram.growing_gram import GrowingGram as GrowingGram
+    from lightning_traj.gram.inner_products import Row as Row
+    from lightning_traj.gram.inner_products import local_grams as local_grams
+    from lightning_traj.gram.running_gram import RunningGram as RunningGram
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "growing_gram": ("GrowingGram",),
+        "inner_products": ("Row", "local_grams"),
+        "running_gram": ("RunningGram",),
+    },
+)

@@ -1,0 +1,235 @@
+"""When to freeze and when to thaw: at a time, or when the trajectory or a logged value says so."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from math import inf
+from typing import Literal
+
+from lightning_traj.blocks import Block
+from lightning_traj.measures import MEASURES
+from lightning_traj.schedule import Schedule, is_due_within_epochs
+from lightning_traj.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class ConditionContext:
+    """What a condition is judged by, for one group of parameters, at the start of an epoch.
+
+    Attributes:
+        epoch: That begins, counted from 0.
+        changed: Epoch in which the group was frozen or thawed last; −1 before.
+        trajectory: Up to now; None where no condition asks for it.
+        select: The group's blocks in it.
+        values: Of the condition's ``monitor``, as logged since the group was changed: of each epoch the last.
+    """
+
+    epoch: int
+    changed: int
+    trajectory: Trajectory | None
+    select: Callable[[Block], bool]
+    values: Sequence[float]
+
+
+class Condition(ABC):
+    """What ``when`` and ``thaw`` ask at the start of every epoch, of each group of parameters.
+
+    Attributes:
+        measure: The measure of the trajectory that it looks at; None: it looks at none.
+        monitor: The logged value that it looks at; None: it looks at none.
+    """
+
+    measure: str | None = None
+    monitor: str | None = None
+
+    @abstractmethod
+    def holds(self, seen: ConditionContext) -> bool:
+        """Whether the group is to be changed now."""
+
+    def holds_after_step(self, step: int) -> bool:
+        """Whether it is, right after optimizer step ``step`` (counted from 1)."""
+        return False
+
+    @property
+    def is_asked_within_epochs(self) -> bool:
+        """Whether it can hold before an epoch ends."""
+        return type(self).holds_after_step is not Condition.holds_after_step
+
+    def begins_by(self, steps: float, epochs: float) -> bool:
+        """Whether it can ever hold in a run of so many steps and epochs at most, as far as it can tell."""
+        return True
+
+
+@dataclass(frozen=True)
+class Threshold(Condition):
+    """A measure of the group's own trajectory stays below, or above, a value.
+
+    Args:
+        measure: ``"direction_drift"``, ``"mds"``, ``"saturation"``, or any other of the tags.
+        below, above: The value; one of the two. Undefined measures are neither.
+        snapshots: How many snapshots in a row, all of them since the group was changed last. A pause is not looked back
+            on: after a thaw, ``"direction_drift"`` is judged once the five snapshots before are of the time after it,
+            too. Measures of the whole path count the snapshots of pauses like all others.
+
+    Raises:
+        TypeError, ValueError: the measure is unknown, none or both values are given, or snapshots is below 1.
+    """
+
+    measure: str
+    below: float | None = None
+    above: float | None = None
+    snapshots: int = 1
+
+    def __post_init__(self) -> None:
+        if self.measure not in MEASURES:
+            close = get_close_matches(str(self.measure), MEASURES, n=1)
+            hint = f"close to it: {close[0]!r}; " if close else ""
+            raise ValueError(f"Threshold(measure={self.measure!r}): {hint}pass one of {', '.join(MEASURES)}.")
+        if (self.below is None) == (self.above is None):
+            raise ValueError(
+                f"Threshold({self.measure!r}, below={self.below!r}, above={self.above!r}): pass one of below and above."
+            )
+        _check_count("Threshold", "snapshots", self.snapshots)
+
+    def __str__(self) -> str:
+        side, value = ("below", self.below) if self.above is None else ("above", self.above)
+        return f"{self.measure} {side} {value:g}" + f" for {self.snapshots} snapshots" * (self.snapshots > 1)
+
+    def holds(self, seen: ConditionContext) -> bool:  # noqa: D102 (see Condition)
+        trajectory = seen.trajectory
+        assert trajectory is not None
+        # Of a snapshot that was taken while the group was frozen, its trajectory says nothing. The one that was taken
+        # where it was thawed is the first to be looked back on.
+        back = 1 if seen.changed < 0 else MEASURES[self.measure].looks_back
+        if int((trajectory.epochs > seen.changed).sum()) < self.snapshots - 1 + back:
+            return False
+        low, high = -inf if self.above is None else self.above, inf if self.below is None else self.below
+        values = trajectory.series(seen.select, [self.measure], last=self.snapshots)[self.measure]
+        return bool(((low < values) & (values < high)).all())
+
+
+@dataclass(frozen=True)
+class Plateau(Condition):
+    """A logged value, such as the validation loss, has stopped improving.
+
+    Args:
+        monitor: Its name, as the module logs it. Values that are not finite are left out.
+        patience: Logged values in a row that did not improve on the best before, since the group was changed last. An
+            epoch counts one: of several validations the last, and where none was run, none.
+        mode: Whether ``"min"`` or ``"max"`` is better.
+        min_delta: What is less of an improvement is none.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong.
+    """
+
+    monitor: str = "val/loss"
+    patience: int = 3
+    mode: Literal["min", "max"] = "min"
+    min_delta: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_count("Plateau", "patience", self.patience)
+        if self.mode not in ("min", "max"):
+            raise ValueError(f"Plateau(mode={self.mode!r}): pass 'min' or 'max'.")
+
+    def __str__(self) -> str:
+        return f"{self.monitor} no better for {self.patience} logged values"
+
+    def holds(self, seen: ConditionContext) -> bool:  # noqa: D102 (see Condition)
+        sign = 1.0 if self.mode == "min" else -1.0
+        values = [sign * value for value in seen.values]
+        before, latest = values[: -self.patience], values[-self.patience :]
+        return bool(before) and min(latest) >= min(before) - self.min_delta
+
+
+@dataclass(frozen=True)
+class After(Condition):
+    """So many epochs have begun since the group was frozen or thawed last, or since the start.
+
+    Args:
+        epochs: At least 1.
+
+    Raises:
+        TypeError, ValueError: epochs is not an integer, or below 1.
+    """
+
+    epochs: int
+
+    def __post_init__(self) -> None:
+        _check_count("After", "epochs", self.epochs)
+
+    def __str__(self) -> str:
+        return f"after {self.epochs} epochs"
+
+    def holds(self, seen: ConditionContext) -> bool:  # noqa: D102 (see Condition)
+        return seen.epoch - max(seen.changed, 0) >= self.epochs
+
+
+@dataclass(frozen=True)
+class FromEpoch(Condition):
+    """From the start of epoch ``epoch`` on, once: what a plain number means."""
+
+    epoch: int
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}"
+
+    def holds(self, seen: ConditionContext) -> bool:  # noqa: D102 (see Condition)
+        return seen.changed < self.epoch <= seen.epoch
+
+    def begins_by(self, steps: float, epochs: float) -> bool:  # noqa: D102
+        return self.epoch < epochs
+
+
+@dataclass(frozen=True)
+class Scheduled(Condition):
+    """Whenever a schedule of snapshots is due; at the end of an epoch is at the start of the next."""
+
+    schedule: Schedule
+
+    def __str__(self) -> str:
+        return repr(self.schedule)
+
+    def holds(self, seen: ConditionContext) -> bool:  # noqa: D102 (see Condition)
+        return seen.epoch > 0 and self.schedule.due_after_epoch(seen.epoch)
+
+    def holds_after_step(self, step: int) -> bool:  # noqa: D102
+        return self.schedule.due_after_step(step)
+
+    @property
+    def is_asked_within_epochs(self) -> bool:  # noqa: D102
+        return is_due_within_epochs(self.schedule)
+
+    def begins_by(self, steps: float, epochs: float) -> bool:  # noqa: D102
+        return self.schedule.begins_by(steps, epochs - 1)
+
+
+def as_condition(argument: str, value: object) -> Condition | None:
+    """A condition from what a user passes for it: an epoch, a schedule, a condition, or None.
+
+    Raises:
+        TypeError, ValueError: it is something else, or a negative epoch; the message names the argument.
+    """
+    if value is None or isinstance(value, Condition):
+        return value
+    if isinstance(value, Schedule):
+        return Scheduled(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(
+            f"{argument}={value!r}: pass an epoch (an int, counted from 0), a schedule such as AtSteps([1000]), or a "
+            'condition such as Threshold("direction_drift", below=0.01, snapshots=5).'
+        )
+    if value < 0:
+        raise ValueError(f"{argument}={value}: epochs are counted from 0.")
+    return FromEpoch(value)
+
+
+def _check_count(condition: str, argument: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{condition}({argument}={value!r}): {argument} is no integer; pass a positive int.")
+    if value < 1:
+        raise ValueError(f"{condition}({argument}={value}): {argument} has to be at least 1.")

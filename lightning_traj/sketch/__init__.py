@@ -1,0 +1,19 @@
+"""Linear maps from a block's entries to a short row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lightning_traj.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from lightning_traj.sketch.countsketch import DEFAULT_DIM as DEFAULT_DIM
+    from lightning_traj.sketch.countsketch import CountSketch as CountSketch
+    from lightning_traj.sketch.countsketch import SketchInput as SketchInput
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "countsketch": ("CountSketch", "DEFAULT_DIM", "SketchInput"),
+    },
+)

@@ -1,0 +1,442 @@
+"""Parameters that are renamed midway: their blocks go on under their first names."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelPruning, WeightAveraging
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+from launch import launch
+from lightning_traj import EveryNEpochs, EveryNSteps, TrajectoryCallback
+from lightning_traj.recording.first_names import FirstNames
+from models import Module
+from models import fit as train
+
+FIRST = ["net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias"]
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+
+
+class Symmetric(nn.Module):
+    """Any parametrization: what the layer sees is made of a tensor, which stays the trained one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * x
+
+
+class Scaled(nn.Module):
+    """Of two tensors, neither of which has the values of the weight."""
+
+    def forward(self, scale: Tensor, direction: Tensor) -> Tensor:
+        return scale * direction
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return weight.norm(), weight / weight.norm()
+
+
+class Renaming(pl.Callback):
+    """Changes the first layer in the second epoch, and keeps its weight, at the start and after each epoch.
+
+    Args:
+        change: What is done to the layer, before the first step of epoch 1.
+        trained: The tensor that is to be followed from then on.
+        back: What is done before the first step of epoch 2, after which the weight is the weight again.
+    """
+
+    def __init__(
+        self,
+        change: Callable[[nn.Module], object],
+        trained: Callable[[Any], Tensor],
+        back: Callable[[nn.Module], object] | None = None,
+    ) -> None:
+        self.change, self.trained, self.back = change, trained, back
+        self.changed = False
+        self.thetas: list[Tensor] = []
+
+    def take(self, module: Any) -> None:
+        tensor = self.trained(module.net[0]) if self.changed else module.net[0].weight
+        self.thetas.append(tensor.detach().double().flatten().clone())
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.take(pl_module)
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        (optimizer,) = trainer.optimizers
+        if trainer.current_epoch == 1:
+            self.change(pl_module.net[0])
+            self.changed = True
+        elif trainer.current_epoch == 2 and self.back is not None:
+            self.back(pl_module.net[0])
+            self.changed = False
+        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if new := [p for p in pl_module.parameters() if id(p) not in known]:
+            optimizer.add_param_group({"params": new})
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.take(pl_module)
+
+    @property
+    def gram(self) -> np.ndarray:
+        theta = torch.stack(self.thetas)
+        return (theta @ theta.T).numpy()
+
+
+def pruned(layer: nn.Module) -> None:
+    prune.l1_unstructured(layer, "weight", amount=0.5)
+
+
+def original(layer: Any) -> Tensor:
+    found: Tensor = layer.parametrizations.weight.original
+    return found
+
+
+# Of each: the change, the tensor that goes on, the way back, and the blocks that come with it.
+CHANGES: dict[str, tuple[Any, Any, Any, list[str]]] = {
+    "pruned": (pruned, lambda layer: layer.weight_orig, None, []),
+    "pruned and back": (pruned, lambda layer: layer.weight_orig, lambda layer: prune.remove(layer, "weight"), []),
+    "parametrized": (
+        lambda layer: parametrize.register_parametrization(layer, "weight", Symmetric()),
+        original,
+        lambda layer: parametrize.remove_parametrizations(layer, "weight"),
+        [],
+    ),
+    "orthogonal": (parametrizations.orthogonal, original, None, []),
+    "spectral norm": (parametrizations.spectral_norm, original, None, []),
+    "spectral norm of old": (nn.utils.spectral_norm, lambda layer: layer.weight_orig, None, []),
+    "weight norm": (
+        parametrizations.weight_norm,
+        lambda layer: layer.parametrizations.weight.original1,
+        lambda layer: parametrize.remove_parametrizations(layer, "weight"),
+        ["net.0.parametrizations.weight.original0"],
+    ),
+    "weight norm of old": (
+        nn.utils.weight_norm,
+        lambda layer: layer.weight_v,
+        nn.utils.remove_weight_norm,
+        ["net.0.weight_g"],
+    ),
+}
+
+
+@pytest.mark.parametrize("snapshot", ["sketch", "full"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_block_goes_on_under_its_first_name(fit: Any, change: str, snapshot: Any) -> None:
+    *what, new = CHANGES[change]
+    change_, trained, back = what
+    callback, renaming = TrajectoryCallback(snapshot=snapshot), Renaming(change_, trained, back)
+    fit(callback, renaming, max_epochs=4)
+    trajectory = callback.trajectory
+    assert [block.name for block in trajectory.blocks] == FIRST + new
+    np.testing.assert_allclose(trajectory.gram("net.0.weight"), renaming.gram, rtol=1e-5)
+    expected = float((renaming.thetas[-1] - renaming.thetas[0]).norm())
+    assert trajectory.summary("net.0.weight")["displacement"] == pytest.approx(expected, rel=1e-5)
+    block = next(block for block in trajectory.blocks if block.name == "net.0.weight")
+    assert (block.layer, block.numel) == ("net.0", renaming.thetas[0].numel())
+
+
+def test_pruning_by_lightning(fit: Any) -> None:
+    """As the whole model is recorded without pruning's names: four blocks, of the tensors that are trained."""
+    thetas: list[Tensor] = []
+
+    class Kept(pl.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            self.parameters = list(pl_module.parameters())
+            self.take()
+
+        def take(self, *_: Any) -> None:
+            thetas.append(torch.cat([p.detach().double().flatten() for p in self.parameters]).clone())
+
+        on_train_epoch_end = take
+
+    callback = TrajectoryCallback()
+    fit(Kept(), callback, ModelPruning("l1_unstructured", amount=0.5))
+    trajectory = callback.trajectory
+    assert [block.name for block in trajectory.blocks] == FIRST
+    theta = torch.stack(thetas)
+    np.testing.assert_allclose(trajectory.gram("*"), (theta @ theta.T).numpy(), rtol=1e-5)
+    assert trajectory.summary()["displacement"] == pytest.approx(float((theta[-1] - theta[0]).norm()), rel=1e-5)
+
+
+def test_two_tensors_of_other_values_are_new_blocks_and_this_is_said_once(fit: Any) -> None:
+    callback = TrajectoryCallback()
+    renaming = Renaming(
+        lambda layer: parametrize.register_parametrization(layer, "weight", Scaled()),
+        lambda layer: layer.parametrizations.weight.original1,
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(callback, renaming, max_epochs=4)
+    names = [f"net.0.parametrizations.weight.original{i}" for i in range(2)]
+    trajectory = callback.trajectory
+    assert [block.name for block in trajectory.blocks] == FIRST + names
+    said = [str(warning.message) for warning in caught if "left the model" in str(warning.message)]
+    assert len(said) == 1
+    assert all(name in said[0] for name in ("net.0.weight", *names))
+    # The old block ends, and what it had stays: its last value is that of the end of epoch 0.
+    theta = torch.stack([renaming.thetas[min(i, 1)] for i in range(5)])
+    np.testing.assert_allclose(trajectory.gram("net.0.weight"), (theta @ theta.T).numpy(), rtol=1e-5)
+    theta = torch.stack([renaming.thetas[max(i, 2)] for i in range(5)])
+    np.testing.assert_allclose(trajectory.gram(names[1]), (theta @ theta.T).numpy(), rtol=1e-5)
+
+
+class Adapted(nn.Module):
+    """As PEFT wraps a layer."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = layer
+        self.lora_A = nn.Parameter(torch.zeros(2, layer.in_features))
+        self.lora_B = nn.Parameter(torch.zeros(layer.out_features, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + x @ self.lora_A.T @ self.lora_B.T
+
+
+class Changed(Module):
+    """Modules are moved about before the second epoch."""
+
+    change: Callable[[Any], object]
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 1:
+            type(self).change(self)
+
+
+def changing(change: Callable[[Any], object]) -> Callable[[], Module]:
+    return type("Changing", (Changed,), {"change": staticmethod(change)})
+
+
+def adapt(module: Any) -> None:
+    module.net[0] = Adapted(module.net[0])
+
+
+def insert(module: Any) -> None:
+    """The layers behind move on, and the new one has the name and the shape of the first."""
+    (first, *others) = module.net
+    new = nn.Linear(first.in_features, first.in_features)
+    torch.nn.init.eye_(new.weight)
+    module.net = nn.Sequential(new, nn.Identity(), first, *others)
+
+
+def replace(module: Any) -> None:
+    """New objects under the old names, trained from now on."""
+    for layer in (module.net[0], module.net[2]):
+        for name, p in list(layer.named_parameters()):
+            setattr(layer, name, nn.Parameter(p.detach().clone()))
+    module.trainer.strategy.setup_optimizers(module.trainer)
+
+
+@pytest.mark.parametrize(
+    ("change", "new"),
+    [
+        (adapt, ["net.0.lora_A", "net.0.lora_B"]),
+        (insert, ["net.0~2.weight", "net.0~2.bias"]),
+        (replace, []),
+    ],
+)
+def test_modules_that_move(fit: Any, change: Any, new: list[str]) -> None:
+    thetas: list[Tensor] = []
+
+    class Kept(pl.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            self.parameters = list(pl_module.parameters())
+            self.on_train_epoch_end(trainer, pl_module)
+
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            parameters = list(pl_module.parameters()) if change is replace else self.parameters
+            thetas.append(torch.cat([p.detach().double().flatten() for p in parameters]).clone())
+
+    callback = TrajectoryCallback()
+    fit(Kept(), callback, module=changing(change))
+    trajectory = callback.trajectory
+    assert [block.name for block in trajectory.blocks] == FIRST + new
+    theta = torch.stack(thetas)
+    np.testing.assert_allclose(trajectory.gram(lambda block: block.name in FIRST), (theta @ theta.T).numpy(), rtol=1e-5)
+
+
+def test_layers_that_change_places() -> None:
+    names, one, other = FirstNames(), nn.Parameter(torch.ones(3)), nn.Parameter(torch.zeros(3))
+    assert names.of({"a": one, "b": other}) == {"a": one, "b": other}
+    assert names.of({"a": other, "b": one}) == {"b": other, "a": one}
+    assert names.aliases == {"a": "b", "b": "a"}
+    resumed = FirstNames()
+    resumed.restart(names.aliases)
+    assert list(resumed.of({"a": nn.Parameter(torch.zeros(3)), "b": nn.Parameter(torch.ones(3))})) == ["b", "a"]
+
+
+def test_parameters_can_be_converted_meanwhile(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``module.to`` swaps tensors, as it does of quantised and sharded ones: which weak references to them forbid."""
+    monkeypatch.setattr("torch.__future__._swap_module_params_on_conversion", True)
+
+    class Converted(Module):
+        def on_train_epoch_start(self) -> None:
+            for p in self.net.parameters():
+                p.grad = None
+            self.net.to("cpu", torch.float32)
+
+    callback = TrajectoryCallback(schedule=EveryNSteps(1))
+    fit(callback, module=Converted)
+    assert [block.name for block in callback.trajectory.blocks] == FIRST
+
+
+def test_no_parameters_are_kept_when_a_run_is_over() -> None:
+    names, weight = FirstNames(), nn.Parameter(torch.ones(3))
+    names.of({"weight": weight})
+    known = weakref.ref(weight)
+    names.release()
+    del weight
+    assert known() is None
+
+
+def test_names_outlive_the_process_and_the_run() -> None:
+    names, weight, bias = FirstNames(), nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
+    names.of({"weight": weight, "bias": bias})
+    names.of({"weight_orig": weight, "bias": bias})
+    copied = pickle.loads(pickle.dumps(names))
+    names.release()
+    for some in (names, copied):
+        assert list(some.of({"weight_orig": nn.Parameter(torch.ones(3)), "bias": bias})) == ["weight", "bias"]
+
+
+def test_a_tensor_of_another_name_and_shape_is_new() -> None:
+    names, weight = FirstNames(), nn.Parameter(torch.ones(4, 4))
+    names.of({"weight": weight})
+    weight.data = torch.ones(6)
+    assert list(names.of({"original": weight})) == ["original"]
+
+
+@pytest.mark.parametrize("track", ["gradient", "update", "first_moment"])
+@pytest.mark.parametrize("schedule", [EveryNSteps(1), EveryNEpochs(1)])
+def test_quantities_of_renamed_parameters(fit: Any, track: str, schedule: Any) -> None:
+    """They go on as if nothing had been renamed: the parametrization changes no value."""
+
+    class Same(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.clone()
+
+    def recorded(*callbacks: Any) -> Any:
+        callback = TrajectoryCallback(track=track, schedule=schedule)
+        fit(callback, *callbacks)
+        return callback.trajectory
+
+    there_and_back = Renaming(
+        lambda layer: parametrize.register_parametrization(layer, "weight", Same()),
+        original,
+        lambda layer: parametrize.remove_parametrizations(layer, "weight"),
+    )
+    ours, theirs = recorded(there_and_back), recorded()
+    assert ours.blocks == theirs.blocks
+    np.testing.assert_array_equal(ours.anchored, theirs.anchored)
+
+
+def wrap(module: Any) -> None:
+    module.net[0] = nn.Sequential(OrderedDict(base_layer=module.net[0]))
+
+
+@pytest.mark.parametrize("averaging", [[WeightAveraging], []])
+def test_averages_of_renamed_parameters(fit: Any, averaging: list[Any]) -> None:
+    """Torch averages parameters in order, and so the change has to leave that."""
+
+    def module(change: Callable[[Any], object]) -> Callable[[], Module]:
+        class Averaged(changing(change)):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()
+                if not averaging:
+                    self.average = torch.optim.swa_utils.AveragedModel(self.net)
+
+            def on_train_batch_end(self, *_: Any) -> None:
+                if not averaging:
+                    self.average.update_parameters(self.net)
+
+        return Averaged
+
+    found = []
+    for change in (wrap, lambda _: None):
+        callback = TrajectoryCallback(track="average")
+        fit(*[kind() for kind in averaging], callback, module=module(change))
+        found.append(callback.trajectory)
+    ours, theirs = found
+    assert [block.name for block in ours.blocks] == FIRST
+    np.testing.assert_array_equal(ours.anchored, theirs.anchored)
+
+
+def test_patterns_and_coarser_blocks_go_by_first_names(fit: Any) -> None:
+    for settings, names in (
+        ({"include": "net.0.*"}, FIRST[:2]),
+        ({"exclude": "*.weight"}, FIRST[1::2]),
+        ({"blocks": "layer"}, ["net.0", "net.2"]),
+        ({"blocks": lambda block: block.name.upper()}, [name.upper() for name in FIRST]),
+    ):
+        callback = TrajectoryCallback(**settings)
+        fit(callback, Renaming(pruned, lambda layer: layer.weight_orig))
+        assert [block.name for block in callback.trajectory.blocks] == names
+        assert (callback.trajectory.local[-1, :, 2, 2] > 0).all()  # none of them rests
+
+
+@pytest.mark.parametrize("snapshot", ["sketch", "full"])
+def test_a_resumed_run_goes_on_with_the_same_blocks(fit: Any, tmp_path: Path, snapshot: Any) -> None:
+    """The module of the resumed run is pruned from the start."""
+
+    class Pruned(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            pruned(self.net[0])
+
+        def configure_optimizers(self) -> Any:  # with the parameters in the order of the saved one
+            parameters = dict(self.named_parameters())
+            names = ["net.0.weight_orig", *FIRST[1:]]
+            return torch.optim.SGD([parameters[name] for name in names], lr=0.1, momentum=0.9)
+
+    def renaming() -> Renaming:
+        return Renaming(pruned, lambda layer: layer.weight_orig)
+
+    whole = TrajectoryCallback(snapshot=snapshot, dirpath=tmp_path / "whole")
+    fit(whole, renaming(), max_epochs=4)
+    first = TrajectoryCallback(snapshot=snapshot, dirpath=tmp_path / "parts")
+    fit(first, renaming(), max_epochs=2).save_checkpoint(tmp_path / "half.ckpt")
+    checkpoint = torch.load(tmp_path / "half.ckpt", weights_only=True)
+    (state,) = (state for key, state in checkpoint["callbacks"].items() if key.startswith("TrajectoryCallback"))
+    assert state["aliases"] == {"net.0.weight_orig": "net.0.weight"}
+    resumed = TrajectoryCallback(snapshot=snapshot, dirpath=tmp_path / "parts")
+    trainer = fit(resumed, module=Pruned, max_epochs=4, ckpt_path=tmp_path / "half.ckpt")
+    trainer.save_checkpoint(tmp_path / "again.ckpt")
+    ours, theirs = resumed.trajectory, whole.trajectory
+    assert [block.name for block in ours.blocks] == FIRST
+    assert ours.steps.tolist() == theirs.steps.tolist() == [0, 4, 8, 12, 16]
+    np.testing.assert_allclose(ours.anchored, theirs.anchored, rtol=1e-6, atol=1e-9)
+    again = torch.load(tmp_path / "again.ckpt", weights_only=True)
+    assert again["callbacks"][resumed.state_key]["aliases"] == state["aliases"]
+
+
+def test_training_is_left_alone(fit: Any) -> None:
+    states = []
+    for callbacks in ([TrajectoryCallback(schedule=EveryNSteps(1))], []):
+        trainer = fit(*callbacks, Renaming(pruned, lambda layer: layer.weight_orig))
+        states.append(trainer.lightning_module.state_dict())
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+def on_two_ranks(folder: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+    callback = TrajectoryCallback()
+    renaming = Renaming(pruned, lambda layer: layer.weight_orig)
+    train(callback, renaming, root=folder, strategy="ddp", devices=2)
+    trajectory = callback.trajectory
+    return [block.name for block in trajectory.blocks], trajectory.gram("net.0.weight"), renaming.gram
+
+
+def test_ranks_follow_alike(tmp_path: Path) -> None:
+    (names, gram, expected), (others, other, _) = launch(on_two_ranks, 2, tmp_path)
+    assert names == others == FIRST
+    np.testing.assert_array_equal(gram, other)
+    np.testing.assert_allclose(gram, expected, rtol=1e-5)
