@@ -21,7 +21,7 @@ from lightning_traj.recording.recorder import Recorder
 from lightning_traj.sketch.countsketch import SketchInput
 
 WINDOW = 8
-WANTED = 10.0  # sketches a window, at most
+WANTED = 17.0  # sketches a window, at most: before and after each step, and its bookkeeping
 GROWTH = 1.1  # a snapshot late in a run, in multiples of an early one
 SPAN = 1000  # snapshots that are timed early, and late
 TENSORS: Shapes = {f"h.{i}.weight": (64, 64) for i in range(20)}
@@ -44,6 +44,7 @@ def check(shapes: Shapes, steps: int = WINDOW, limit: float = 1e-9) -> None:
                 theta.data += 0.01 * (-1) ** step * torch.randn(theta.shape, generator=torch.Generator().manual_seed(i))
                 theta.data *= 0.999
             recorder.add_to_window(values, step)
+            recorder.prepare_window(values)
         else:
             recorder.record(values, 0, 0.0)
             recorder.begin_window(values, 0)

@@ -200,6 +200,6 @@ def test_windows(benchmark: dict[str, ModuleType], one_thread: None, capsys: pyt
     windows.window("two tensors", shapes, repeats=1)
     _, memory = windows.growth(windows.TINY, snapshots=300, max_snapshots=16, span=50)
     assert 0 < memory < 1  # what is stated is a bound: this run has no windows
-    assert "at most 10 is wanted" in capsys.readouterr().out
+    assert "at most 17 is wanted" in capsys.readouterr().out
     with pytest.raises(AssertionError, match="no memory is stated"):
         windows.stated("recording 2 blocks")

@@ -106,6 +106,8 @@ def start(parameters: int) -> tuple[list[int], list[int], list[int]]:
         sent.clear()
         recorder.begin_window(theta(0), 0)  # has the sketch of the snapshot
         for step in (1, 2, 3):
+            if step > 1:
+                recorder.prepare_window(theta(step - 1))
             recorder.add_to_window(theta(step), step)
         return prepared, first, sent.copy()
     finally:
@@ -116,7 +118,7 @@ def start(parameters: int) -> tuple[list[int], list[int], list[int]]:
 def test_bytes_at_the_start_and_of_a_window(size: int) -> None:
     said("compare what they have and agree on who answers for what (of each rank a few hundred bytes, and 16 for each "
          "parameter")  # fmt: skip
-    said("A window of single steps sends as much as a sketched snapshot for each step")
+    said("A window of single steps sends as much as two sketched snapshots for each step")
     few, many = (launch(start, size, count)[0] for count in (5, 25))
     prepared = [sum(bytes_sent[0]) for bytes_sent in (few, many)]
     # A table with a row for each rank: what is compared, and a number for each parameter.
@@ -126,7 +128,7 @@ def test_bytes_at_the_start_and_of_a_window(size: int) -> None:
         snapshot = 8 * count * 16
         # Whether all have read it; how many parameters there are, and which of them can be read; and the snapshot.
         assert first == [8, 8 * size, 8 * size * count, snapshot]
-        assert window == 3 * [snapshot]
+        assert window == 5 * [snapshot]  # it began with that of the first snapshot
 
 
 def test_how_long_ranks_wait() -> None:

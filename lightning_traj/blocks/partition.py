@@ -148,12 +148,13 @@ class Partition:
         """
         meta = all(is_lazy(parameter) or parameter.is_meta for parameter in parameters.values())
         found: dict[str, str] = {}
+        shapes = _shapes(parameters)
         for name in parameters if names is None else names:
             cleaned = clean_name(name)
             if cleaned in self.excluded or cleaned in self.unreadable:
                 continue
             reason = unreadable_reason(local_tensor(parameters[name]), meta)
-            if reason and self._wants_some(name, parameters, model):
+            if reason and self._wants_some(name, parameters[name], model, shapes):
                 found[cleaned] = reason
         return found
 
@@ -278,10 +279,10 @@ class Partition:
         each = zip(pieces, tensors, places, strict=True)
         return [piece.share_of(share, tensor.is_complex()) for piece, tensor, (_, share) in each]
 
-    def _wants_some(self, name: str, parameters: Mapping[str, Tensor], model: nn.Module | None) -> bool:
+    def _wants_some(self, name: str, parameter: Tensor, model: nn.Module | None, shapes: Shapes) -> bool:
         """Whether a parameter, or a part of it, is to be recorded."""
         try:
-            pieces = list(self._pieces_of(name, parameters[name], model, _shapes(parameters)))
+            pieces = list(self._pieces_of(name, parameter, model, shapes))
         except Exception:  # it does not even tell its shape
             return is_wanted({clean_name(name)}, self.include, self.exclude)
         return any(self._is_wanted(block, piece) for block, piece in pieces)

@@ -30,6 +30,7 @@ from lightning_traj.text import stable_repr
 from lightning_traj.trajectory import Trajectory
 
 DEFAULT_WINDOW = 8  # optimizer steps
+NAMED = 8  # parameters that a warning names, at most
 
 # Of lightning.pytorch or of pytorch_lightning; both set most attributes where type checkers don't see them.
 Trainer: TypeAlias = Any
@@ -235,6 +236,7 @@ class TrajectoryCallback(
         parameters = self._parameters(trainer, pl_module)
         self._module = identity_of(pl_module)
         self._first_due = not len(recorder)
+        recorder.ended |= self._ended_names
         recorder.check(parameters, pl_module)
         self._check_trainer(trainer)
         # One of the user's own may well know of its rank, and yet answer alike.
@@ -295,9 +297,6 @@ class TrajectoryCallback(
             self._record(trainer, pl_module)
         self._book.after_batch(trainer)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._recorder.distrust_parameters()  # averaged weights may be in their place from now on
-
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         settle_logged_metrics(trainer)
         if self._quantity.at_steps:
@@ -343,6 +342,7 @@ class TrajectoryCallback(
             "schedules": self._schedules,
             "optimizer_steps": self._steps,
             "aliases": dict(self._quantity.parameters.names.aliases),
+            "ended": sorted(self._recorder.ended | self._ended_names),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -397,6 +397,7 @@ class TrajectoryCallback(
                 )
         self._begin(state.get("aliases"))  # which older checkpoints lack
         self._recorder.load_state_dict(state, self._parameters(trainer, pl_module))
+        self._recorder.ended = set(state.get("ended", ()))
         self._counter.count = state["optimizer_steps"]
         self._book.skip()
 
@@ -450,12 +451,20 @@ class TrajectoryCallback(
         new = {name: why for name, why in self._recorder.unreadable.items() if name not in self._said}
         if new:
             self._said.update(new)
-            reasons = "; ".join(f"{name!r} ({why})" for name, why in new.items())
+            shown = list(new)[:NAMED]
+            reasons = "; ".join(f"{name!r} ({new[name]})" for name in shown)
+            more = f" and {len(new) - len(shown)} more" if len(new) > len(shown) else ""
             self._guard.warn(
                 f"unreadable {sorted(new)}",
                 f"parameters that cannot be read are left out of all measures, and everything else is recorded: "
-                f"{reasons}. Pass exclude={list(new)!r} to leave them out without this warning",
+                f"{reasons}{more}. Pass exclude={shown!r}, or patterns such as '*.weight', to leave them out without "
+                "this warning",
             )
+
+    @property
+    def _ended_names(self) -> set[str]:
+        """Parameters that left the model in this process while they were recorded, by clean name."""
+        return {clean_name(name) for name in self._quantity.parameters.names.ended}
 
     def _say_new_blocks(self) -> None:
         """Say where parameters left and others came, which may be the same ones in another form."""
@@ -465,7 +474,7 @@ class TrajectoryCallback(
             self._guard.warn(
                 "names",
                 f"{', '.join(ended)} left the model, where the blocks end; {', '.join(map(clean_name, names.began))} "
-                "came with other values, and begin blocks of their own",
+                "came and do not share their memory, and begin blocks of their own",
             )
 
     def _read(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

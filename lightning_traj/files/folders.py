@@ -75,7 +75,8 @@ class RemoteFolder(Folder):
     """
 
     def __init__(self, url: str, warn: Warn) -> None:
-        self.url = url.rstrip("/")
+        scheme, _, path = url.partition("://")
+        self.url = f"{scheme}://{path.rstrip('/')}"  # a URL that is only a scheme keeps its slashes
         self._warn = warn
         self._kept: set[str] = set()
         self._numbers = itertools.count()

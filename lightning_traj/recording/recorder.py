@@ -62,7 +62,6 @@ class Recorder(
         "_division": Ownership,
         "_settled": NoneType,
         "_sketched": NoneType,
-        "_marks": NoneType,
         "_mirror": NoneType,
         "_collected": NoneType,
     },
@@ -137,10 +136,10 @@ class Recorder(
         self.latest_key: tuple[int, float] | None = None
         self.windows = StepWindows(self.window, self.max_snapshots)
         self._sketched: tuple[int, Row, Exception | None] | None = None  # latest sketch: step, row, failure
-        self._marks: list[tuple[int, int]] | None = None  # of the parameters after the latest step of a window
         self._division = Ownership()  # of parameters among ranks
         self.full = FullRows(self.snapshots)
         self._unmapped: Path | None = None  # a copy's full snapshots: where their files are
+        self.ended: set[str] = set()  # parameters that left the model while they were recorded, by clean name
         self._failing: dict[str, str] = {}  # why parameters could not be read here, where snapshots were left out
         self._left_out_any = False  # whether a snapshot was left out, on all ranks
         self._settled: Recorder | None = None  # as it was before what is being changed
@@ -205,12 +204,14 @@ class Recorder(
             )
         cleaned = {clean_name(name): parameter for name, parameter in parameters.items()}
         for block, pieces in zip(self.blocks, self.partition.pieces, strict=True):
-            for piece in pieces:
-                if piece.parameter not in cleaned:
-                    raise ValueError(
-                        f"the checkpoint has a trajectory with the parameter {piece.parameter!r}, which the model "
-                        "lacks: resume with the same model, or without the checkpoint's trajectory."
-                    )
+            missing = [piece.parameter for piece in pieces if piece.parameter not in cleaned]
+            if set(missing) & self.ended:
+                continue  # it left the model while it was recorded, and rests
+            for name in missing:
+                raise ValueError(
+                    f"the trajectory so far has the parameter {name!r}, which the model lacks: resume with the same "
+                    "model, or begin a new trajectory (without that of the checkpoint, if it is one)."
+                )
             if (numel := sum(piece.numel(cleaned[piece.parameter]) for piece in pieces)) != block.numel:
                 raise ValueError(
                     f"the checkpoint has a trajectory with {block.numel} entries in {block.name!r}, and the model has "
@@ -292,22 +293,15 @@ class Recorder(
         if not self.windows.has_steps:
             self.windows.due = True
 
-    def distrust_parameters(self) -> None:
-        """Take note that something else than a step may have moved the parameters."""
-        self._marks = None
-
     def prepare_window(self, parameters: Mapping[str, Tensor]) -> None:
         """Take in the parameters right before an optimizer step.
 
-        A window that is due begins at them. In a running one they are sketched again only where something else than a
-        step may have moved them since: after ``distrust_parameters``, and on a single rank also where their memory or
-        version shows a change. All ranks have to decide alike, and a change may be one rank's.
+        A window that is due begins at them. A running one goes on from them: something else than a step may have moved
+        the parameters since the last step, and nothing short of their values tells.
         """
         if self.windows.due:
             self._with_row(parameters, None, self.windows.begin)
-        elif self.windows.running and (
-            self._marks is None or (self.ranks.size == 1 and self._marks != _marks(parameters))
-        ):
+        elif self.windows.running:
             self._with_row(parameters, None, self.windows.shift)
 
     def begin_window(self, parameters: Mapping[str, Tensor], step: int) -> None:
@@ -317,7 +311,6 @@ class Recorder(
     def add_to_window(self, parameters: Mapping[str, Tensor], step: int) -> None:
         """Take the parameters after a step into the running window, if there is one."""
         if self.windows.running:
-            self._marks = _marks(parameters)  # first: ranks have to have them alike, also where one of them fails
             self._with_row(parameters, step, partial(self.windows.add, step=step))
 
     def cancel_window(self) -> None:
@@ -831,18 +824,6 @@ def _read(parameters: Mapping[str, Tensor] | Exception) -> Mapping[str, Tensor]:
     if isinstance(parameters, Exception):
         raise parameters
     return parameters
-
-
-def _marks(parameters: Mapping[str, Tensor]) -> list[tuple[int, int]]:
-    """What changes with many changes of the parameters (not with all: writing to ``.data`` in place leaves no mark)."""
-
-    def mark(tensor: Tensor) -> tuple[int, int]:
-        try:
-            return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
-        except (RuntimeError, NotImplementedError):  # a class of its own, without memory of its own
-            return id(tensor), 0
-
-    return [mark(getattr(p, "_local_tensor", p)) for p in parameters.values() if has_entries(p)]
 
 
 def _pad(values: Tensor, length: int) -> Tensor:

@@ -75,10 +75,10 @@ class StepWindows:
 
         The steps so far are moved along: lengths, angles and sums of steps stay those of the steps alone.
         """
-        latest = self._rows[1]
+        start, latest, before = self._rows
         if row.lengths == latest.lengths:  # else blocks were added, and the next step ends the window
             moved = row.flat - latest.flat
-            self._rows = [Row(kept.flat + moved, kept.lengths) for kept in self._rows]
+            self._rows = [Row(start.flat + moved, row.lengths), row, Row(before.flat + moved, row.lengths)]
 
     def add(self, row: Row, step: int) -> None:
         """Take in the parameters after the next step."""

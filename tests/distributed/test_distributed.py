@@ -695,7 +695,6 @@ def window_with_moves(folder: Path, layout: str, validated: bool) -> np.ndarray:
     recorder.request_window()
     for step in (1, 2, 3):
         if step == 3 and validated:  # everywhere
-            recorder.distrust_parameters()
             parameters["w"].add_(10.0)
         elif step == 3 and recorder.ranks.rank == 0:  # changes nothing, on this rank alone: others do not know of it
             local_tensor(parameters["w"]).add_(1.0).sub_(1.0)

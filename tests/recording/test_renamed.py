@@ -21,7 +21,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from launch import launch
 from lightning_traj import EveryNEpochs, EveryNSteps, TrajectoryCallback
 from lightning_traj.recording.first_names import FirstNames
-from models import Module
+from models import Module, batches
 from models import fit as train
 
 FIRST = ["net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias"]
@@ -440,3 +440,37 @@ def test_ranks_follow_alike(tmp_path: Path) -> None:
     assert names == others == FIRST
     np.testing.assert_array_equal(gram, other)
     np.testing.assert_allclose(gram, expected, rtol=1e-5)
+
+
+class NewHead(Module):
+    """Gets another head in its second epoch: the block of the old one ends."""
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 1 and not isinstance(self.net[2], nn.Sequential):
+            self.change()
+            self.trainer.strategy.setup_optimizers(self.trainer)
+
+    def change(self) -> None:
+        self.net[2] = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 3))
+
+    def on_load_checkpoint(self, checkpoint: Any) -> None:
+        self.change()
+
+
+@pytest.mark.parametrize("snapshot", ["sketch", "full"])
+def test_a_run_whose_blocks_have_ended_goes_on(fit: Any, tmp_path: Path, snapshot: Any) -> None:
+    def callback() -> TrajectoryCallback:
+        return TrajectoryCallback(snapshot=snapshot, dirpath=tmp_path, window=0)
+
+    first = callback()
+    trainer = fit(first, module=NewHead, max_epochs=2)
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    resumed = callback()
+    fit(resumed, module=NewHead, ckpt_path=tmp_path / "run.ckpt", max_epochs=3)
+    assert resumed.trajectory.steps.tolist() == [0, 4, 8, 12]
+    assert [block.name for block in resumed.trajectory.blocks] == [block.name for block in first.trajectory.blocks]
+    ended = resumed.trajectory.gram("net.2.weight")
+    np.testing.assert_allclose(ended[2:, 2:], ended[1, 1], rtol=1e-12)  # it rests where it was
+    trainer.fit_loop.max_epochs = 4  # and so does a second fit of the same Trainer
+    trainer.fit(trainer.lightning_module, batches())
+    assert first.trajectory.steps.tolist() == [0, 4, 8, 12, 16]

@@ -566,11 +566,11 @@ def sketches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ("settings", "expected"),
     [
         ({"window": 0}, 4),  # θ_0 and three epochs
-        ({}, 4 + 3 * 9),  # the ninth is where a window begins, right before its first step
-        ({"snapshot": "full"}, 3 * 9),  # snapshots are not sketched
-        ({"schedule": EveryNSteps(1)}, 49 + 3),  # each step has been sketched anyway
-        ({"schedule": EveryNSteps(2)}, 25 + 3 * (1 + 4)),
-        ({"schedule": AtEpochs([3])}, 1 + 3 * 9 + 1),
+        ({}, 4 + 3 * 16),  # right before and right after each step
+        ({"snapshot": "full"}, 3 * 16),  # snapshots are not sketched
+        ({"schedule": EveryNSteps(1)}, 49 + 3 * 8),  # after each step they have been sketched anyway
+        ({"schedule": EveryNSteps(2)}, 25 + 3 * (8 + 4)),
+        ({"schedule": AtEpochs([3])}, 1 + 3 * 16 + 1),
     ],
     ids=str,
 )
