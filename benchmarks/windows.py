@@ -76,8 +76,10 @@ def window(model: str, shapes: Shapes, repeats: int = 3) -> float:
         nonlocal step
         step += 1
         recorder.begin_window(values, step)
-        for _ in range(WINDOW):
+        for i in range(WINDOW):
             step += 1
+            if i:
+                recorder.prepare_window(values)
             recorder.add_to_window(values, step)
 
     def one_sketch() -> torch.Tensor:
