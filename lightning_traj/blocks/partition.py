@@ -128,8 +128,9 @@ class Partition:
         check_patterns("include", self.include, known)
         check_patterns("exclude", self.exclude, known)
         if pieces and not any(self._is_wanted(block, piece) for block, piece in pieces):
+            odd = "".join(f"; {name!r} cannot be read ({reason})" for name, reason in unreadable.items())
             raise ValueError(
-                f"include={self.include!r}, exclude={self.exclude!r} leave none of {len(names)} parameters: "
+                f"include={self.include!r}, exclude={self.exclude!r} leave none of {len(names)} parameters{odd}: "
                 "record at least one."
             )
 
