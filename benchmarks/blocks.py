@@ -13,6 +13,7 @@ from _setting import Shapes, environment, in_turns, parameters, ratio
 
 from lightning_traj import FusedLayout
 from lightning_traj.recording.recorder import Recorder
+from lightning_traj.recording.settings import RecordingSettings
 
 Parameters = Mapping[str, torch.Tensor]
 
@@ -34,13 +35,13 @@ def trained(shapes: Shapes) -> Parameters:
 
 
 def recording(values: Parameters) -> tuple[Recorder, Callable[[], object]]:
-    recorder = Recorder(fused={"*.qkv.weight": FusedLayout({"q": 1, "k": 1, "v": 1})})
+    recorder = Recorder(RecordingSettings(fused={"*.qkv.weight": FusedLayout({"q": 1, "k": 1, "v": 1})}))
     recorder.check(values)
     recorder.prepare(values)
     recorder.record(values, 0, 0.0)
 
     def record() -> None:
-        recorder.record(values, recorder.steps[-1] + 1, 0.0)
+        recorder.record(values, recorder.state.history.steps[-1] + 1, 0.0)
 
     return recorder, record
 
@@ -62,7 +63,7 @@ def measure(numel: int = 100_000_000, few: int = 52, many: int = 500, repeats: i
     for blocks in (many, few):
         values = trained(network(blocks, numel))
         check(values)
-        recorder, sides[f"{len(recorder.blocks)} blocks"] = recording(values)
+        recorder, sides[f"{len(recorder.state.blocks)} blocks"] = recording(values)
     what = f"a snapshot of {numel / 1e6:.3g} million parameters, " + " / ".join(sides)
     return ratio(what, in_turns(sides, repeats), target=1.4)
 

@@ -17,6 +17,7 @@ from _setting import Shapes, environment, gpt2, resnet50
 from lightning_traj import FusedLayout, TrajectoryCallback
 from lightning_traj.blocks.partition import Partition
 from lightning_traj.recording.recorder import Recorder
+from lightning_traj.recording.settings import RecordingSettings
 from recipes.resnet.networks import build
 
 WINDOW = 8
@@ -49,10 +50,10 @@ def recorded(shapes: Shapes, snapshots: int, **settings: Any) -> Recorder:
     step = 0
     for epoch in range(snapshots):
         recorder.record(parameters, step, float(epoch))
-        recorder.begin_window(parameters, step)
+        recorder.windows.begin(parameters, step)
         for _ in range(WINDOW if epoch < snapshots - 1 else WINDOW // 2):
             step += 1
-            recorder.add_to_window(parameters, step)
+            recorder.windows.add(parameters, step)
     return recorder
 
 
@@ -83,7 +84,7 @@ def file_of(content: Any) -> io.BytesIO:
 def check(recorder: Recorder, file: io.BytesIO, limit: float = 1e-14) -> None:
     """A recorder that goes on from the file has the same trajectory."""
     (state,) = torch.load(file, weights_only=True).values()
-    resumed = Recorder(window=WINDOW, fused=FUSED)
+    resumed = Recorder(RecordingSettings(window=WINDOW, fused=FUSED))
     resumed.load_state_dict(state)
     ours, theirs = resumed.collect()[0], recorder.collect()[0]
     scale = np.abs(theirs.anchored).max(axis=(1, 2), keepdims=True)
@@ -146,8 +147,9 @@ def measure(name: str, run: Run, **settings: Any) -> float:
     }
     listed = ", ".join(f"{part} {sum(t.nbytes for t in tensors) / 1e6:.2f}" for part, tensors in parts.items())
     wanted = "" if run.wanted is None else f" (at most {run.wanted:g} % is wanted)"
+    dim = recorder.sketcher.sketch.dim
     print(
-        f"{name}, {run.snapshots} snapshots of {len(recorder.blocks)} blocks, sketch_dim={recorder.sketch.dim}: "
+        f"{name}, {run.snapshots} snapshots of {len(recorder.state.blocks)} blocks, sketch_dim={dim}: "
         f"{size / 1e6:.2f} MB beside {whole / 1e6:,.1f} MB, {share:.1f} %{wanted}; in MB: {listed}"
     )
     return share

@@ -22,6 +22,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from lightning_traj.distributed.process_group import Ranks
 from lightning_traj.recording.recorder import Recorder
+from lightning_traj.recording.settings import RecordingSettings
 from lightning_traj.sketch.countsketch import DEFAULT_DIM
 
 SHAPES: Shapes = {"embed": (1000, 64), **{f"h.{i}.{k}": (64, 64) for i in range(4) for k in "qkv"}, "norm": (64,)}
@@ -73,7 +74,9 @@ def rank_of(rank: int, size: int, port: int, results: SimpleQueue[Any]) -> None:
     answers = {}
     for snapshot in ("sketch", "full"):
         with tempfile.TemporaryDirectory() as folder:
-            alone, ours = (Recorder(snapshot=snapshot, folder=Path(folder, f"{rank}{i}")) for i in range(2))
+            alone, ours = (
+                Recorder(RecordingSettings(snapshot=snapshot), folder=Path(folder, f"{rank}{i}")) for i in range(2)
+            )
             ours.ranks = Ranks.of_world()
             for step in range(SNAPSHOTS):
                 theta = walk(step)

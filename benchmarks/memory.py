@@ -30,8 +30,13 @@ def forget_peak() -> None:
 
 def stored(recorder: Recorder) -> int:
     """Bytes that are kept: rows and Gram matrices, on the device and as last collected."""
-    gram = recorder.gram
-    kept = [gram.rows, gram.local, recorder.path_lengths.kept, [gram.base, gram.latest, gram.before, gram.anchored]]
+    gram = recorder.state.gram
+    kept = [
+        gram.rows,
+        gram.local,
+        recorder.state.path_lengths.kept,
+        [gram.base, gram.latest, gram.before, gram.anchored],
+    ]
     on_device = sum(tensor.nbytes for tensors in kept for tensor in tensors)
     trajectory, _ = recorder.collect()
     return on_device + sum(array.nbytes for array in (trajectory.anchored, trajectory.local, trajectory.paths))

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_traj import EveryNEpochs, EveryNSteps, Trajectory, TrajectoryCallback
 from lightning_traj.recording.recorder import Recorder
+from lightning_traj.recording.settings import RecordingSettings
 from lightning_traj.sketch.countsketch import DEFAULT_DIM
 from recipes.gpt.data import TextData
 from recipes.gpt.model import LanguageModel
@@ -153,7 +154,7 @@ def layer_errors(trajectory: Trajectory, least: int) -> dict[str, dict[str, floa
 def seconds(module: L.LightningModule, dims: Sequence[int], repeats: int = 5) -> list[float]:
     """Seconds of a snapshot of each length."""
     parameters = dict(module.named_parameters())
-    recorders = {f"{dim}": Recorder(sketch_dim=dim) for dim in dims}
+    recorders = {f"{dim}": Recorder(RecordingSettings(sketch_dim=dim)) for dim in dims}
 
     def record(recorder: Recorder) -> None:
         recorder.record(parameters, len(recorder), 0.0)

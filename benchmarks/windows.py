@@ -18,6 +18,7 @@ from memory import forget_peak, resident, stored
 from lightning_traj.blocks.shares import stretches_of
 from lightning_traj.measures.windows import oscillation_of_window as oscillation
 from lightning_traj.recording.recorder import Recorder
+from lightning_traj.recording.settings import RecordingSettings
 from lightning_traj.sketch.countsketch import SketchInput
 
 WINDOW = 8
@@ -36,18 +37,18 @@ def trained(shapes: Shapes) -> dict[str, torch.nn.Parameter]:
 def check(shapes: Shapes, steps: int = WINDOW, limit: float = 1e-9) -> None:
     """A window says of its steps what the parameters themselves say, where sketches keep them whole."""
     values = trained(shapes)
-    recorder = Recorder(sketch_dim=max(theta.numel() for theta in values.values()), window=steps)
+    recorder = Recorder(RecordingSettings(sketch_dim=max(theta.numel() for theta in values.values()), window=steps))
     thetas = []
     for step in range(steps + 1):
         if step:
             for i, theta in enumerate(values.values()):
                 theta.data += 0.01 * (-1) ** step * torch.randn(theta.shape, generator=torch.Generator().manual_seed(i))
                 theta.data *= 0.999
-            recorder.add_to_window(values, step)
-            recorder.prepare_window(values)
+            recorder.windows.add(values, step)
+            recorder.windows.prepare(values)
         else:
             recorder.record(values, 0, 0.0)
-            recorder.begin_window(values, 0)
+            recorder.windows.begin(values, 0)
         thetas.append(torch.cat([theta.detach().double().flatten() for theta in values.values()]))
     recorder.record(values, steps, 1.0)
     updates = torch.stack(thetas).diff(dim=0)
@@ -67,7 +68,7 @@ def check(shapes: Shapes, steps: int = WINDOW, limit: float = 1e-9) -> None:
 def window(model: str, shapes: Shapes, repeats: int = 3) -> float:
     """A window, its beginning included, in multiples of one sketch of all parameters."""
     values = trained(shapes)
-    recorder = Recorder(window=WINDOW)
+    recorder = Recorder(RecordingSettings(window=WINDOW))
     recorder.prepare(values)
     recorder.record(values, 0, 0.0)
     step = 0
@@ -75,22 +76,22 @@ def window(model: str, shapes: Shapes, repeats: int = 3) -> float:
     def one_window() -> None:
         nonlocal step
         step += 1
-        recorder.begin_window(values, step)
+        recorder.windows.begin(values, step)
         for i in range(WINDOW):
             step += 1
             if i:
-                recorder.prepare_window(values)
-            recorder.add_to_window(values, step)
+                recorder.windows.prepare(values)
+            recorder.windows.add(values, step)
 
     def one_sketch() -> torch.Tensor:
-        blocks = zip(recorder.blocks, recorder.partition.held(values, {}), strict=True)
+        blocks = zip(recorder.state.blocks, recorder.state.partition.held(values, {}), strict=True)
         given = [SketchInput(b.name, b.numel, held[0].tensor.device, stretches_of(held)) for b, held in blocks]
-        return recorder.sketch.of_blocks(given)
+        return recorder.sketcher.sketch.of_blocks(given)
 
     seconds = in_turns({f"a window of {WINDOW} steps": one_window, "one sketch of all parameters": one_sketch}, repeats)
     value = ratio(f"{model}, a window of {WINDOW} steps / one sketch of all parameters", seconds, WANTED)
-    if len(recorder.windows.sums) != repeats + 1:
-        raise AssertionError(f"{len(recorder.windows.sums)} windows were recorded, of {repeats + 1}")
+    if len(recorder.windows.state.sums) != repeats + 1:
+        raise AssertionError(f"{len(recorder.windows.state.sums)} windows were recorded, of {repeats + 1}")
     return value
 
 
@@ -107,7 +108,7 @@ class Run:
 
     def __init__(self, shapes: Shapes, max_snapshots: int) -> None:
         self.values = trained(shapes)
-        self.recorder = Recorder(max_snapshots=max_snapshots)
+        self.recorder = Recorder(RecordingSettings(max_snapshots=max_snapshots))
         self.stated = stated(self.recorder.prepare(self.values))
         self.step = self.logged = 0
 
@@ -118,13 +119,13 @@ class Run:
             theta.data.mul_(1 + 1e-4 * (-1) ** (self.step // 100))
         start = time.perf_counter()
         recorder.record(values, self.step, self.step / 100)
-        recorder.add_to_window(values, self.step)
+        recorder.windows.add(values, self.step)
         if self.step % 100 == 0:
-            recorder.begin_window(values, self.step)
+            recorder.windows.begin(values, self.step)
         seconds = time.perf_counter() - start
-        if 16 * (recorder.scheduled - self.logged) >= recorder.scheduled:
+        if 16 * (recorder.state.history.scheduled - self.logged) >= recorder.state.history.scheduled:
             recorder.collect()
-            self.logged = recorder.scheduled
+            self.logged = recorder.state.history.scheduled
         self.step += 1
         return seconds
 
@@ -140,7 +141,7 @@ def growth(shapes: Shapes, snapshots: int, max_snapshots: int = 256, span: int =
     extra = resident(peak=True) - before
     kept = stored(late.recorder)
     early = Run(shapes, max_snapshots)
-    while early.recorder.stride == 1:
+    while early.recorder.state.history.stride == 1:
         early.advance()
     sides: dict[str, list[float]] = {"late": [], "early": []}
     for _ in range(span):  # in turns, so that both meet the same machine

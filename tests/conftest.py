@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_traj.recording.recorder import Recorder
+from lightning_traj.recording.settings import RecordingSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -79,12 +80,12 @@ def recorded() -> Callable[..., Recorder]:
     """A Recorder that has taken these snapshots, one a step and ten steps an epoch, in windows end to end."""
 
     def record(snapshots: Snapshots, recorder: Recorder | None = None, first: int = 0, **settings: Any) -> Recorder:
-        recorder = Recorder(**settings) if recorder is None else recorder
+        recorder = Recorder(RecordingSettings(**settings)) if recorder is None else recorder
         for step, snapshot in enumerate(snapshots, start=first):
             assert recorder.record(snapshot, step, step / 10)
-            recorder.add_to_window(snapshot, step)
+            recorder.windows.add(snapshot, step)
             if not recorder.windows.running:
-                recorder.begin_window(snapshot, step)
+                recorder.windows.begin(snapshot, step)
         return recorder
 
     return record

@@ -26,6 +26,7 @@ from lightning_traj import CountSketch, HybridTraining, LineSearch, TrajectoryCa
 from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, open_checkpoint
 from lightning_traj.distributed.process_group import TIMEOUT, Ranks
 from lightning_traj.recording.recorder import Recorder
+from lightning_traj.recording.settings import RecordingSettings
 from models import Validated, mlp
 
 README = " ".join((ROOT / "README.md").read_text().split())
@@ -89,8 +90,8 @@ def start(parameters: int) -> tuple[list[int], list[int], list[int]]:
         return reduce(tensor, **group)
 
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    recorder = Recorder(sketch_dim=16)
-    recorder.ranks = Ranks.of_world()
+    recorder = Recorder(RecordingSettings(sketch_dim=16))
+    recorder.process.ranks = Ranks.of_world()
 
     def theta(step: int) -> dict[str, Tensor]:
         tensors = {f"{i}.weight": torch.arange(48.0).view(8, 6) + step + i for i in range(parameters)}
@@ -104,11 +105,11 @@ def start(parameters: int) -> tuple[list[int], list[int], list[int]]:
         recorder.record(theta(0), 0, 0.0)
         first = sent.copy()
         sent.clear()
-        recorder.begin_window(theta(0), 0)  # has the sketch of the snapshot
+        recorder.windows.begin(theta(0), 0)  # has the sketch of the snapshot
         for step in (1, 2, 3):
             if step > 1:
-                recorder.prepare_window(theta(step - 1))
-            recorder.add_to_window(theta(step), step)
+                recorder.windows.prepare(theta(step - 1))
+            recorder.windows.add(theta(step), step)
         return prepared, first, sent.copy()
     finally:
         dist.all_reduce = reduce
@@ -251,10 +252,10 @@ def test_disk_space_for_a_distributed_checkpoint(
 def test_bytes_of_a_sketch(walk: Walk, one_thread: None) -> None:
     said("A sketch keeps `sketch_dim` numbers of each parameter tensor (tensors that are no longer are kept whole) in "
          "float32")  # fmt: skip
-    recorder = Recorder(sketch_dim=64)
+    recorder = Recorder(RecordingSettings(sketch_dim=64))
     for step, some in enumerate(walk({"long": (30, 20), "short": (5, 3)}, 4)):
         recorder.record(some, step, float(step))
-    assert {row.nbytes for row in recorder.gram.rows} == {4 * (64 + 15)}
+    assert {row.nbytes for row in recorder.state.gram.rows} == {4 * (64 + 15)}
     rows = recorder.rows()
     assert rows is not None
     assert rows.shape == (4, 64 + 15)

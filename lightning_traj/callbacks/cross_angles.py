@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_traj import measures
-from lightning_traj.gram import Row
+from lightning_traj.gram import Row, SketchedGram
 from lightning_traj.recording import Recorder
 
 # Tag, the two quantities, and the two vectors of a block from their newest sketches and the first one of the second.
@@ -31,11 +31,15 @@ def crossing(first: tuple[str, Recorder], second: tuple[str, Recorder]) -> dict[
     for (one, its), (other, others) in ((first, second), (second, first)):
         if (one, other) in CROSSINGS and _comparable(its, others):
             tag, vectors = CROSSINGS[one, other]
-            latest, base = (Row(flat, others.gram.lengths).blocks() for flat in (others.gram.latest, others.gram.base))
-            places = dict(zip(others.blocks, zip(latest, base, strict=True), strict=False))
-            lost = {recorder.blocks[b].name for recorder in (its, others) for b in recorder.partition.lost}
-            total = torch.zeros(3, dtype=torch.float64, device=its.device)
-            for block, sketch in zip(its.blocks, Row(its.gram.latest, its.gram.lengths).blocks(), strict=False):
+            state, other_state = its.state, others.state
+            gram, other_gram = state.gram, other_state.gram
+            assert isinstance(gram, SketchedGram)
+            assert isinstance(other_gram, SketchedGram)
+            latest, base = (Row(flat, other_gram.lengths).blocks() for flat in (other_gram.latest, other_gram.base))
+            places = dict(zip(other_state.blocks, zip(latest, base, strict=True), strict=False))
+            lost = {each.blocks[b].name for each in (state, other_state) for b in each.partition.lost}
+            total = torch.zeros(3, dtype=torch.float64, device=its.process.device)
+            for block, sketch in zip(state.blocks, Row(gram.latest, gram.lengths).blocks(), strict=False):
                 if block in places and block.name not in lost:
                     a, b = vectors(sketch, *places[block])
                     total = total + torch.stack([a @ a, a @ b, b @ b])
@@ -45,6 +49,6 @@ def crossing(first: tuple[str, Recorder], second: tuple[str, Recorder]) -> dict[
 
 
 def _comparable(one: Recorder, other: Recorder) -> bool:
-    sketches = [(r.snapshot, r.sketch.dim, r.sketch.seed, r.settings["blocks"]) for r in (one, other)]
-    at = [r.latest_key[0] if r.latest_key else None for r in (one, other)]
+    sketches = [(r.options.snapshot, r.sketcher.sketch.dim, r.options.seed, r.settings["blocks"]) for r in (one, other)]
+    at = [r.state.history.latest[0] if r.state.history.latest else None for r in (one, other)]
     return sketches[0] == sketches[1] and sketches[0][0] == "sketch" and at[0] is not None and at[0] == at[1]

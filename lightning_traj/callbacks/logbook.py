@@ -16,6 +16,8 @@ from lightning_traj.recording import Recorder
 from lightning_traj.report import summary as report
 from lightning_traj.trajectory import Trajectory
 
+NAMED = 8  # blocks that a warning names, at most
+
 
 class Logbook(Picklable, transient={"folder": NoneType}):
     """Logs and saves what a recorder has recorded.
@@ -66,7 +68,7 @@ class Logbook(Picklable, transient={"folder": NoneType}):
 
     def skip(self) -> None:
         """Count what has been recorded so far as logged."""
-        self._logged = self.recorder.scheduled
+        self._logged = self.recorder.state.history.scheduled
 
     def collect(self, drop: bool = True) -> None:
         """Bring ``trajectory`` up to date; ``drop`` snapshots that are not finite where all ranks do."""
@@ -74,10 +76,13 @@ class Logbook(Picklable, transient={"folder": NoneType}):
             return
         trajectory, dropped = self.recorder.collect(drop)
         if dropped:
+            names = list(dict.fromkeys(name for blocks in dropped.values() for name in blocks))
+            everywhere = len(names) == len(trajectory.blocks)
+            shown = "every block" if everywhere else ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
             self.guard.warn(
                 "recording",
-                f"{len(dropped)} snapshots with non-finite entries were left out, at steps {dropped}; exclude= a "
-                "parameter that is never finite",
+                f"{len(dropped)} snapshots with non-finite entries in {shown} were left out, at steps {list(dropped)}; "
+                "exclude= a parameter that is never finite",
             )
         if len(trajectory):
             self.trajectory = trajectory
@@ -95,7 +100,7 @@ class Logbook(Picklable, transient={"folder": NoneType}):
 
     def after_batch(self, trainer: Any) -> None:
         """Log, as often as Lightning does at most, and ever more rarely, so that all logs together stay cheap."""
-        scheduled, batches = self.recorder.scheduled, batches_of(trainer)
+        scheduled, batches = self.recorder.state.history.scheduled, batches_of(trainer)
         new = scheduled - self._logged
         due = trainer.log_every_n_steps and batches - self._batches >= trainer.log_every_n_steps
         if due and new and 16 * new >= scheduled:
@@ -103,7 +108,7 @@ class Logbook(Picklable, transient={"folder": NoneType}):
 
     def after_epoch(self, trainer: Any) -> None:
         """Log what is new."""
-        if self.recorder.scheduled > self._logged or self.recorder.windows.latest > self._windowed:
+        if self.recorder.state.history.scheduled > self._logged or self.recorder.windows.state.latest > self._windowed:
             self.guard("logging", self._log, trainer, last_step(trainer))
 
     def after_training(self, trainer: Any) -> None:
@@ -130,8 +135,8 @@ class Logbook(Picklable, transient={"folder": NoneType}):
         self._batches = batches_of(trainer)
         self.collect()
         self.announce(trainer)
-        pictures = pictures and self.figures and self.recorder.scheduled > self._pictured
-        self._logged, self._windowed = self.recorder.scheduled, self.recorder.windows.latest
+        pictures = pictures and self.figures and self.recorder.state.history.scheduled > self._pictured
+        self._logged, self._windowed = self.recorder.state.history.scheduled, self.recorder.windows.state.latest
         if pictures:
             self._pictured = self._logged
         if self.trajectory is None or not trainer.is_global_zero:

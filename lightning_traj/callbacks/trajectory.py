@@ -24,12 +24,20 @@ from lightning_traj.callbacks.strategies import check_strategy
 from lightning_traj.distributed import Ranks
 from lightning_traj.files import METHODS_OF_MODULE, Picklable, folder_at, identity_of, is_remote, local_path
 from lightning_traj.loggers import trajectory as tensorboard
-from lightning_traj.recording import Recorder, StepCounter, check_arguments, quantity, zeros_like
+from lightning_traj.recording import (
+    Recorder,
+    RecordingSettings,
+    StepCounter,
+    attempt,
+    check_output,
+    check_schedules,
+    quantity,
+    zeros_like,
+)
 from lightning_traj.schedule import EveryNEpochs, Schedule, is_due_within_epochs, limit
 from lightning_traj.text import stable_repr
 from lightning_traj.trajectory import Trajectory
 
-DEFAULT_WINDOW = 8  # optimizer steps
 NAMED = 8  # parameters that a warning names, at most
 
 # Of lightning.pytorch or of pytorch_lightning; both set most attributes where type checkers don't see them.
@@ -119,9 +127,8 @@ class TrajectoryCallback(
         name: str | None = None,
     ) -> None:
         name = _default_name(track) if name is None else name
-        check_arguments(
+        settings = RecordingSettings(
             track=track,
-            schedule=schedule,
             snapshot=snapshot,
             sketch_dim=sketch_dim,
             blocks=blocks,
@@ -130,12 +137,10 @@ class TrajectoryCallback(
             fused=fused,
             max_snapshots=max_snapshots,
             window=window,
-            window_schedule=window_schedule,
             seed=seed,
-            dirpath=dirpath,
-            figures=figures,
-            name=name,
         )
+        check_schedules(schedule, window_schedule, settings)
+        check_output(name, dirpath, figures, snapshot)
         self.track = track
         self.schedule = schedule
         self.window = window
@@ -143,23 +148,12 @@ class TrajectoryCallback(
         self.name = name
         # In a Path, a URL would lose a slash.
         self.dirpath = dirpath if dirpath is None or "://" in os.fspath(dirpath) else Path(dirpath)
-        self._recorder = Recorder(
-            track=track,
-            snapshot=snapshot,
-            sketch_dim=sketch_dim,
-            blocks=blocks,
-            include=include,
-            exclude=exclude,
-            fused=fused,
-            max_snapshots=max_snapshots,
-            window=(DEFAULT_WINDOW if window is None else window) if track == "weights" else 0,
-            seed=seed,
-        )
+        self._recorder = Recorder(settings)
         self._quantity = quantity(track)
         self._first_due = False  # whether what belongs to a step has to be recorded for the first time
         self._step_due = False  # whether what belongs to the coming step is to be recorded,
         self._epoch_due = False  # and whether it is at the end of the epoch, if no later step takes its place
-        self._last_step: tuple[dict[str, Any] | Exception, int, float] | None = None  # an epoch's, so far
+        self._last_step: tuple[Callable[[], Mapping[str, Any]], int, float] | None = None  # an epoch's, so far
         self._state_due = False  # whether the state after it is, as soon as others have brought it up to date
         self._guard = Guard(name)
         self._said: set[str] = set()  # parameters that were named as unreadable
@@ -203,7 +197,7 @@ class TrajectoryCallback(
         if trainer.fast_dev_run:  # leaves no files behind
             return
         self._place = self._find_place(trainer)
-        if is_remote(self._place) and self._recorder.snapshot == "full":
+        if is_remote(self._place) and self._recorder.options.snapshot == "full":
             raise ValueError(
                 f"snapshot='full' keeps its snapshots in files that are mapped into memory, and the folder is "
                 f"{self._place}: pass dirpath= a folder on this machine, or snapshot='sketch'."
@@ -213,7 +207,7 @@ class TrajectoryCallback(
         # Before Lightning logs hyperparameters and the user's code logs anything: TensorBoard heeds the first list of
         # columns and the last layout.
         self._quantity.parameters.of(pl_module)  # which are in their places now
-        self._recorder.ranks = Ranks.of_world() if trainer.world_size > 1 else Ranks()
+        self._recorder.process.ranks = Ranks.of_world() if trainer.world_size > 1 else Ranks()
         self._guard("laying out TensorBoard", self._lay_out, trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -222,7 +216,7 @@ class TrajectoryCallback(
         self._quantity.check(trainer, pl_module)
         recorder = self._recorder
         restored, self._restored = self._restored, None
-        if recorder.snapshot == "full":
+        if recorder.options.snapshot == "full":
             recorder.snapshots.folder = self._folder_of_snapshots(trainer)
         if restored is not None:
             self._load(restored, trainer, pl_module)
@@ -242,7 +236,9 @@ class TrajectoryCallback(
         # One of the user's own may well know of its rank, and yet answer alike.
         kinds = {argument: type(getattr(self, argument)) for argument in self._schedules}
         known = {argument for argument, kind in kinds.items() if kind.__module__ == Schedule.__module__}
-        recorder.ranks.compare({a: said if a in known else kinds[a].__name__ for a, said in self._schedules.items()})
+        recorder.process.ranks.compare(
+            {a: said if a in known else kinds[a].__name__ for a, said in self._schedules.items()}
+        )
         cost = recorder.prepare(parameters)
         self._guard.forget()
         folder = None if trainer.fast_dev_run else folder_at(self._place, partial(self._guard.warn, "sending"))
@@ -275,7 +271,7 @@ class TrajectoryCallback(
         if not any(is_lazy(parameter) for parameter in parameters.values()):
             self._record_initial(trainer, pl_module, starting=True)
         if self._between_epochs(trainer):
-            recorder.end_window(self._steps)  # saved at the last batch of an epoch
+            recorder.windows.end(self._steps)  # saved at the last batch of an epoch
             self._request_window(self._window_due_at_start, trainer.current_epoch)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
@@ -303,7 +299,7 @@ class TrajectoryCallback(
             self._guard("recording", self._record_last_step, trainer)
         else:
             self._record_due(self.schedule.due_after_epoch, trainer.current_epoch + 1, trainer, pl_module)
-        self._guard("recording", self._recorder.end_window, self._steps)
+        self._guard("recording", self._recorder.windows.end, self._steps)
         self._request_window(self.window_schedule.due_after_epoch, trainer.current_epoch + 1)
         self._book.after_epoch(trainer)
         if trainer.is_global_zero:
@@ -363,14 +359,14 @@ class TrajectoryCallback(
         """Whether a fit without restored state goes on with what an earlier fit of the same Trainer has recorded."""
         same = self._module is identity_of(pl_module) and not _is_resumed(trainer)
         goes_on = bool(same and len(self._recorder) and trainer.global_step)
-        if not self._recorder.ranks.agree((goes_on, self._recorder.steps)):
+        if not self._recorder.process.ranks.agree((goes_on, self._recorder.state.history.steps)):
             rank_zero_warn(f"{self.name}: ranks had come apart, and recorded other snapshots; it begins anew.")
             return False
         return goes_on
 
     def _lacks_epoch(self, trainer: Trainer) -> bool:
         """Whether the checkpoint was saved at the last batch of an epoch whose end Lightning does not call again."""
-        recorded = self._recorder.latest_key or (0, 0.0)
+        recorded = self._recorder.state.history.latest or (0, 0.0)
         return (
             self._between_epochs(trainer)
             and recorded[0] < self._steps
@@ -428,19 +424,15 @@ class TrajectoryCallback(
         self._guard("recording", self._record_quantity, trainer, pl_module, starting)
 
     def _record_quantity(self, trainer: Trainer, pl_module: LightningModule, starting: bool = False) -> None:
-        tensors: dict[str, Any] | Exception
-        try:
-            tensors = self._read(trainer, pl_module)
-        except Exception as error:  # other ranks count on this one
-            tensors = error
+        read = attempt(lambda: self._read(trainer, pl_module))  # other ranks count on this one
         epoch = _completed_epochs(trainer, starting)
         if self._epoch_due and not self._step_due:
-            self._last_step = tensors, self._steps, epoch
+            self._last_step = read, self._steps, epoch
             return
         # Tried once: where it fails on one rank, others may have recorded it, and yet all have to go on alike.
         first_due, self._first_due = self._first_due, False
         try:
-            if not self._recorder.record(tensors, self._steps, epoch):
+            if not self._recorder.record(read, self._steps, epoch):
                 self._first_due = first_due
         finally:
             self._say_unreadable()
@@ -448,7 +440,7 @@ class TrajectoryCallback(
 
     def _say_unreadable(self) -> None:
         """Name the parameters that cannot be read and are left out, each of them once."""
-        new = {name: why for name, why in self._recorder.unreadable.items() if name not in self._said}
+        new = {name: why for name, why in self._recorder.state.partition.unreadable.items() if name not in self._said}
         if new:
             self._said.update(new)
             shown = list(new)[:NAMED]
@@ -469,7 +461,7 @@ class TrajectoryCallback(
     def _say_new_blocks(self) -> None:
         """Say where parameters left and others came, which may be the same ones in another form."""
         names = self._quantity.parameters.names
-        recorded = {piece.parameter for pieces in self._recorder.partition.pieces for piece in pieces}
+        recorded = {piece.parameter for pieces in self._recorder.state.partition.pieces for piece in pieces}
         if ended := [name for name in map(clean_name, names.ended) if name in recorded]:
             self._guard.warn(
                 "names",
@@ -485,7 +477,7 @@ class TrajectoryCallback(
             self._guard.warn("left out", f"the {self.track} of these parameters is left out: {names}")
         if not self._quantity.at_steps:
             return tensors
-        known = {piece.parameter for pieces in self._recorder.partition.pieces for piece in pieces}
+        known = {piece.parameter for pieces in self._recorder.state.partition.pieces for piece in pieces}
         waiting = self._quantity.waiting(trainer, pl_module)
         zeros = {}
         for name, parameter in self._parameters(trainer, pl_module).items():
@@ -509,7 +501,7 @@ class TrajectoryCallback(
                 "nothing",
                 f"nothing was recorded: no step came with a value for track={self.track!r}, or all were left out",
             )
-        elif due and last is None and (self._recorder.latest_key or (0, 0.0))[0] < self._steps:
+        elif due and last is None and (self._recorder.state.history.latest or (0, 0.0))[0] < self._steps:
             self._guard.warn(
                 "last batch",
                 f"no {self.track} was recorded at the end of this epoch, whose last batch took no "
@@ -535,7 +527,7 @@ class TrajectoryCallback(
             return
         if is_initial:
             self._record_initial(trainer, pl_module)
-        self._guard("recording", self._recorder.prepare_window, parameters)
+        self._guard("recording", self._recorder.windows.prepare, parameters)
 
     def _prepare_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any, has_gradients: bool) -> None:
         self._epoch_due = trainer.is_last_batch and self.schedule.due_after_epoch(trainer.current_epoch + 1)
@@ -556,7 +548,7 @@ class TrajectoryCallback(
         else:
             self._record_due(partial(self._due_in, self.schedule, number), self._steps, trainer, pl_module)
         if number > 1:
-            self._recorder.cancel_window()
+            self._recorder.windows.cancel()
             self._guard.warn(
                 "several steps",
                 f"{number} optimizer steps were noticed at once, since the optimizer neither runs step hooks nor "
@@ -565,7 +557,7 @@ class TrajectoryCallback(
             )
         elif self._recorder.windows.running:
             parameters = self._quantity.parameters.of(pl_module)
-            self._guard("recording", self._recorder.add_to_window, parameters, self._steps)
+            self._guard("recording", self._recorder.windows.add, parameters, self._steps)
         self._request_window(partial(self._due_in, self.window_schedule, number), self._steps)
 
     def _finish_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any, number: int) -> None:
@@ -591,9 +583,9 @@ class TrajectoryCallback(
     def _request_window(self, due: Callable[[int], bool], count: int) -> None:
         def request() -> None:  # schedules can be the user's own: they may fail
             if due(count):
-                self._recorder.request_window()
+                self._recorder.windows.request()
 
-        if self._recorder.window:
+        if self._recorder.options.window_steps:
             self._guard("recording", request)
 
     def _record_due(self, due: Callable[[int], bool], count: int, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -605,7 +597,7 @@ class TrajectoryCallback(
 
     def _log_crossings(self, trainer: Trainer) -> None:
         """The angles between this quantity and those of the callbacks before, which have had their turn."""
-        crossed, self._crossed = self._crossed, self._recorder.latest_key
+        crossed, self._crossed = self._crossed, self._recorder.state.history.latest
         if crossed == self._crossed:  # nothing new
             return
         callbacks = [callback for callback in trainer.callbacks if isinstance(callback, TrajectoryCallback)]
@@ -653,7 +645,7 @@ class TrajectoryCallback(
         self._counter.stop()
         self._quantity.clear()
         self._quantity.release()
-        self._recorder.ranks.leave()
+        self._recorder.process.ranks.leave()
         self._book.close()
         if self._temporary is not None:
             self._temporary.cleanup()

@@ -23,7 +23,7 @@ from lightning_traj.checkpoints.resumption import Resumption, stamps
 from lightning_traj.checkpoints.series import LEAST, SKIPPED, Order, Series, find, open_series
 from lightning_traj.checkpoints.streaming import Advance, UpdateGram, anchored_gram, local_grams, update_grams
 from lightning_traj.measures import UPDATE
-from lightning_traj.recording import Recorder
+from lightning_traj.recording import Recorder, RecordingSettings
 from lightning_traj.trajectory import Trajectory, Windows
 
 __all__ = ["CheckpointError", "from_checkpoints"]
@@ -116,16 +116,18 @@ def from_checkpoints(
                 explicit=explicit,
             )
             recorder = Recorder(
-                track="average" if weights == "average" else "weights",
-                snapshot=snapshot,
-                sketch_dim=sketch_dim,
-                blocks=blocks,
-                include=include,
-                exclude=exclude,
-                fused=fused,
-                max_snapshots=max(4, len(opened.checkpoints)),
-                window=0,
-                seed=seed,
+                RecordingSettings(
+                    track="average" if weights == "average" else "weights",
+                    snapshot=snapshot,
+                    sketch_dim=sketch_dim,
+                    blocks=blocks,
+                    include=include,
+                    exclude=exclude,
+                    fused=fused,
+                    max_snapshots=max(4, len(opened.checkpoints)),
+                    window=0,
+                    seed=seed,
+                )
             )
             reopen = functools.partial(reopen_series, [c.path for c in opened.checkpoints], key, weights)
             return _trajectory(opened, model, recorder, reopen, partial, processes, resume, progress)
@@ -150,7 +152,7 @@ def _trajectory(
     hyperparameters = series.checkpoints[-1].hyperparameters  # before hours of reading: it may fail
     parameters, model, left_out, notes = parameters_of(series.checkpoints, model, partial)
     recorder.check(parameters, model)
-    partition = recorder.partition
+    partition = recorder.state.partition
     for checkpoint in series.checkpoints:  # as in training: what comes later makes blocks of its own
         present = {name: like for name, like in parameters.items() if name in checkpoint.shapes}
         partition = partition.extended(present, model)
@@ -163,7 +165,7 @@ def _trajectory(
     task = [recorder.settings, reopen.args[1:], repr(partition.blocks), repr(partition.pieces), inputs]
     resumption = Resumption(resume, task)
     with _bar(sum(block.numel for block in partition.blocks) * n, progress) as advance:
-        if recorder.snapshot == "full":
+        if recorder.options.snapshot == "full":
             trajectory, kept = _exact(series, recorder, partition, reopen, processes, resumption, advance)
         else:
             trajectory, kept = _sketched(series, recorder, parameters, resumption, advance)
@@ -272,14 +274,14 @@ def _sketched(
         for step, epoch, checkpoint in zip(
             series.steps.tolist(), series.epochs.tolist(), series.checkpoints, strict=True
         ):
-            if step not in (*recorder.steps, *dropped):
+            if step not in (*recorder.state.history.steps, *dropped):
                 present = [name for name in parameters if name in checkpoint.shapes]
                 recorder.record({name: checkpoint.read(name) for name in present}, step, epoch)
                 checkpoint.release()
-                if not recorder.gram.finite[-1]:  # collecting takes longer than recording
+                if not recorder.state.gram.finite[-1]:  # collecting takes longer than recording
                     dropped.extend(recorder.collect()[1])
                 resumption.save(state)
-            advance(sum(block.numel for block in recorder.blocks))
+            advance(sum(block.numel for block in recorder.state.blocks))
     finally:
         if len(recorder):
             resumption.save(state, now=True)
@@ -287,7 +289,9 @@ def _sketched(
     trajectory = recorder.collect()[0]
     rows = recorder.rows()
     steps = series.steps.tolist()
-    return trajectory if rows is None else trajectory.with_sketches(rows), [steps.index(s) for s in recorder.steps]
+    return trajectory if rows is None else trajectory.with_sketches(rows), [
+        steps.index(s) for s in recorder.state.history.steps
+    ]
 
 
 @contextmanager

@@ -9,22 +9,29 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_traj.gram.growing_gram import LISTS, STORED, TENSORS, GrowingGram
+from lightning_traj.gram.exact_gram import ExactGram
+from lightning_traj.gram.inner_products import Row
+from lightning_traj.gram.sketched_gram import SketchedGram
+from lightning_traj.measures import snapshot_gram
+
+LISTS = ("rows", "local", "finite")  # states with an entry a snapshot
+TENSORS = ("base", "latest", "before", "anchored")
+STORED = ("rows", "anchored")  # the states that ``storage`` keeps
 
 
-class RunningGram(GrowingGram, Metric):
+class RunningGram(Metric):
     """Gram matrix of a growing sequence of snapshots, block by block, as a metric.
 
-    A snapshot is given as one 1-D tensor a block, the whole of it (``exact=True``) or its sketch. ``update`` never
+    A snapshot is given as one 1-D tensor a block: the whole block (``exact=True``) or its sketch. ``update`` never
     waits for the device unless ``exact``. A snapshot with a non-finite entry leaves zeros, and False among
     ``finite``: drop it with ``keep``. Blocks that appear late count as constant before their first value, which has to
-    be finite: all that comes later is measured from it.
+    be finite: all later ones are measured from it.
 
     Args:
-        exact: False keeps a copy of the displacements in float32, whose Gram matrix is accumulated in float64, all new
-            rows at once when it is asked for. True keeps the given tensors themselves (they may be memory-mapped
+        exact: False keeps a copy of the displacements in float32, whose Gram matrix is accumulated in float64, for all
+            new rows at once when it is asked for. True keeps the given tensors themselves (they may be memory-mapped
             files), and takes differences and inner products in float64 as they come.
-        storage: Device that keeps the rows and the Gram matrix; default: the device of the rows.
+        storage: Device that keeps the rows and the Gram matrix of sketches; default: the device of the rows.
         kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
@@ -39,13 +46,55 @@ class RunningGram(GrowingGram, Metric):
 
     is_differentiable = False
     full_state_update = False
+    rows: list[Tensor]
+    local: list[Tensor]
+    finite: list[Tensor]
+    base: Tensor
+    latest: Tensor
+    before: Tensor
+    anchored: Tensor
 
     def __init__(self, *, exact: bool = False, storage: torch.device | str | None = None, **kwargs: Any) -> None:
-        # Summing over ranks is the recorder's: a metric that synchronised itself would count replicas twice.
-        Metric.__init__(self, **{"sync_on_compute": False, **kwargs})
-        GrowingGram.__init__(self, exact=exact, storage=storage)
+        # Ranks are summed by the recorder: a metric that synchronised itself would count replicas twice.
+        super().__init__(**{"sync_on_compute": False, **kwargs})
+        self.exact = exact
+        self.storage = None if storage is None else torch.device(storage)
+        empty = SketchedGram()
         for state in (*LISTS, *TENSORS):
-            self.add_state(state, default=getattr(self, state), dist_reduce_fx=None, persistent=True)
+            default = [] if state in LISTS else getattr(empty, state)
+            self.add_state(state, default=default, dist_reduce_fx=None, persistent=True)
+        self.reset()
+
+    def __len__(self) -> int:
+        return len(self.local)
+
+    def update(self, row: Sequence[Tensor] | Row, products: Tensor | None = None) -> None:
+        """Take in the next snapshot.
+
+        Args:
+            row: 1-D tensors, one a block, always in the same order; new blocks come last. Sketches are copied, unless
+                they come as a ``Row``.
+            products: Sum over processes of what ``ExactGram.products`` returns, if exact blocks are divided among them.
+
+        Raises:
+            ValueError: A block is missing or has another length than before.
+            FloatingPointError: ``exact``, and an entry is not finite. Nothing was taken in.
+        """
+        if self.exact:
+            assert not isinstance(row, Row)
+            self._set(self._exact.with_row(row, products))
+        else:
+            self._set(self._sketched.with_row(row))
+
+    def compute(self) -> Tensor:
+        """Return the Gram matrix of the snapshots, float64 [blocks, n, n]."""
+        return snapshot_gram(self.compute_anchored())
+
+    def compute_anchored(self) -> Tensor:
+        """Return H = Gram(θ_0, d_1, …, d_T), float64 [blocks, n, n]."""
+        if not self.exact:
+            self._set(self._sketched.filled())
+        return self.anchored
 
     def forward(self, row: Sequence[Tensor]) -> Tensor:
         """Take in the next snapshot and return the Gram matrix so far: a snapshot alone has no other to go with."""
@@ -54,18 +103,15 @@ class RunningGram(GrowingGram, Metric):
         return gram
 
     def keep(self, indices: Sequence[int]) -> None:
-        """Keep these snapshots of 0 … n−1, in order and with 0 among them, and forget the others."""
-        super().keep(indices)
+        """Keep these snapshots of 0 … n−1, ascending and with 0 among them, and forget the others."""
+        self._set((self._exact if self.exact else self._sketched).keep(indices))
         self._computed = None
 
     def reset(self) -> None:
         """Forget all snapshots."""
-        GrowingGram.reset(self)
-        Metric.reset(self)
-
-    def to(self, *args: Any, **kwargs: Any) -> RunningGram:
-        """Move the metric, as ``torch.nn.Module.to``; what ``storage`` keeps stays there."""
-        return Metric.to(self, *args, **kwargs)
+        super().reset()
+        self.lengths: tuple[int, ...] = ()
+        self._exact = ExactGram()
 
     def get_extra_state(self) -> list[int]:
         """Return the lengths of the sketches, for ``state_dict``."""
@@ -74,6 +120,21 @@ class RunningGram(GrowingGram, Metric):
     def set_extra_state(self, state: list[int]) -> None:
         """Set the lengths of the sketches, from ``state_dict``."""
         self.lengths = tuple(state)
+
+    @property
+    def _sketched(self) -> SketchedGram:
+        states = {state: getattr(self, state) for state in (*LISTS, *TENSORS)}
+        lists = {state: tuple(states[state]) for state in LISTS}
+        return SketchedGram(**{**states, **lists}, lengths=self.lengths, storage=self.storage)
+
+    def _set(self, gram: SketchedGram | ExactGram) -> None:
+        """Make this Gram matrix the state of the metric."""
+        self.local, self.finite, self.anchored = list(gram.local), list(gram.finite), gram.anchored
+        self.lengths = gram.lengths
+        if isinstance(gram, ExactGram):
+            self._exact = gram
+        else:
+            self.rows, self.base, self.latest, self.before = list(gram.rows), gram.base, gram.latest, gram.before
 
     def _apply(self, fn: Any, exclude_state: Sequence[str] = ()) -> Any:
         return super()._apply(fn, (*exclude_state, *(STORED if self.storage else ())))

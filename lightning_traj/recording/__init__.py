@@ -7,19 +7,23 @@ from typing import TYPE_CHECKING
 from lightning_traj.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from lightning_traj.recording.arguments import check_arguments as check_arguments
+    from lightning_traj.recording.process import attempt as attempt
     from lightning_traj.recording.quantities import quantity as quantity
     from lightning_traj.recording.quantities import zeros_like as zeros_like
     from lightning_traj.recording.recorder import Recorder as Recorder
+    from lightning_traj.recording.settings import RecordingSettings as RecordingSettings
+    from lightning_traj.recording.settings import check_output as check_output
+    from lightning_traj.recording.settings import check_schedules as check_schedules
     from lightning_traj.recording.steps import StepCounter as StepCounter
     from lightning_traj.recording.steps import with_inner as with_inner
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "arguments": ("check_arguments",),
+        "process": ("attempt",),
         "quantities": ("quantity", "zeros_like"),
         "recorder": ("Recorder",),
+        "settings": ("RecordingSettings", "check_output", "check_schedules"),
         "steps": ("StepCounter", "with_inner"),
     },
 )

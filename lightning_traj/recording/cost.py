@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lightning_traj.blocks import Partition, block_groups, clean_name
+from lightning_traj.recording.settings import RecordingSettings
 from lightning_traj.sketch import CountSketch
 
 # Bytes that a checkpoint takes beside the numbers: in all, for each snapshot, and for each block beside its names.
@@ -32,7 +33,7 @@ class Cost(NamedTuple):
     grams: int
     checkpoint: int
 
-    def said(self, snapshot: str, where: str) -> str:
+    def describe(self, snapshot: str, where: str) -> str:
         """Describe the cost of snapshots of this kind, which are kept there, in one line."""
         what = f"recording {self.blocks} blocks, {self.numel:,} parameters as {snapshot} snapshots"
         total = f"{in_bytes(self.checkpoint)} at most in each checkpoint, {in_bytes(self.rows + 2 * self.grams)}"
@@ -40,9 +41,10 @@ class Cost(NamedTuple):
 
 
 def cost_of(
-    partition: Partition, parameters: Mapping[str, Tensor], snapshot: str, sketch: CountSketch, n: int, window: int
+    partition: Partition, parameters: Mapping[str, Tensor], settings: RecordingSettings, sketch: CountSketch
 ) -> Cost:
-    """Return the cost of recording n snapshots of these blocks, and n windows of ``window`` steps."""
+    """Return the cost of recording as many snapshots and windows of these blocks as the settings allow."""
+    n, window = settings.max_snapshots, settings.window_steps
     count, numel = len(partition.blocks), sum(block.numel for block in partition.blocks)
     row = sum(sketch.length(block.numel) for block in partition.blocks)
     paths = 8 * (n + 1) * len(block_groups(partition.blocks))
@@ -51,7 +53,7 @@ def cost_of(
     grams = n * count * (8 * n + 128 + 24 * window) + paths + three_rows
     # Of local Gram matrices 10 entries of 16 are saved, and windows in float32, but for the running one.
     saved = count * (80 * n + 12 * window * (n + 2)) + paths + three_rows * (window > 0) + _overhead(partition, n)
-    if snapshot == "full":
+    if settings.is_full:
         size = _full_size(partition, parameters)
         return Cost(count, numel, size, 0, grams, saved + 4 * n * (n + 1) * count)  # half a Gram matrix says all of it
     rows = 4 * n * row + three_rows

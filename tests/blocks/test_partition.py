@@ -11,6 +11,7 @@ from lightning_traj.blocks.block import Block
 from lightning_traj.blocks.fused import FusedLayout
 from lightning_traj.blocks.partition import Partition
 from lightning_traj.recording.recorder import Recorder
+from lightning_traj.recording.settings import RecordingSettings
 
 QKV = FusedLayout({"q": 1, "k": 1, "v": 1})
 
@@ -211,7 +212,7 @@ def moved(network):
 
 
 def record(network, snapshots, **settings):
-    recorder = Recorder(**settings)
+    recorder = Recorder(RecordingSettings(**settings))
     recorder.check(snapshots[0], network)
     for step, snapshot in enumerate(snapshots):
         recorder.record(snapshot, step, float(step))
@@ -244,7 +245,7 @@ def test_parts_are_the_slices(network, moved, tmp_path, monkeypatch):
 def test_a_coarse_block_is_sketched_as_its_concatenation(network, moved):
     recorder = record(network, moved, blocks="model", sketch_dim=64)
     joined = torch.cat([tensor.flatten() for tensor in moved[0].values()])
-    torch.testing.assert_close(recorder.gram.base, recorder.sketch(joined, "model"))
+    torch.testing.assert_close(recorder.state.gram.base, recorder.sketcher.sketch(joined, "model"))
 
 
 def test_coarse_blocks_over_seeds_estimate_the_whole(network, moved):
@@ -268,7 +269,7 @@ def test_what_comes_late_is_a_block_of_its_own(network, moved, tmp_path, monkeyp
     recorder = record(network, [*early, *moved[3:]], snapshot=mode, blocks="model")
     trajectory = recorder.collect()[0]
     assert [block.name for block in trajectory.blocks] == ["model", "head.weight"]
-    resumed = Recorder(snapshot=mode, blocks="model")
+    resumed = Recorder(RecordingSettings(snapshot=mode, blocks="model"))
     resumed.load_state_dict(recorder.state_dict())
     later = {name: tensor + 1 for name, tensor in moved[-1].items()}
     for one in (recorder, resumed):
@@ -285,26 +286,26 @@ def test_resumed_fused_blocks(network, moved, tmp_path, monkeypatch, mode):
     settings = {"snapshot": mode, "fused": {"*.mix_qkv.*": FusedLayout({"q": 1, "k": 1, "v": 1}, groups=2)}}
     whole = record(network, moved, **settings)
     half = record(network, moved[:3], **settings)
-    resumed = Recorder(**settings)
+    resumed = Recorder(RecordingSettings(**settings))
     resumed.load_state_dict(half.state_dict())
     resumed.check(moved[3], network)
     for step, snapshot in enumerate(moved[3:], start=3):
         resumed.record(snapshot, step, float(step))
     # Rows that come in two parts are multiplied in two parts: the last bit may differ.
     np.testing.assert_allclose(resumed.collect()[0].anchored, whole.collect()[0].anchored, rtol=1e-14, atol=1e-14)
-    other = Recorder(snapshot=mode)
+    other = Recorder(RecordingSettings(snapshot=mode))
     swapped = {"*.mix_qkv.*": FusedLayout({"k": 1, "q": 1, "v": 1}, groups=2)}
     with pytest.raises(ValueError, match=r"fused=.*'k': 1, 'q': 1.* differs from fused=.*'q': 1, 'k': 1"):
-        Recorder(snapshot=mode, fused=swapped).load_state_dict(half.state_dict())
+        Recorder(RecordingSettings(snapshot=mode, fused=swapped)).load_state_dict(half.state_dict())
     with pytest.raises(ValueError, match=r"fused=\{\} differs from fused=\{'\*.mix_qkv.\*': "):
         other.load_state_dict(half.state_dict())
     with pytest.raises(ValueError, match="blocks='role' differs from blocks='tensor'"):
-        Recorder(snapshot=mode, blocks="role").load_state_dict(half.state_dict())
+        Recorder(RecordingSettings(snapshot=mode, blocks="role")).load_state_dict(half.state_dict())
 
 
 def test_frozen_pieces_of_a_coarse_block(network):
     """A block moves with each of its parameters, however that is changed."""
-    recorder = Recorder(blocks="model")
+    recorder = Recorder(RecordingSettings(blocks="model"))
     for p in network.parameters():
         p.requires_grad_(False)
     recorder.record(parameters(network), 0, 0.0)
@@ -327,13 +328,13 @@ def test_what_was_left_out_is_said(network, moved):
 
 
 def test_a_parameter_that_goes_leaves_the_windows_of_others(network, moved):
-    recorder = Recorder(window=2)
+    recorder = Recorder(RecordingSettings(window=2))
     recorder.record(moved[0], 0, 0.0)
-    recorder.begin_window(moved[0], 0)
+    recorder.windows.begin(moved[0], 0)
     for step in (1, 2):
-        recorder.add_to_window({n: t for n, t in moved[step].items() if n != "head.weight"}, step)
+        recorder.windows.add({n: t for n, t in moved[step].items() if n != "head.weight"}, step)
     windows = recorder.collect()[0].windows
     assert windows.counts == (2,)
-    names = [block.name for block in recorder.blocks]
+    names = [block.name for block in recorder.state.blocks]
     assert windows.sums[0, names.index("head.weight")].tolist() == np.zeros((3, 2)).tolist()
     assert (windows.sums[0, names.index("embed.weight"), 0] > 0).all()

@@ -42,9 +42,11 @@ from launch import launch
 from launched import by_itself
 from layouts import LAYOUTS
 from lightning_traj import EveryNSteps, FusedLayout, Trajectory, TrajectoryCallback
-from lightning_traj.gram.growing_gram import GrowingGram
+from lightning_traj.gram.exact_gram import ExactGram
+from lightning_traj.gram.sketched_gram import SketchedGram
 from lightning_traj.recording.quantities import Gradient
 from lightning_traj.recording.recorder import Recorder
+from lightning_traj.recording.settings import RecordingSettings
 from lightning_traj.recording.snapshot_files import SnapshotFiles
 from models import INPUTS, Training, fit
 from slurm import slurm
@@ -196,7 +198,7 @@ def train(
 
 def reference(snapshots: list[dict[str, Tensor]], steps: list[int], root: Path, **settings: Any) -> Trajectory:
     """What the recorder makes of the gathered parameters on one device, and, in full, what their definition says."""
-    recorder = Recorder(folder=root / "reference", window=0, **ALWAYS, **settings)
+    recorder = Recorder(RecordingSettings(window=0, **ALWAYS, **settings), folder=root / "reference")
     for epoch, (step, snapshot) in enumerate(zip(steps, snapshots, strict=True)):
         recorder.record(snapshot, step, float(epoch))
     return recorder.collect()[0]
@@ -237,7 +239,7 @@ def observed(layout: str, root: Path) -> dict[str, Any]:
     np.testing.assert_allclose(full.trajectory.gram(), gram(snapshots), rtol=1e-10)
     assert not np.allclose(full.trajectory.gram()[0], full.trajectory.gram()[-1], rtol=1e-3)  # it moved
     assert len(sketched.trajectory.windows.steps) == 3
-    assert sketched._recorder._division.is_shared == SHARED_OUT.get(layout, True)
+    assert sketched._recorder.process.ownership.is_shared == SHARED_OUT.get(layout, True)
     return {
         "steps": steps,
         "arrays": [getattr(c.trajectory, a) for c in (sketched, full) for a in ("anchored", "local", "paths")],
@@ -303,7 +305,7 @@ def second_half(layout: str, root: Path, checkpoints: dict[str, Any]) -> list[np
         np.testing.assert_allclose(callback.trajectory.gram(), expected.gram(), rtol=1e-10)
     np.testing.assert_allclose(full.trajectory.gram(), gram(snapshots), rtol=1e-10)
     if torch.distributed.get_world_size() > 1:
-        assert sketched._recorder._division.is_shared == SHARED_OUT.get(layout, True)
+        assert sketched._recorder.process.ownership.is_shared == SHARED_OUT.get(layout, True)
     return [callback.trajectory.anchored for callback in (sketched, full)]
 
 
@@ -570,7 +572,7 @@ def failing_once(root: Path, what: str) -> list[list[float]]:
     """The second rank fails at the first snapshot, or has no finite one; losses with the callback and without."""
     callback, losses = TrajectoryCallback(track="gradient", sketch_dim=16), []
     trouble = [MemoryError("out of memory")] * torch.distributed.get_rank()
-    owner, name = (GrowingGram, "update") if what == "after the sum" else (Gradient, "read")
+    owner, name = (SketchedGram, "with_row") if what == "after the sum" else (Gradient, "read")
     own = getattr(owner, name)
 
     def failing(*args: Any) -> Any:
@@ -591,7 +593,7 @@ def failing_once(root: Path, what: str) -> list[list[float]]:
     assert not trouble
     # Where all have left the first one out, the next is that of the epoch's last step.
     steps = [len(losses[0])] if what != "after the sum" else [] if torch.distributed.get_rank() else [1]
-    assert callback._recorder.steps == steps
+    assert list(callback._recorder.state.history.steps) == steps
     return losses
 
 
@@ -605,12 +607,13 @@ def test_a_rank_that_no_longer_records_adds_up_no_gradients(what: str, tmp_path:
 
 def fitted_twice(root: Path, mode: str) -> tuple[list[int], list[int]]:
     """The second rank fails at the third snapshot of a first fit: the steps after it, and after a second one."""
-    update, trouble = GrowingGram.update, [MemoryError("out of memory")] * torch.distributed.get_rank()
+    kind: Any = ExactGram if mode == "full" else SketchedGram
+    with_row, trouble = kind.with_row, [MemoryError("out of memory")] * torch.distributed.get_rank()
 
-    def failing(gram: GrowingGram, *args: Any) -> None:
+    def failing(gram: Any, *args: Any) -> Any:
         if trouble and len(gram) == 2:
             raise trouble.pop()
-        update(gram, *args)
+        return with_row(gram, *args)
 
     callback, module = TrajectoryCallback(snapshot=mode, dirpath=root, **ALWAYS), Sharded("DDP")
     trainer = pl.Trainer(
@@ -626,12 +629,12 @@ def fitted_twice(root: Path, mode: str) -> tuple[list[int], list[int]]:
     )
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        patch.setattr(GrowingGram, "update", failing)
+        patch.setattr(kind, "with_row", failing)
         trainer.fit(module, data())
-        first = list(callback._recorder.steps)
+        first = list(callback._recorder.state.history.steps)
         trainer.fit_loop.max_epochs = 5
         trainer.fit(module, data())
-    return first, list(callback._recorder.steps)
+    return first, list(callback._recorder.state.history.steps)
 
 
 @pytest.mark.parametrize("mode", ["sketch", "full"])

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_traj.recording.recorder
 from lightning_traj import EveryNSteps, Trajectory, TrajectoryCallback
 from lightning_traj.recording.recorder import Recorder
+from lightning_traj.recording.settings import RecordingSettings
 from models import Module, batches, fit
 from slurm import slurm
 from trajectories import assert_same
@@ -181,7 +182,7 @@ def test_a_checkpoint_in_the_midst_of_a_snapshot(
     """A signal may ask for one at any moment: it gets what was there before."""
     snapshots = walk({"w": (5, 4), "late": (3,)}, 6)
     settings = {"snapshot": mode, "max_snapshots": 4, "window": 2, "folder": tmp_path}
-    recorder, before = Recorder(**settings), Recorder(**settings)
+    recorder, before = Recorder(RecordingSettings(**settings)), Recorder(RecordingSettings(**settings))
     states = []
 
     def interrupted(*args: Any) -> Any:
@@ -194,7 +195,7 @@ def test_a_checkpoint_in_the_midst_of_a_snapshot(
     recorded(snapshots, recorder)
     monkeypatch.undo()
     assert len(states) == 6 + 2
-    resumed = Recorder(**settings)
+    resumed = Recorder(RecordingSettings(**settings))
     state = next(state for state in states if len(state["steps"]) and state["steps"][-1] == 3)
     resumed.load_state_dict(state)
     recorded(snapshots[:4], before)

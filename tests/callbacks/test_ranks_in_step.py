@@ -433,7 +433,7 @@ def failing_rank(root: Path) -> list[Collective]:
 
     def failing(parameters: Any, step: int, epoch: float) -> bool:
         if epoch == 1 and torch.distributed.get_rank() == 1:
-            callback._recorder.ranks.leave()
+            callback._recorder.process.ranks.leave()
             raise OSError("on this rank alone")
         return record(parameters, step, epoch)
 

@@ -19,6 +19,7 @@ from lightning_traj.checkpoints import streaming
 from lightning_traj.checkpoints.formats.checkpoint import Checkpoint
 from lightning_traj.checkpoints.streaming import UpdateGram, anchored_gram, local_grams
 from lightning_traj.recording.recorder import Recorder
+from lightning_traj.recording.settings import RecordingSettings
 from saved import agree
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,7 +53,7 @@ def save(folder: Path, snapshots: Snapshots) -> Path:
 
 
 def recorder_of(snapshots: Snapshots, **arguments: Any) -> Any:
-    recorder = Recorder(window=0, **arguments)
+    recorder = Recorder(RecordingSettings(window=0, **arguments))
     for step, snapshot in enumerate(snapshots):
         assert recorder.record(snapshot, step, 0.0)
     return recorder.collect()[0]

@@ -22,16 +22,22 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 from torch.distributed.tensor.placement_types import _StridedShard
 
 import lightning_traj.distributed.process_group
-import lightning_traj.recording.recorder
 from conftest import Snapshots
 from launch import launch
 from lightning_traj import CountSketch, FusedLayout, Trajectory
 from lightning_traj.blocks.partition import Partition
 from lightning_traj.blocks.shares import LocalEntries, held_share, local_tensor
 from lightning_traj.distributed.process_group import Ranks
+from lightning_traj.gram.sketched_gram import SketchedGram
+from lightning_traj.recording import sketch_store
+from lightning_traj.recording.history import History
+from lightning_traj.recording.path_lengths import PathLengths
+from lightning_traj.recording.process import Process
 from lightning_traj.recording.quantities import _added_up
 from lightning_traj.recording.recorder import Recorder
+from lightning_traj.recording.settings import RecordingSettings
 from lightning_traj.recording.snapshot_files import SnapshotFiles
+from lightning_traj.recording.windows import StepWindows
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "embed.weight": (10, 6),
@@ -104,8 +110,10 @@ def walk() -> Snapshots:
 
 
 def recorder_of(folder: Path, ranks: Ranks, **settings: Any) -> Recorder:
-    recorder = Recorder(folder=folder, fused=FUSED, sketch_dim=16, window=2, max_snapshots=5, **settings)
-    recorder.ranks = ranks
+    recorder = Recorder(
+        RecordingSettings(**{"fused": FUSED, "sketch_dim": 16, "window": 2, "max_snapshots": 5, **settings}), folder
+    )
+    recorder.process.ranks = ranks
     return recorder
 
 
@@ -123,8 +131,8 @@ def take(recorder: Recorder, steps: range, place: Place) -> Recorder:
             recorder.check(parameters)
             recorder.prepare(parameters)
         assert recorder.record(parameters, step, step / 10)
-        recorder.add_to_window(parameters, step)
-        recorder.begin_window(parameters, step)
+        recorder.windows.add(parameters, step)
+        recorder.windows.begin(parameters, step)
     return recorder
 
 
@@ -229,16 +237,16 @@ def communication(folder: Path) -> None:
             with CommDebugMode() as collectives:  # it sees also those that DTensor makes by itself
                 recorder.record(parameters, 4, 0.4)
             assert sum(collectives.get_comm_counts().values()) == len(sent) == 1
-            blocks, n = recorder.blocks, len(recorder)
+            blocks, n = recorder.state.blocks, len(recorder)
             if mode == "sketch":
-                assert sent == [8 * sum(min(block.numel, recorder.sketch.dim) for block in blocks)]
-                assert sent[0] <= 8 * len(blocks) * recorder.sketch.dim
+                assert sent == [8 * sum(min(block.numel, recorder.sketcher.sketch.dim) for block in blocks)]
+                assert sent[0] <= 8 * len(blocks) * recorder.sketcher.sketch.dim
             else:
                 assert sent == [8 * len(blocks) * (n + 6)]  # the row, and what its last updates are to each other
             sent.clear()
             with CommDebugMode() as collectives:
-                recorder.add_to_window(parameters, 4)  # has the sketch, where there is one
-                recorder.begin_window(parameters, 4)
+                recorder.windows.add(parameters, 4)  # has the sketch, where there is one
+                recorder.windows.begin(parameters, 4)
                 recorder.collect()
                 recorder.state_dict()
             assert sum(collectives.get_comm_counts().values()) == len(sent) == (mode == "full")
@@ -263,8 +271,8 @@ def sketching(rows: int) -> tuple[int, int]:
         counts["entries"] += sum(tensor.numel() for block in blocks for tensor, *_ in block.stretches)
         return sketch(self, blocks)
 
-    whole, ours = Recorder(sketch_dim=64), Recorder(sketch_dim=64)
-    ours.ranks = Ranks.of_world()
+    whole, ours = Recorder(RecordingSettings(sketch_dim=64)), Recorder(RecordingSettings(sketch_dim=64))
+    ours.process.ranks = Ranks.of_world()
     generator = torch.Generator().manual_seed(rows)
     first, second = (
         {name: torch.randn(shape, generator=generator) for name, shape in (("a", (rows, 1024)), ("b", (300, 2)))}
@@ -297,6 +305,15 @@ def test_sketching_is_shared_out_where_it_pays() -> None:
 # What goes wrong -------------------------------------------------------------------------------------------------
 
 
+def raising(error: Exception) -> Any:
+    """A function that reads no parameters, but raises the error."""
+
+    def read() -> Any:
+        raise error
+
+    return read
+
+
 def failing(folder: Path, mode: str, layout: str, what: str) -> tuple[list[int], list[str]]:
     """One rank fails in the fourth snapshot; what is kept, what it says."""
     owner: Any
@@ -311,18 +328,17 @@ def failing(folder: Path, mode: str, layout: str, what: str) -> tuple[list[int],
 
     if what != "reading":
         setattr(owner, name, broken)
-    recorder = recorder_of(folder, Ranks.of_world(), snapshot=mode)
-    recorder.max_snapshots = 8
+    recorder = recorder_of(folder, Ranks.of_world(), snapshot=mode, max_snapshots=8)
     errors = []
     for step in range(STEPS):
         parameters = placed(step, layouts()[layout])
         if not step:
             recorder.prepare(parameters)
-        given = trouble if what == "reading" and step == 3 and dist.get_rank() == 1 else parameters
+        given = raising(trouble) if what == "reading" and step == 3 and dist.get_rank() == 1 else parameters
         for do in (
             partial(recorder.record, given, step, step / 10),
-            partial(recorder.add_to_window, parameters, step),
-            partial(recorder.begin_window, parameters, step),
+            partial(recorder.windows.add, parameters, step),
+            partial(recorder.windows.begin, parameters, step),
         ):
             try:
                 do()
@@ -355,11 +371,11 @@ def coming_apart(folder: Path, mode: str, where: str) -> tuple[int, list[str], l
     """The second rank fails after the sum of the fourth snapshot: what is kept, what is said, training's next sum."""
     recorder, errors = recorder_of(folder, Ranks.of_world(), snapshot=mode), []
     owner, name = {
-        "taking in": (recorder.gram, "update"),
-        "path lengths": (recorder.path_lengths, "after"),
-        "thinning": (recorder, "_keep"),
-        "windows": (recorder.windows, "add"),
-        "before the sum": (recorder, "_filled"),
+        "taking in": (type(recorder.state.gram), "with_row"),
+        "path lengths": (PathLengths, "with_updates"),
+        "thinning": (History, "with_snapshot"),
+        "windows": (StepWindows, "with_step"),
+        "before the sum": (Process, "filled"),
     }[where]
     own = getattr(owner, name)
 
@@ -372,12 +388,13 @@ def coming_apart(folder: Path, mode: str, where: str) -> tuple[int, list[str], l
     gradient = torch.ones(3)
     for step in range(STEPS):
         parameters = placed(step, layouts()["rows"])
-        for do in (recorder.record, recorder.add_to_window, recorder.begin_window):
+        for do in (recorder.record, recorder.windows.add, recorder.windows.begin):
             try:
                 do(parameters, step, *([step / 10] if do == recorder.record else []))
             except (MemoryError, RuntimeError) as error:
                 errors.append(str(error).split(":")[0])
         dist.all_reduce(gradient)
+    setattr(owner, name, own)
     return len(recorder), errors, gradient.tolist()
 
 
@@ -385,7 +402,7 @@ def all_coming_apart(folder: Path) -> list[tuple[int, list[str], list[float]]]:
     return [coming_apart(folder.joinpath(*case), *case) for case in APART]
 
 
-KEPT = {"taking in": 3, "path lengths": 3, "thinning": 4, "windows": 4, "before the sum": 3}  # where it fails
+KEPT = {"taking in": 3, "path lengths": 3, "thinning": 3, "windows": 4, "before the sum": 3}  # where it fails
 APART = tuple(product(MODES, KEPT))
 
 
@@ -414,9 +431,9 @@ def unread(folder: Path, mode: str, layout: str, at: int, what: str) -> tuple[li
 
     if what == "taking":
         Partition.held = held  # type: ignore[method-assign]
-    place, pays = layouts()[layout.split(",")[0]], lightning_traj.recording.recorder.DIVIDED
+    place, pays = layouts()[layout.split(",")[0]], sketch_store.DIVIDED
     if "shared out" in layout:  # from when on there is what is new
-        lightning_traj.recording.recorder.DIVIDED = (
+        sketch_store.DIVIDED = (
             0,
             sum(2 * t.numel() if t.is_complex() else t.numel() for t in walk()[0].values()),
         )
@@ -424,11 +441,11 @@ def unread(folder: Path, mode: str, layout: str, at: int, what: str) -> tuple[li
         parameters = placed(step, place)
         if not step:
             recorder.prepare(parameters)
-        given = trouble if what == "reading" and step == at and dist.get_rank() == 1 else parameters
+        given = raising(trouble) if what == "reading" and step == at and dist.get_rank() == 1 else parameters
         for do in (
             partial(recorder.record, given, step, step / 10),
-            partial(recorder.add_to_window, parameters, step),
-            partial(recorder.begin_window, parameters, step),
+            partial(recorder.windows.add, parameters, step),
+            partial(recorder.windows.begin, parameters, step),
         ):
             with suppress(MemoryError, RuntimeError, FloatingPointError):
                 do()
@@ -442,8 +459,8 @@ def unread(folder: Path, mode: str, layout: str, at: int, what: str) -> tuple[li
     expected = whole.collect()[0].anchored
     np.testing.assert_allclose(trajectory.anchored, expected, rtol=0, atol=1e-13 * np.abs(expected).max())
     Partition.held = own  # type: ignore[method-assign]
-    lightning_traj.recording.recorder.DIVIDED = pays
-    assert recorder._division.is_shared == (mode == "full" or layout != "plain")
+    sketch_store.DIVIDED = pays
+    assert recorder.process.ownership.is_shared == (mode == "full" or layout != "plain")
     return trajectory.steps.tolist(), gradient.tolist()
 
 
@@ -466,9 +483,9 @@ def test_a_rank_that_fails_at_what_is_new(tmp_path: Path) -> None:
 def failing_at_first(what: str) -> tuple[list[int], list[float]]:
     """Copies that everyone sketches: the second rank fails at the first snapshot. What is kept."""
     recorder, gradient = Recorder(), torch.ones(3)
-    recorder.ranks = Ranks.of_world()
-    owner: Any = Partition if what == "sketching" else recorder.gram
-    name = "held" if what == "sketching" else "update"
+    recorder.process.ranks = Ranks.of_world()
+    owner: Any = Partition if what == "sketching" else SketchedGram
+    name = "held" if what == "sketching" else "with_row"
     own = getattr(owner, name)
 
     def failing(*args: Any) -> Any:
@@ -505,7 +522,7 @@ def new_on_one(folder: Path) -> list[list[int]]:
                 parameters.pop("few", None)
             with suppress(FloatingPointError, RuntimeError):
                 recorder.record(parameters, step, step / 10)
-        recorder.ranks.leave()
+        recorder.process.ranks.leave()
         kept.append(recorder.collect()[0].steps.tolist())
     return kept
 
@@ -569,8 +586,8 @@ def not_finite(folder: Path) -> list[list[int]]:
                 recorder.prepare(parameters)
             with suppress(FloatingPointError):
                 recorder.record(parameters, step, step / 10)
-            recorder.add_to_window(parameters, step)
-            recorder.begin_window(parameters, step)
+            recorder.windows.add(parameters, step)
+            recorder.windows.begin(parameters, step)
         kept.append(recorder.collect()[0].steps.tolist())
     return kept
 
@@ -590,7 +607,7 @@ def partial_sums() -> str:
     mesh = init_device_mesh("cpu", (2,))
     tensor = DTensor.from_local(torch.ones(3), mesh, (Partial(),))
     recorder = Recorder()
-    recorder.ranks = Ranks.of_world()
+    recorder.process.ranks = Ranks.of_world()
     with pytest.raises(ValueError, match="only shards and replicas can be recorded") as caught:
         recorder.prepare({"w": tensor})
     gradient = _added_up(tensor)  # as a gradient may be
@@ -605,8 +622,8 @@ def test_partial_sums_are_refused_but_for_gradients_which_are_added_up() -> None
 
 def unknown() -> str:
     """The second rank cannot tell what it holds."""
-    recorder = Recorder(snapshot="full")
-    recorder.ranks = Ranks.of_world()
+    recorder = Recorder(RecordingSettings(snapshot="full"))
+    recorder.process.ranks = Ranks.of_world()
     if dist.get_rank() == 1:
         lightning_traj.distributed.process_group.held_share = broken
     with pytest.raises((ValueError, RuntimeError)) as caught:
@@ -686,21 +703,23 @@ def test_files_that_one_rank_lacks_are_an_error_on_all(tmp_path: Path) -> None:
 
 def window_with_moves(folder: Path, layout: str, validated: bool) -> np.ndarray:
     """A window of three steps of length 1, 2 and 3 along one line, with something else between the last two."""
-    recorder = Recorder(folder=folder, window=3)
-    recorder.ranks = Ranks.of_world()
+    recorder = Recorder(RecordingSettings(window=3), folder=folder)
+    recorder.process.ranks = Ranks.of_world()
     parameters = {"w": layouts()[layout]("w", torch.ones(6, 4, dtype=torch.float64))}
     recorder.check(parameters)
     recorder.prepare(parameters)
     recorder.record(parameters, 0, 0.0)
-    recorder.request_window()
+    recorder.windows.request()
     for step in (1, 2, 3):
         if step == 3 and validated:  # everywhere
             parameters["w"].add_(10.0)
-        elif step == 3 and recorder.ranks.rank == 0:  # changes nothing, on this rank alone: others do not know of it
+        elif (
+            step == 3 and recorder.process.ranks.rank == 0
+        ):  # changes nothing, on this rank alone: others do not know of it
             local_tensor(parameters["w"]).add_(1.0).sub_(1.0)
-        recorder.prepare_window(parameters)
+        recorder.windows.prepare(parameters)
         parameters["w"].add_(step)
-        recorder.add_to_window(parameters, step)
+        recorder.windows.add(parameters, step)
     return recorder.collect()[0].windows.sums[0, 0]
 
 

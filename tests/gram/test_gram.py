@@ -12,8 +12,9 @@ import torchmetrics
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_traj.gram import inner_products as rows_module
-from lightning_traj.gram.growing_gram import GrowingGram
+from lightning_traj.gram.exact_gram import ExactGram
 from lightning_traj.gram.running_gram import RunningGram
+from lightning_traj.gram.sketched_gram import SketchedGram
 from lightning_traj.measures.basis import displacement_gram, snapshot_gram
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -229,31 +230,46 @@ def test_other_blocks_than_before_are_refused(rows, exact, lengths, said):
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_it_is_what_the_recorder_uses_and_a_metric_besides(rows, exact):
+def test_the_metric_is_a_shell_around_what_the_recorder_uses(rows, exact):
     snapshots = rows(7)
-    core, metric = GrowingGram(exact=exact), RunningGram(exact=exact)
-    assert not isinstance(core, torch.nn.Module)
+    metric = RunningGram(exact=exact)
     for _ in range(2):  # the second time after forgetting all
+        core = ExactGram() if exact else SketchedGram()
         for t, row in enumerate(snapshots):
-            for gram in (core, metric):
-                gram.update(row)
-                if t == 4:
-                    gram.keep([0, 2, 4])
+            core, before = core.with_row(row), core
+            metric.update(row)
+            assert len(before) == len(core) - 1
+            if t == 4:
+                core = core.keep([0, 2, 4])
+                metric.keep([0, 2, 4])
         assert len(core) == len(metric) == 5
-        assert torch.equal(core.compute(), metric.compute())
+        assert torch.equal(core.filled().anchored, metric.compute_anchored())
         assert torch.equal(torch.stack(core.local), torch.stack(metric.local))
-        core.reset()
         metric.reset()
-        assert len(core) == 0
+        assert len(metric) == 0
 
 
-@pytest.mark.parametrize("kind", [GrowingGram, RunningGram])
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_gram_matrix_is_never_changed(rows, exact):
+    """Whoever holds one while recording goes on, such as a checkpoint that a signal asks for, has it whole."""
+    snapshots = rows(6)
+    gram = ExactGram() if exact else SketchedGram()
+    for row in snapshots[:4]:
+        gram = gram.with_row(row)
+    anchored, local = gram.filled().anchored.clone(), torch.stack(gram.local).clone()
+    later = gram.with_row(snapshots[4]).with_row([*snapshots[5], torch.ones(3)]).filled().keep([0, 3, 5])
+    assert later.filled().anchored.shape == (4, 3, 3)
+    assert torch.equal(gram.filled().anchored, anchored)
+    assert torch.equal(torch.stack(gram.local), local)
+
+
+@pytest.mark.parametrize("kind", [SketchedGram, RunningGram])
 def test_what_the_storage_keeps_is_not_moved(rows, kind):
-    for storage, moved in ((None, "meta"), ("cpu", "cpu")):
+    for storage, moved in ((None, "meta"), (torch.device("cpu"), "cpu")):
         gram = kind(storage=storage)
         for row in rows(3):
-            gram.update(row)
-        assert gram.to("meta") is gram
+            gram = gram.update(row) or gram if kind is RunningGram else gram.with_row(row)
+        gram = gram.to("meta")
         assert {gram.rows[0].device.type, gram.anchored.device.type} == {moved}
         for state in (gram.base, gram.latest, gram.before, *gram.local, *gram.finite):
             assert state.device.type == "meta"
@@ -362,4 +378,4 @@ def test_exact_rows_that_are_not_on_the_host(rows, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "__bool__", lambda tensor: True)
     snapshots = [[piece.to("meta") for piece in row] for row in rows(3)]
     gram = running([snapshots[0][:2], *snapshots[1:]], exact=True)
-    assert gram.newest.device.type == gram.compute().device.type == "meta"
+    assert gram.local[-1].device.type == gram.compute().device.type == "meta"

@@ -13,13 +13,14 @@ from lightning_traj.hybrid.conditions import ConditionContext, as_condition
 from lightning_traj.hybrid.decisions import Decisions
 from lightning_traj.hybrid.freezing import Group
 from lightning_traj.recording.recorder import Recorder
+from lightning_traj.recording.settings import RecordingSettings
 
 GROUPS = {name: Group((name,), frozenset([name])) for name in ("turning", "straight")}
 
 
 def trajectory(epochs: int = 8) -> Trajectory:
     """Of a parameter that turns by 40 degrees an epoch as seen from θ_0, and of one that goes straight on."""
-    recorder = Recorder(window=0)
+    recorder = Recorder(RecordingSettings(window=0))
     for t in range(epochs + 1):
         angle = np.radians(40.0 * t)
         turning = t * torch.tensor([np.cos(angle), np.sin(angle)])
@@ -62,7 +63,7 @@ def test_so_many_snapshots_in_a_row_since_the_last_change() -> None:
 def test_a_layer_is_not_judged_by_its_own_standing_still(pause: int) -> None:
     """One that turns by 5 degrees an epoch has a drift of 0.041: it never qualifies, also not after a pause."""
     frozen, thawed = 8, 8 + pause
-    recorder, angles = Recorder(window=0), [0.0]
+    recorder, angles = Recorder(RecordingSettings(window=0)), [0.0]
     for t in range(24):
         angle = np.radians(angles[-1])
         displacement = torch.tensor([np.cos(angle), np.sin(angle)]) * (t > 0)

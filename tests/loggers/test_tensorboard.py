@@ -23,6 +23,7 @@ from event_files import events, hparams, provider
 from lightning_traj.loggers import trajectory as tensorboard
 from lightning_traj.measures.catalogue import MEASURES, shown_in
 from lightning_traj.recording.recorder import Recorder
+from lightning_traj.recording.settings import RecordingSettings
 from lightning_traj.trajectory.trajectory import Trajectory
 
 # Imported by TensorBoard's plugins, and so by these tests in their functions, where this applies.
@@ -62,7 +63,7 @@ class Gallery(Memory):
 
 @pytest.fixture
 def trajectory() -> Trajectory:
-    recorder = Recorder(sketch_dim=16)
+    recorder = Recorder(RecordingSettings(sketch_dim=16))
     rng = np.random.default_rng(0)
     for t, row in enumerate(10 + np.cumsum(rng.standard_normal((6, 100)), axis=0)):
         recorder.record({"w": torch.tensor(row)}, 10 * t, t)
@@ -210,14 +211,14 @@ def transformer(depth: int, n: int = 4) -> Trajectory:
     rng = np.random.default_rng(depth)
     names = [f"h.{i}.attn.{role}_proj.weight" for i in range(depth) for role in "qkv"]
     names += [f"h.{i}.ln.weight" for i in range(depth)]
-    recorder, theta = Recorder(sketch_dim=16), rng.standard_normal((len(names), 9))
+    recorder, theta = Recorder(RecordingSettings(sketch_dim=16)), rng.standard_normal((len(names), 9))
     for t in range(n):
         snapshot = {name: torch.tensor(row) for name, row in zip(names, theta, strict=True)}
         recorder.record(snapshot, 10 * t, t)
-        recorder.begin_window(snapshot, 10 * t)
+        recorder.windows.begin(snapshot, 10 * t)
         for step in (1, 2):
             moved = {name: tensor + step * torch.rand(tensor.shape) for name, tensor in snapshot.items()}
-            recorder.add_to_window(moved, 10 * t + step)
+            recorder.windows.add(moved, 10 * t + step)
         recorder.windows.end(10 * t + step)
         theta = theta + 0.3 * rng.standard_normal(theta.shape)
     return recorder.collect()[0]

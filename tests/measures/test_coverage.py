@@ -10,6 +10,7 @@ import torch
 
 from lightning_traj.measures.catalogue import MEASURES
 from lightning_traj.recording.recorder import Recorder
+from lightning_traj.recording.settings import RecordingSettings
 from lightning_traj.sketch.countsketch import DEFAULT_DIM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,7 +49,7 @@ def runs(recorded, tmp_path_factory):
     full, _ = recorded(snapshots, snapshot="full", folder=tmp_path_factory.mktemp("snapshots")).collect()
     sketched = []
     for seed in range(SEEDS):
-        trajectory, _ = recorded(snapshots, Recorder(sketch_dim=DIM, seed=seed)).collect()
+        trajectory, _ = recorded(snapshots, Recorder(RecordingSettings(sketch_dim=DIM, seed=seed))).collect()
         sketched.append((trajectory.summary(), trajectory.standard_errors()))
     return full.summary(), sketched
 
@@ -87,7 +88,9 @@ def spread(name, recorded, snapshots, seeds=80, **settings):
     """Standard deviation of a measure over seeds, and the mean of its standard errors."""
     values, errors = [], []
     for seed in range(seeds):
-        trajectory, _ = recorded(snapshots, Recorder(sketch_dim=128, seed=seed, **settings)).collect()
+        trajectory, _ = recorded(
+            snapshots, Recorder(RecordingSettings(sketch_dim=128, seed=seed, **settings))
+        ).collect()
         values.append(trajectory.summary()[name])
         errors.append(trajectory.standard_errors()[name])
     return np.std(values, ddof=1), np.mean(errors)

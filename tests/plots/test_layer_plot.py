@@ -22,6 +22,7 @@ from lightning_traj.plots import labels
 from lightning_traj.plots import layers as layer_plot
 from lightning_traj.plots import trajectory as plot
 from lightning_traj.recording.recorder import Recorder
+from lightning_traj.recording.settings import RecordingSettings
 from lightning_traj.trajectory import by_layer as layers
 from lightning_traj.trajectory.trajectory import Trajectory, Windows
 
@@ -67,7 +68,7 @@ def record(
     """A walk that slows down; biases start at zero, and what is still doesn't move."""
     rng = np.random.default_rng(0)
     theta = {name: np.zeros(s) if "bias" in name else rng.standard_normal(s) for name, s in shapes.items()}
-    recorder = Recorder(sketch_dim=64)
+    recorder = Recorder(RecordingSettings(sketch_dim=64))
     epochs = epochs or range(n)
     for epoch in epochs:
         recorder.record({name: torch.tensor(values) for name, values in theta.items()}, round(10 * epoch), epoch)

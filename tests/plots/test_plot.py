@@ -20,6 +20,7 @@ from figures import assert_readable, words
 from lightning_traj import measures
 from lightning_traj.plots import trajectory as plot
 from lightning_traj.recording.recorder import Recorder
+from lightning_traj.recording.settings import RecordingSettings
 from lightning_traj.trajectory.trajectory import Trajectory
 
 FIGURES = {"map": plot.trajectory_map, "relative_map": plot.relative_map, "path": plot.path, "overview": plot.overview}
@@ -30,7 +31,7 @@ def record(
 ) -> Trajectory:
     """Trajectory of a model of one parameter, its snapshots stacked as rows; by default one an epoch of 10 steps."""
     rows = np.asarray(rows, dtype=np.float64)
-    recorder = Recorder(sketch_dim=sketch_dim)
+    recorder = Recorder(RecordingSettings(sketch_dim=sketch_dim))
     epochs = epochs or range(len(rows))
     steps = steps or [round(10 * epoch) for epoch in epochs]
     for row, step, epoch in zip(rows, steps, epochs, strict=True):

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from lightning_traj import FusedLayout, TrajectoryCallback, from_checkpoints
 from lightning_traj.cli.command import main
-from lightning_traj.gram.growing_gram import GrowingGram
+from lightning_traj.gram.sketched_gram import SketchedGram
 from lightning_traj.recording.cost import cost_of
 from lightning_traj.recording.packing import pack, symmetric_matrices, unpack, upper_triangle
 from lightning_traj.recording.recorder import Recorder
 from lightning_traj.recording.saved_state import FORMAT
+from lightning_traj.recording.settings import RecordingSettings
 from lightning_traj.sketch.countsketch import DEFAULT_DIM, CountSketch
 from models import Module, mlp
 
@@ -29,7 +30,9 @@ DIM = 64
 
 @pytest.fixture
 def new(tmp_path: Any) -> Any:
-    return lambda **settings: Recorder(**{"sketch_dim": DIM, "folder": tmp_path / "snapshots", **settings})
+    return lambda folder=tmp_path / "snapshots", **settings: Recorder(
+        RecordingSettings(**{"sketch_dim": DIM, **settings}), folder
+    )
 
 
 def tensors_in(state: Any) -> list[Tensor]:
@@ -116,12 +119,13 @@ def test_what_known_models_take_by_default(
     parameters = meta(getattr(known_models, model)())
     qkv = {"q": 1, "k": 1, "v": 1}
     fused = {"*.c_attn.weight": FusedLayout(qkv, axis=1), "*.c_attn.bias": FusedLayout(qkv)} if model == "gpt2" else {}
-    recorder = Recorder(fused=fused)
-    partition = recorder.partition.extended(parameters, None)
-    cost = cost_of(partition, parameters, "sketch", recorder.sketch, snapshots, 8)
+    settings = RecordingSettings(fused=fused, max_snapshots=snapshots)
+    recorder = Recorder(settings)
+    partition = recorder.state.partition.extended(parameters, None)
+    cost = cost_of(partition, parameters, settings, recorder.sketcher.sketch)
     checkpoint = copies * 4 * sum(parameter.numel() for parameter in parameters.values())
     assert 0.5 * most * checkpoint < cost.checkpoint <= most * checkpoint
-    longer = cost_of(partition, parameters, "sketch", CountSketch(2048), snapshots, 8)
+    longer = cost_of(partition, parameters, settings, CountSketch(2048))
     assert longer.checkpoint > most * checkpoint
 
 
@@ -130,9 +134,9 @@ def test_a_state_is_not_taken_before_rows_have_arrived_on_the_host(
 ) -> None:
     """A GPU sends them without waiting, and a file would take what is there by then."""
     recorder, waits = recorded(walk(SHAPES, 3), new()), []
-    monkeypatch.setattr(GrowingGram, "wait_for_rows", lambda gram: waits.append(gram))
+    monkeypatch.setattr(SketchedGram, "wait_for_rows", lambda gram: waits.append(gram))
     recorder.state_dict()
-    assert waits == [recorder.gram]
+    assert waits == [recorder.state.gram]
 
 
 # Formats ----------------------------------------------------------------------------------------------------------
@@ -199,7 +203,7 @@ def test_a_snapshot_that_is_not_finite_does_not_come_back(new: Any, walk: Any, r
             assert (mode, step) == ("full", 3)
     resumed.load_state_dict(recorder.state_dict())
     (ours, dropped), (theirs, expected) = resumed.collect(), recorder.collect()
-    assert dropped == expected == ([3] if mode == "sketch" else [])
+    assert dropped == expected == ({3: ("scale",)} if mode == "sketch" else {})
     assert ours.steps.tolist() == [0, 1, 2, 4, 5]
     np.testing.assert_allclose(ours.anchored, theirs.anchored, rtol=1e-14, atol=1e-14)
 
@@ -218,10 +222,10 @@ def test_steps_whose_squares_are_beyond_float32_become_undefined_and_warn_of_not
     recorder = new(window=2)
     theta = {"w": torch.ones(3, dtype=torch.float64), "b": torch.ones(2, dtype=torch.float64)}
     recorder.record(theta, 0, 0.0)
-    recorder.begin_window(theta, 0)
+    recorder.windows.begin(theta, 0)
     for step in (1, 2):
         theta = {"w": theta["w"] - 1e25 * step, "b": theta["b"] + 1}
-        recorder.add_to_window(theta, step)
+        recorder.windows.add(theta, step)
     recorder.record(theta, 2, 1.0)
     resumed = new(window=2)
     resumed.load_state_dict(recorder.state_dict())
@@ -245,7 +249,7 @@ def lengths(callback: TrajectoryCallback) -> tuple[int, int]:
     """The length that is said, and that of the sketch of a long block."""
     settings = callback.trajectory.settings
     numel = max(block.numel for block in callback.trajectory.blocks)
-    return settings["sketch_dim"], callback._recorder.sketch.length(numel)
+    return settings["sketch_dim"], callback._recorder.sketcher.sketch.length(numel)
 
 
 def test_the_default_length_is_one_and_the_same(fit: Any, tmp_path: Any, capsys: Any) -> None:

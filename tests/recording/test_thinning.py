@@ -17,8 +17,9 @@ from lightning_traj import EveryNEpochs, LogSpaced, Trajectory, TrajectoryCallba
 from lightning_traj.blocks.block import block_groups
 from lightning_traj.plots import trajectory as plot
 from lightning_traj.plots.layers import progress
+from lightning_traj.recording.history import thinned
 from lightning_traj.recording.recorder import Recorder
-from lightning_traj.recording.thinning import thinned
+from lightning_traj.recording.settings import RecordingSettings
 from lightning_traj.trajectory.times import Times
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -73,7 +74,9 @@ def test_what_was_collected_stays_as_it_is_to_the_last_bit(
     walk: Any, tmp_path_factory: Any, limit: int, collects: list[bool], mode: str
 ) -> None:
     snapshots = walk(SHAPES, len(collects))
-    recorder = Recorder(snapshot=mode, sketch_dim=16, max_snapshots=limit, folder=tmp_path_factory.mktemp("kept"))
+    recorder = Recorder(
+        RecordingSettings(snapshot=mode, sketch_dim=16, max_snapshots=limit), folder=tmp_path_factory.mktemp("kept")
+    )
     seen: dict[Any, Any] = {}
     for step, (snapshot, collect) in enumerate(zip(snapshots, collects, strict=True)):
         recorder.record(snapshot, step, step / 10)
@@ -100,7 +103,8 @@ def test_a_thinned_recording_beside_a_complete_one(
 ) -> None:
     snapshots = walk(SHAPES, 60)
     few, all_of_them = (
-        Recorder(snapshot=mode, sketch_dim=16, max_snapshots=most, folder=tmp_path / str(most)) for most in (limit, 100)
+        Recorder(RecordingSettings(snapshot=mode, sketch_dim=16, max_snapshots=most), folder=tmp_path / str(most))
+        for most in (limit, 100)
     )
     for step, snapshot in enumerate(snapshots):
         few.record(snapshot, step, step / 10)
@@ -132,7 +136,9 @@ def test_a_thinned_recording_beside_a_complete_one(
 def test_updates_are_those_between_scheduled_snapshots(walk: Any, stacked: Any, tmp_path: Any, mode: str) -> None:
     snapshots = walk(SHAPES, 40)
     thetas = stacked(snapshots)
-    recorder = Recorder(snapshot=mode, max_snapshots=5, folder=tmp_path)  # sketches are long enough: nothing is lost
+    recorder = Recorder(
+        RecordingSettings(snapshot=mode, max_snapshots=5), folder=tmp_path
+    )  # sketches are long enough: nothing is lost
     for step, snapshot in enumerate(snapshots):
         recorder.record(snapshot, step, step / 10)
         summary = recorder.collect()[0].summary("*")
@@ -182,8 +188,15 @@ def held(recorder: Recorder) -> int:
             for item in inner if isinstance(thing, (list, tuple, dict)) else vars(thing).values():
                 visit(item)
 
-    visit([vars(recorder.gram), vars(recorder.path_lengths), recorder._mirror, recorder._collected, recorder.windows])
-    visit(recorder._sketched)
+    visit(
+        [
+            vars(recorder.state.gram),
+            vars(recorder.state.path_lengths),
+            recorder._collector,
+            recorder.windows.state,
+            recorder.sketcher._latest,
+        ]
+    )
     return sum(seen.values())
 
 
@@ -192,7 +205,7 @@ def test_ten_thousand_snapshots_in_bounded_memory_and_launches(walk: Any) -> Non
     limit, count = 64, 10_000
     first, other = walk({"w": (20, 10), "b": (3,)}, 2)
     weight = first["w"]
-    recorder = Recorder(sketch_dim=64, max_snapshots=limit)
+    recorder = Recorder(RecordingSettings(sketch_dim=64, max_snapshots=limit))
     launches: dict[int, int] = {}
     sizes: dict[int, int] = {}
     for step in range(count):
@@ -203,16 +216,23 @@ def test_ten_thousand_snapshots_in_bounded_memory_and_launches(walk: Any) -> Non
             launches[step] = counted.count
         else:
             recorder.record(first, step, step / 10)
-        recorder.add_to_window(first, step)
+        recorder.windows.add(first, step)
         if step % 50 == 0:
-            recorder.begin_window(first, step)
-        gram = recorder.gram
-        lists = [recorder.steps, recorder.epochs, recorder.order, recorder.path_lengths.kept, gram.local, gram.finite]
+            recorder.windows.begin(first, step)
+        gram = recorder.state.gram
+        lists = [
+            recorder.state.history.steps,
+            recorder.state.history.epochs,
+            recorder.state.history.order,
+            recorder.state.path_lengths.kept,
+            gram.local,
+            gram.finite,
+        ]
         assert {len(values) for values in lists} == {len(recorder)}
         assert len(gram.rows) == len(recorder) - 1
         assert len(recorder) <= limit
         assert gram.anchored.shape[-1] <= limit
-        assert len(recorder.windows.sums) <= limit
+        assert len(recorder.windows.state.sums) <= limit
         if step % 500 == 499:
             trajectory, _ = recorder.collect()
             assert len(trajectory) == len(recorder)
@@ -226,7 +246,7 @@ def test_ten_thousand_snapshots_in_bounded_memory_and_launches(walk: Any) -> Non
         max(n for step, n in sizes.items() if step >= count / 2)
         <= max(n for step, n in sizes.items() if step < 1000) * 1.5
     )
-    assert recorder.path_lengths.latest is not None
+    assert recorder.state.path_lengths.latest is not None
     assert trajectory.steps.tolist() == kept(count - 1, limit)[0]
 
 
@@ -263,11 +283,11 @@ FIGURES: dict[str, tuple[Callable[[Trajectory], Any], int, int]] = {
 def test_axes_tell_the_time_right_after_thinning(
     walk: Any, figure: str, maximum: int, count: int, schedule: Any
 ) -> None:
-    recorder = Recorder(max_snapshots=maximum)
+    recorder = Recorder(RecordingSettings(max_snapshots=maximum))
     snapshots = iter(walk({"h.0.w": (5, 4), "h.1.w": (3,)}, 200))
     recorder.record(next(snapshots), 0, 0.0)
     step = 0
-    while recorder.scheduled <= count:
+    while recorder.state.history.scheduled <= count:
         step += 1
         if schedule.due_after_step(step) or (step % 5 == 0 and schedule.due_after_epoch(step // 5)):
             recorder.record(next(snapshots), step, step / 5)

@@ -17,6 +17,7 @@ from lightning_traj import EveryNSteps, Trajectory, TrajectoryCallback
 from lightning_traj.blocks.reading import is_ordinary, read, unreadable_reason
 from lightning_traj.distributed.process_group import Ranks
 from lightning_traj.recording.recorder import Recorder
+from lightning_traj.recording.settings import RecordingSettings
 from models import Module
 from odd_tensors import FLOAT8, Dequantizable, Flaky, Plain, Quantized, packed
 
@@ -148,15 +149,15 @@ def test_values_that_move_are_followed(tmp_path: Path, snapshot: str) -> None:
         lambda t: (values() * (1 + t) * (values() > 1)).to_sparse(),
         lambda t: (values() * (1 + t)).to(torch.float8_e4m3fn),
     ):
-        recorder, thetas = Recorder(snapshot=snapshot, folder=tmp_path, window=2), []
+        recorder, thetas = Recorder(RecordingSettings(snapshot=snapshot, window=2), folder=tmp_path), []
         for t in range(4):
             parameters = {"w": values() + t, "odd": make(t)}
             if not t:
                 recorder.check(parameters)
                 recorder.prepare(parameters)
             assert recorder.record(parameters, t, float(t))
-            recorder.add_to_window(parameters, t)
-            recorder.begin_window(parameters, t)
+            recorder.windows.add(parameters, t)
+            recorder.windows.begin(parameters, t)
             thetas.append(read(make(t)).double().flatten())
         theta = torch.stack(thetas)
         trajectory = recorder.collect()[0]
@@ -237,7 +238,7 @@ def test_a_parameter_that_can_no_longer_be_read(said: Any, tmp_path: Path, kind:
     recorder.load_state_dict(
         torch.load(tmp_path / "left-out.ckpt", weights_only=False)["callbacks"][callback.state_key]
     )
-    assert recorder.unreadable.keys() == {"odd"}
+    assert recorder.state.partition.unreadable.keys() == {"odd"}
     assert [block.name for block in recorder.collect()[0].blocks] == OURS
 
 
@@ -291,7 +292,7 @@ def test_too_little_memory_says_nothing_of_a_tensor(tmp_path: Path) -> None:
                 recorder.record(parameters, step, float(step))
         else:
             assert recorder.record(parameters, step, float(step))
-    assert recorder.unreadable == {}
+    assert recorder.state.partition.unreadable == {}
     trajectory = recorder.collect()[0]
     assert trajectory.steps.tolist() == [0, 2]
     assert len(trajectory.blocks) == 2
@@ -309,7 +310,7 @@ def test_a_trajectory_ends_where_nothing_can_be_read(said: Any) -> None:
 @pytest.mark.parametrize("maximum", [4, 256])
 def test_path_lengths_without_a_block(maximum: int) -> None:
     """Exact as long as all snapshots are kept; then between those that are."""
-    recorder, plain = (Recorder(max_snapshots=maximum, window=0) for _ in range(2))
+    recorder, plain = (Recorder(RecordingSettings(max_snapshots=maximum, window=0)) for _ in range(2))
     for step in range(12):
         ordinary = {"a.w": values() + step**2, "a.v": values() * step, "b.w": values() - step}
         odd = Quantized.of(values()) if step > 6 else values() * (1 + step)
@@ -418,8 +419,8 @@ def on_some_ranks(folder: Path, snapshot: str, when: int) -> tuple[list[str], li
     class Mine(Flaky):
         fails = staticmethod(lambda: ranks.rank == 1 and step >= when)
 
-    recorder = Recorder(snapshot=snapshot, folder=folder, window=2)
-    recorder.ranks = ranks
+    recorder = Recorder(RecordingSettings(snapshot=snapshot, window=2), folder=folder)
+    recorder.process.ranks = ranks
     errors = []
     for step in range(-1, 6):
         parameters = {"w": values() + step, "odd": Mine.of(values() * (3 + step))}
@@ -429,7 +430,7 @@ def on_some_ranks(folder: Path, snapshot: str, when: int) -> tuple[list[str], li
             recorder.check(parameters)
             recorder.prepare(parameters)
             continue
-        for do in (recorder.record, recorder.add_to_window, recorder.begin_window):
+        for do in (recorder.record, recorder.windows.add, recorder.windows.begin):
             try:
                 do(parameters, step, *([float(step)] if do == recorder.record else []))
             except (RuntimeError, FloatingPointError) as error:

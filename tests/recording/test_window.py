@@ -22,6 +22,7 @@ import reference
 from lightning_traj import AtEpochs, EveryNEpochs, EveryNSteps, Trajectory, TrajectoryCallback
 from lightning_traj.gram.inner_products import Row
 from lightning_traj.measures.windows import oscillation_of_window as oscillation
+from lightning_traj.recording.host_copy import defined
 from lightning_traj.recording.recorder import Recorder
 from lightning_traj.recording.windows import StepWindows
 from lightning_traj.schedule import AtSteps
@@ -367,28 +368,27 @@ def test_a_window_is_shifted_along_with_the_parameters() -> None:
     """Where blocks were added meanwhile, it is left to the next step to end the window."""
     windows = StepWindows(4, limit=8)
     rows = [torch.randn(3, dtype=torch.float64, generator=torch.Generator().manual_seed(step)) for step in range(4)]
-    windows.begin(Row.of(rows[:1]))
-    windows.add(Row.of(rows[1:2]), 1)
-    windows.shift(Row.of([rows[1] + 100]))
-    windows.add(Row.of([rows[2] + 100]), 2)
-    windows.shift(Row.of([rows[2], rows[0]]))
-    windows.add(Row.of([rows[3], rows[0]]), 3)
-    assert (windows.steps, windows.counts) == ([2], [2])
+    windows = windows.begun(Row.of(rows[:1]))
+    windows = windows.with_step(Row.of(rows[1:2]), 1)
+    windows = windows.shifted(Row.of([rows[1] + 100]))
+    windows = windows.with_step(Row.of([rows[2] + 100]), 2)
+    windows = windows.shifted(Row.of([rows[2], rows[0]]))
+    windows = windows.with_step(Row.of([rows[3], rows[0]]), 3)
+    assert (windows.steps, windows.counts) == ((2,), (2,))
     thetas = torch.stack(rows[:3]).numpy()
     assert list(oscillation(windows.sums[0][0].numpy()[:, :2])) == pytest.approx(measured(thetas), rel=1e-9)
 
 
 def test_a_window_that_an_older_version_began_early_begins_anew() -> None:
     begun = StepWindows(2, limit=8)
-    begun.begin(Row.of([torch.zeros(1)]))
+    begun = begun.begun(Row.of([torch.zeros(1)]))
     state = begun.state_dict()
     del state["due"]  # not known before
-    resumed = StepWindows(2, limit=8)
-    resumed.load_state_dict(state)
+    resumed = StepWindows.from_state(state, 2, limit=8)
     assert resumed.due
-    resumed.begin(Row.of([torch.full((1,), 5.0)]))
+    resumed = resumed.begun(Row.of([torch.full((1,), 5.0)]))
     for step, value in enumerate((6.0, 7.0), start=1):
-        resumed.add(Row.of([torch.full((1,), value)]), step)
+        resumed = resumed.with_step(Row.of([torch.full((1,), value)]), step)
     assert not resumed.due
     assert resumed.sums[0][0].tolist() == [[1.0, 1.0], [0.0, 1.0], [1.0, 4.0]]
 
@@ -525,21 +525,20 @@ def test_a_window_with_a_value_that_is_not_finite_is_undefined(fit: Any, bad: fl
     trajectory = callback.trajectory
     assert spans(trajectory) == [(0, 4), (4, 8), (8, 12)]
     assert all(map(math.isfinite, trainer.lightning_module.losses))
-    for select, defined in ((None, False), ("net.0.bias", False), ("net.2.weight", True), ("net.2.bias", True)):
+    for select, is_defined in ((None, False), ("net.0.bias", False), ("net.2.weight", True), ("net.2.bias", True)):
         for name in MEASURES:
             series = trajectory.series(select)[name]
-            assert np.isfinite(series).tolist() == [False, True, defined, True], (select, name)
+            assert np.isfinite(series).tolist() == [False, True, is_defined, True], (select, name)
 
 
 def test_an_infinite_step_of_a_single_number_warns_of_nothing() -> None:
     windows = StepWindows(3, 8)
-    windows.begin(Row.of([torch.zeros(1, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)]))
+    windows = windows.begun(Row.of([torch.zeros(1, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)]))
     for step, value in enumerate((1.0, math.inf, 2.0), start=1):
-        windows.add(
+        windows = windows.with_step(
             Row.of([torch.tensor([value], dtype=torch.float64), torch.tensor([step, 0.0], dtype=torch.float64)]), step
         )
-    windows.landed([window.numpy() for window in windows.fresh()])
-    sums = windows.on_host(2)[0]
+    sums = defined(windows.sums[0].numpy())
     assert np.isnan(list(oscillation(sums.sum(axis=0)))).all()
     assert np.isnan(list(oscillation(sums[0]))).all()
     assert list(oscillation(sums[1])) == [1.0, 0.0, 1.0, 1.0]
@@ -588,9 +587,9 @@ def test_a_running_window_has_three_rows_and_its_sums(walk: Any) -> None:
     for length in lengths:
         windows = StepWindows(length, limit=8)
         rows = [[tensor.double().flatten() for tensor in row.values()] for row in walk({"a": (40,), "b": (3,)}, length)]
-        windows.begin(Row.of(rows[0]))
+        windows = windows.begun(Row.of(rows[0]))
         for step, row in enumerate(rows[1:], start=1):
-            windows.add(Row.of(row), step)
+            windows = windows.with_step(Row.of(row), step)
         state = windows.state_dict()
         assert (len(state["rows"]), state["lengths"]) == (3, [40, 3])
         sizes.append(sum(row.numel() for row in state["rows"]))
@@ -602,28 +601,24 @@ def test_a_running_window_has_three_rows_and_its_sums(walk: Any) -> None:
 def test_windows_are_thinned_as_snapshots_are() -> None:
     windows, limit = StepWindows(2, limit=6), 6
     for step in range(0, 200, 2):
-        windows.begin(Row.of([torch.tensor([float(step)])]))
+        windows = windows.begun(Row.of([torch.tensor([float(step)])]))
         for after in (step + 1, step + 2):
-            windows.add(Row.of([torch.tensor([float(after)])]), after)
+            windows = windows.with_step(Row.of([torch.tensor([float(after)])]), after)
         assert len(windows.sums) == len(windows.steps) == len(windows.counts) == len(windows.order) <= limit
         assert windows.order[0] == 0
         assert windows.steps[-1] == step + 2
-        if step % 14 == 0:
-            windows.landed([window.numpy() for window in windows.fresh()])
-            assert windows.fresh() == []
-            assert windows.on_host(1).shape == (len(windows.sums), 1, 3, 2)
     assert windows.stride == 32
-    assert windows.order == [0, 32, 64, 96, 99]
+    assert windows.order == (0, 32, 64, 96, 99)
 
 
 def test_a_window_that_is_due_while_one_runs_is_left_out() -> None:
     windows = StepWindows(4, limit=8)
-    windows.begin(Row.of([torch.zeros(1)]))
-    windows.add(Row.of([torch.ones(1)]), 1)
-    windows.begin(Row.of([torch.ones(1)]))
+    windows = windows.begun(Row.of([torch.zeros(1)]))
+    windows = windows.with_step(Row.of([torch.ones(1)]), 1)
+    windows = windows.begun(Row.of([torch.ones(1)]))
     for step in (2, 3, 4):
-        windows.add(Row.of([torch.full((1,), float(step))]), step)
-    assert (windows.steps, windows.counts) == ([4], [4])
+        windows = windows.with_step(Row.of([torch.full((1,), float(step))]), step)
+    assert (windows.steps, windows.counts) == ((4,), (4,))
     assert not windows.running
 
 
@@ -631,25 +626,23 @@ def test_windows_begin_anew_with_the_recorder(walk: Any) -> None:
     recorder = Recorder()
     first, second = walk({"w": (5,)}, 2)
     recorder.record(first, 0, 0.0)
-    recorder.begin_window(first, 0)
-    recorder.add_to_window(second, 1)
+    recorder.windows.begin(first, 0)
+    recorder.windows.add(second, 1)
     recorder.clear()
     assert not recorder.windows.running
-    recorder.begin_window(first, 0)  # there is no θ_0 yet: nothing to begin at
+    recorder.windows.begin(first, 0)  # there is no θ_0 yet: nothing to begin at
     assert not recorder.windows.running
 
 
 def test_state_of_a_running_window() -> None:
     whole = StepWindows(4, limit=8)
     rows = [torch.randn(3, dtype=torch.float64, generator=torch.Generator().manual_seed(step)) for step in range(5)]
-    whole.begin(Row.of(rows[:1]))
+    whole = whole.begun(Row.of(rows[:1]))
     for step in (1, 2):
-        whole.add(Row.of([rows[step]]), step)
-    resumed = StepWindows(4, limit=8)
-    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
-    for windows in (whole, resumed):
-        for step in (3, 4):
-            windows.add(Row.of([rows[step]]), step)
+        whole = whole.with_step(Row.of([rows[step]]), step)
+    resumed = StepWindows.from_state(copy.deepcopy(whole.state_dict()), 4, limit=8)
+    for step in (3, 4):
+        whole, resumed = (windows.with_step(Row.of([rows[step]]), step) for windows in (whole, resumed))
     assert torch.equal(resumed.sums[0], whole.sums[0])
     theta = torch.stack(rows).numpy()
     assert list(oscillation(whole.sums[0][0].numpy())) == pytest.approx(measured(theta), rel=1e-12)

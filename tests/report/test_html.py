@@ -12,6 +12,7 @@ import torch
 
 from lightning_traj.measures.catalogue import MEASURES
 from lightning_traj.recording.recorder import Recorder
+from lightning_traj.recording.settings import RecordingSettings
 from lightning_traj.report import page
 from lightning_traj.report import summary as report
 from lightning_traj.report.trajectory_page import trajectory_report
@@ -21,7 +22,7 @@ from pages import HOSTILE, Page, assert_stands_alone
 @pytest.fixture(scope="module")
 def trajectory(walk, recorded):
     shapes = {"net.h.0.fc.weight": (30, 10), "net.h.0.fc.bias": (30,), "net.h.1.fc.weight": (10, 30)}
-    return recorded(walk(shapes, 12), Recorder(sketch_dim=64)).collect()[0]
+    return recorded(walk(shapes, 12), Recorder(RecordingSettings(sketch_dim=64))).collect()[0]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,84 @@
+"""Whether a recording can begin, or go on, with a model and with settings."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_traj.blocks import Partition, clean_name, has_entries
+from lightning_traj.distributed import Ranks
+from lightning_traj.recording.process import Parameters
+from lightning_traj.recording.record_state import RecordState
+
+
+def check_model(state: RecordState, parameters: Parameters, model: nn.Module | None, ended: Collection[str]) -> None:
+    """Check that parameters can be recorded, and that they are those of the recording so far.
+
+    Args:
+        state: What has been recorded.
+        parameters: Tensors by qualified name.
+        model: Module that has them.
+        ended: Clean names of parameters that left the model while they were recorded.
+
+    Raises:
+        ValueError: There is nothing to record, a pattern has no match, or blocks differ from those of the recording.
+    """
+    state.partition.check(parameters, model)
+    if any(torch.nn.parameter.is_lazy(parameter) for parameter in parameters.values()):
+        return
+    extended = state.partition.extended(parameters, model)
+    if not extended.blocks:
+        why = "".join(f"; {name!r} cannot be read ({reason})" for name, reason in extended.unreadable.items())
+        raise ValueError(
+            f"none of the {len(parameters)} parameters of the model is floating-point and non-empty{why}: there is "
+            "no trajectory to record; add the callback to a model that has some."
+        )
+    cleaned = {clean_name(name): parameter for name, parameter in parameters.items()}
+    for block, pieces in zip(state.blocks, state.partition.pieces, strict=True):
+        missing = [piece.parameter for piece in pieces if piece.parameter not in cleaned]
+        if not set(ended).isdisjoint(missing):
+            continue  # it left the model while it was recorded, and rests
+        for name in missing:
+            raise ValueError(
+                f"the trajectory so far has the parameter {name!r}, which the model lacks: resume with the same "
+                "model, or begin a new trajectory (without that of the checkpoint, if it is one)."
+            )
+        if (numel := sum(piece.numel(cleaned[piece.parameter]) for piece in pieces)) != block.numel:
+            raise ValueError(
+                f"the checkpoint has a trajectory with {block.numel} entries in {block.name!r}, and the model has "
+                f"{numel}: resume with the same model, or without the checkpoint's trajectory."
+            )
+
+
+def check_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any], either: Collection[str] = ()) -> None:
+    """Check that settings are those with which a checkpoint's trajectory was recorded.
+
+    Args:
+        ours: Settings of this recording, as plain values.
+        theirs: Settings in the checkpoint.
+        either: Names of settings that the checkpoint decides.
+
+    Raises:
+        ValueError: A setting differs. The message has both values.
+    """
+    for setting, value in ours.items():
+        if setting not in either and (recorded := theirs.get(setting)) != value:
+            raise ValueError(
+                f"{setting}={value!r} differs from {setting}={recorded!r}, with which the trajectory in the "
+                f"checkpoint was recorded: pass {setting}={recorded!r} to go on with it, or another name= to begin "
+                "a new one."
+            )
+
+
+def compare_ranks(ranks: Ranks, partition: Partition, parameters: Parameters, settings: Mapping[str, Any]) -> None:
+    """Make sure that all ranks record the same blocks with the same settings. All ranks have to call it.
+
+    Raises:
+        ValueError: On all ranks alike, if they do not.
+    """
+    has_shape = {name for name, p in partition.recorded(parameters).items() if has_entries(p)}
+    shapes = [(name, list(p.shape) if name in has_shape else None) for name, p in parameters.items()]
+    ranks.compare({"parameters": shapes, **settings, "the blocks": list(partition.blocks)})
