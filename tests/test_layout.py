@@ -34,6 +34,7 @@ LAYERS = (
     "measures",
     "files",
     "schedule",
+    "checks",
     "text",
     "lazy",
 )

@@ -17,7 +17,7 @@ from lightning_traj import CountSketch, FusedLayout
 from lightning_traj.blocks.shares import IndexRegion, LocalEntries, whole
 from lightning_traj.distributed.overlapping import overlaps
 from lightning_traj.recording.snapshot_files import ScatteredTensor
-from lightning_traj.sketch.countsketch import SketchInput
+from lightning_traj.sketch.protocol import SketchInput
 
 QKV = FusedLayout({"q": 2, "k": 1, "v": 1}, groups=2, axis=1)
 
