@@ -18,14 +18,15 @@ def test_right_values_pass():
 @pytest.mark.parametrize(
     ("value", "settings", "error", "message"),
     [
-        (0, {"least": 1}, ValueError, "n must be a positive int, got 0. Pass an int such as 1."),
-        (-1, {"least": 0}, ValueError, "n must be an int of 0 or more, got -1. Pass an int such as 0."),
-        (3, {"least": 4, "example": 64}, ValueError, "n must be an int of at least 4, got 3. Pass an int such as 64."),
-        (2.0, {"least": 1}, TypeError, "n must be a positive int, got 2.0. Pass an int such as 1."),
-        (True, {"least": 1}, TypeError, "n must be a positive int, got True. Pass an int such as 1."),
-        ("2", {}, TypeError, "n must be an int, got '2'. Pass an int such as 0."),
-        (None, {}, TypeError, "n must be an int, got None. Pass an int such as 0."),
-        (np.float64(2), {}, TypeError, "n must be an int, got np.float64(2.0). Pass an int such as 0."),
+        (0, {"least": 1}, ValueError, "n=0: pass a positive int."),
+        (-1, {"least": 0}, ValueError, "n=-1: pass an int of 0 or more."),
+        (3, {"least": 4, "example": 64}, ValueError, "n=3: pass an int of at least 4, such as 64."),
+        (0, {"least": 1, "owner": "EveryNSteps"}, ValueError, "EveryNSteps(n=0): pass a positive int."),
+        (2.0, {"least": 1}, TypeError, "n=2.0: pass a positive int."),
+        (True, {"least": 1}, TypeError, "n=True: pass a positive int."),
+        ("2", {}, TypeError, "n='2': pass an int."),
+        (None, {}, TypeError, "n=None: pass an int."),
+        (np.float64(2), {}, TypeError, "n=np.float64(2.0): pass an int."),
     ],
 )
 def test_wrong_integers_are_named(value, settings, error, message):
@@ -35,7 +36,7 @@ def test_wrong_integers_are_named(value, settings, error, message):
 
 
 def test_wrong_choices_are_named():
-    with pytest.raises(ValueError, match="by must be 'layer', 'role' or 'block', got 'unit'. Pass one of these."):
-        check_choice("by", "unit", ("layer", "role", "block"))
-    with pytest.raises(ValueError, match="got \\['layer'\\]"):
-        check_choice("by", ["layer"], ("layer", "role"))
+    with pytest.raises(ValueError, match=r"^by='unit': pass one of 'layer', 'role'\.$"):
+        check_choice("by", "unit", ("layer", "role"))
+    with pytest.raises(ValueError, match=r"^Search\(by=\['layer'\]\): pass one of"):
+        check_choice("by", ["layer"], ("layer", "role"), owner="Search")

@@ -31,6 +31,7 @@ LAYERS = (
     "gram",
     "sketch",
     "blocks",
+    "tensors",
     "measures",
     "files",
     "schedule",

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_traj.blocks import IndexRegion, has_entries, held_share, is_sharded
 from lightning_traj.files import Picklable
+from lightning_traj.tensors import IndexRegion, has_entries, held_share, is_sharded
 
 # Shorter than what training's own collectives wait for by default (ten minutes with NCCL, else thirty): where ranks
 # have come apart, the sum here gives up first, and training goes on.

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_traj.blocks import Deferred, IndexRegion, LocalEntries, Partition
+from lightning_traj.blocks import Partition
 from lightning_traj.recording.snapshot_files import SnapshotFiles
+from lightning_traj.tensors import Deferred, IndexRegion, LocalEntries
 
 
 class FullRows:

@@ -19,16 +19,13 @@ from torch import Tensor, nn
 
 from lightning_traj.blocks import (
     Block,
+    BlockRules,
     FusedLayout,
     Granularity,
     Partition,
     Patterns,
-    UnreadableError,
-    as_layouts,
     clean_name,
-    has_entries,
     piece_from_state,
-    plain_patterns,
 )
 from lightning_traj.distributed import Ownership, Ranks
 from lightning_traj.files import Picklable
@@ -45,6 +42,7 @@ from lightning_traj.recording.snapshot_files import SnapshotFiles
 from lightning_traj.recording.thinning import thinned
 from lightning_traj.recording.windows import StepWindows
 from lightning_traj.sketch import DEFAULT_DIM, CountSketch
+from lightning_traj.tensors import UnreadableError, has_entries
 from lightning_traj.trajectory import Trajectory, Windows
 
 # From how many entries for each number that is sent, and how many in all, it pays to share sketching out: with gloo on
@@ -107,7 +105,7 @@ class Recorder(
         self.track = track
         self.snapshot = snapshot
         self.sketch_dim, self.seed = sketch_dim, seed
-        self.partition = Partition(blocks, as_layouts(fused), plain_patterns(include), plain_patterns(exclude))
+        self.partition = Partition(BlockRules(blocks, fused or {}, include, exclude))
         self.max_snapshots = max_snapshots
         self.window = window
         self.snapshots = SnapshotFiles(folder or Path.cwd())
@@ -167,7 +165,7 @@ class Recorder(
             "snapshot": self.snapshot,
             "sketch_dim": self.sketch.dim,
             "seed": self.sketch.seed,
-            **self.partition.settings,
+            **self.partition.rules.settings,
             "max_snapshots": self.max_snapshots,
             "window": self.window,
         }

@@ -32,12 +32,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_traj.blocks import flat_range
 from lightning_traj.checks import check_int
 from lightning_traj.files import Picklable
 from lightning_traj.sketch.buckets import Buckets
 from lightning_traj.sketch.hashing import BlockHash, block_hash, primes_between
 from lightning_traj.sketch.protocol import SketchInput
+from lightning_traj.tensors import flat_range
 
 # Length of a sketch where the user chooses none; benchmarks/sketch_dim.py has the reasons.
 DEFAULT_DIM = 512

@@ -27,11 +27,11 @@ from conftest import Snapshots
 from launch import launch
 from lightning_traj import CountSketch, FusedLayout, Trajectory
 from lightning_traj.blocks.partition import Partition
-from lightning_traj.blocks.shares import LocalEntries, held_share, local_tensor
 from lightning_traj.distributed.process_group import Ranks
 from lightning_traj.recording.quantities import _added_up
 from lightning_traj.recording.recorder import Recorder
 from lightning_traj.recording.snapshot_files import SnapshotFiles
+from lightning_traj.tensors import LocalEntries, held_share, local_tensor
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "embed.weight": (10, 6),

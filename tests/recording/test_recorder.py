@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_traj.blocks.block import block_groups
+from lightning_traj.blocks import block_groups
 from lightning_traj.gram.growing_gram import GrowingGram
 from lightning_traj.measures.catalogue import MEASURES
 from lightning_traj.recording import recorder as recorder_module

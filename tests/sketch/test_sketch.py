@@ -348,13 +348,13 @@ def test_errors_of_blocks_with_like_contents_are_independent(numel):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"dim": 0}, ValueError, "dim must be a positive int, got 0. Pass an int such as 512."),
-        ({"dim": -3}, ValueError, "dim must be a positive int, got -3"),
-        ({"dim": 2.0}, TypeError, r"dim must be a positive int, got 2\.0\. Pass an int"),
-        ({"dim": True}, TypeError, "dim must be a positive int, got True"),
-        ({"dim": "64"}, TypeError, "dim must be a positive int, got '64'"),
-        ({"dim": 64, "seed": None}, TypeError, "seed must be an int, got None"),
-        ({"dim": 64, "seed": 0.5}, TypeError, r"seed must be an int, got 0\.5"),
+        ({"dim": 0}, ValueError, "dim=0: pass a positive int, such as 512"),
+        ({"dim": -3}, ValueError, "dim=-3"),
+        ({"dim": 2.0}, TypeError, r"dim=2\.0: pass a positive int, such as 512"),
+        ({"dim": True}, TypeError, "dim=True"),
+        ({"dim": "64"}, TypeError, "dim='64'"),
+        ({"dim": 64, "seed": None}, TypeError, "seed=None: pass an int"),
+        ({"dim": 64, "seed": 0.5}, TypeError, r"seed=0\.5"),
     ],
 )
 def test_bad_settings_are_named(arguments, error, message):

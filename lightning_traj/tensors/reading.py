@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_traj.blocks.block import has_entries
+from lightning_traj.tensors.entries import has_entries
 
 _ORDINARY = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _ORDINARY |= {torch.complex32, torch.complex64, torch.complex128}
