@@ -21,7 +21,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.distributed.tensor.placement_types import _StridedShard
 
-import lightning_traj.distributed.process_group
+import lightning_traj.distributed.ownership
 import lightning_traj.recording.recorder
 from conftest import Snapshots
 from launch import launch
@@ -608,7 +608,7 @@ def unknown() -> str:
     recorder = Recorder(snapshot="full")
     recorder.ranks = Ranks.of_world()
     if dist.get_rank() == 1:
-        lightning_traj.distributed.process_group.held_share = broken
+        lightning_traj.distributed.ownership.held_share = broken
     with pytest.raises((ValueError, RuntimeError)) as caught:
         recorder.prepare({"w": torch.ones(3)})
     return str(caught.value)
