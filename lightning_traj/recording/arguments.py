@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from lightning_traj.blocks import GRANULARITIES, as_layouts
+from lightning_traj.checks import check_int
 from lightning_traj.files import is_remote
 from lightning_traj.recording.quantities import QUANTITIES
 from lightning_traj.schedule import EveryNEpochs, Schedule
@@ -49,10 +50,7 @@ def check_arguments(
         ("window", 0 if window is None else window, 0),
         ("seed", seed, None),
     ):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{argument}={value!r} is no integer: pass an int.")
-        if least is not None and value < least:
-            raise ValueError(f"{argument}={value}: pass at least {least}.")
+        check_int(argument, value, least)
     for argument, patterns in (("include", include), ("exclude", exclude)):
         listed = [] if patterns is None else [patterns] if isinstance(patterns, str | bytes) else patterns
         # Any sequence: OmegaConf has lists of its own.
