@@ -9,7 +9,7 @@ import numpy as np
 from _setting import Shapes, environment, gpt2, in_turns, ratio
 
 from lightning_traj import Trajectory, measures
-from lightning_traj.blocks.block import Block, block_groups
+from lightning_traj.blocks import Block, block_groups
 
 
 def walk(shapes: Shapes, n: int, dim: int = 32, seed: int = 0) -> Trajectory:

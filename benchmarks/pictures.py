@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from blocks import network, recording, trained
 from lightning_traj import Trajectory
-from lightning_traj.loggers.trajectory import log_layers, log_trajectory
+from lightning_traj.loggers import log_layers, log_trajectory
 
 PICTURES = 12  # at most, whatever the number of blocks
 

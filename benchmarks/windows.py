@@ -15,11 +15,11 @@ import torch
 from _setting import Shapes, environment, gpt2, in_turns, parameters, ratio
 from memory import forget_peak, resident, stored
 
-from lightning_traj.blocks.shares import stretches_of
 from lightning_traj.measures.windows import oscillation_of_window as oscillation
 from lightning_traj.recording.recorder import Recorder
 from lightning_traj.recording.settings import RecordingSettings
-from lightning_traj.sketch.countsketch import SketchInput
+from lightning_traj.sketch.protocol import SketchInput
+from lightning_traj.tensors import stretches_of
 
 WINDOW = 8
 WANTED = 17.0  # sketches a window, at most: before and after each step, and its bookkeeping

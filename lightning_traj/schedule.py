@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from math import inf
 from operator import index
 
+from lightning_traj.checks import check_int
+
 
 class Schedule(ABC):
     """What a schedule answers. θ_0, the state before the first step, is recorded under every schedule.
@@ -53,7 +55,7 @@ class EveryNEpochs(Schedule):
     n: int = 1
 
     def __post_init__(self) -> None:
-        _check_interval(type(self).__name__, self.n)
+        check_int("n", self.n, least=1, owner=type(self).__name__)
 
     def due_after_step(self, step: int) -> bool:  # noqa: D102 (see Schedule)
         return False
@@ -76,7 +78,7 @@ class EveryNSteps(Schedule):
     n: int
 
     def __post_init__(self) -> None:
-        _check_interval(type(self).__name__, self.n)
+        check_int("n", self.n, least=1, owner=type(self).__name__)
 
     def due_after_step(self, step: int) -> bool:  # noqa: D102 (see Schedule)
         return step % self.n == 0
@@ -103,8 +105,8 @@ class LogSpaced(Schedule):
     base: int = 2
 
     def __post_init__(self) -> None:
-        _check_interval(type(self).__name__, self.cap, "cap")
-        _check_interval(type(self).__name__, self.base, "base", least=2)
+        check_int("cap", self.cap, least=1, owner=type(self).__name__)
+        check_int("base", self.base, least=2, owner=type(self).__name__)
 
     def due_after_step(self, step: int) -> bool:  # noqa: D102 (see Schedule)
         if step >= self.cap:
@@ -217,10 +219,3 @@ def is_due_within_epochs(schedule: Schedule) -> bool:
 def limit(value: int | None) -> float:
     """A limit of the Trainer, ``max_steps`` or ``max_epochs``, as a number: None and -1 are none."""
     return inf if value is None or value == -1 else value
-
-
-def _check_interval(schedule: str, value: object, argument: str = "n", least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{schedule}({argument}={value!r}): {argument} is no integer; pass a positive int.")
-    if value < least:
-        raise ValueError(f"{schedule}({argument}={value}): {argument} has to be at least {least}.")

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_traj import EveryNSteps, TrajectoryCallback
-from lightning_traj.blocks.block import clean_name, has_entries, real_entries
+from lightning_traj.blocks import clean_name
+from lightning_traj.tensors import has_entries, real_entries
 
 INPUTS, CLASSES, BATCH, BATCHES = 6, 3, 8, 4  # an epoch has 4 batches
 

@@ -31,9 +31,11 @@ LAYERS = (
     "gram",
     "sketch",
     "blocks",
+    "tensors",
     "measures",
     "files",
     "schedule",
+    "checks",
     "text",
     "lazy",
 )

@@ -95,16 +95,16 @@ def test_lists_are_sorted_sets():
     ("n", "error"), [(0, ValueError), (-2, ValueError), (1.0, TypeError), ("3", TypeError), (True, TypeError)]
 )
 def test_bad_intervals_are_named(schedule, n, error):
-    with pytest.raises(error, match=rf"{schedule.__name__}\(n={n!r}\): n "):
+    with pytest.raises(error, match=rf"{schedule.__name__}\(n={n!r}\): pass a positive int"):
         schedule(n)
 
 
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: LogSpaced(0), ValueError, r"LogSpaced\(cap=0\): cap has to be at least 1"),
-        (lambda: LogSpaced(10, 1), ValueError, r"LogSpaced\(base=1\): base has to be at least 2"),
-        (lambda: LogSpaced(2.5), TypeError, r"LogSpaced\(cap=2.5\): cap is no integer"),
+        (lambda: LogSpaced(0), ValueError, r"LogSpaced\(cap=0\): pass a positive int"),
+        (lambda: LogSpaced(10, 1), ValueError, r"LogSpaced\(base=1\): pass an int of at least 2"),
+        (lambda: LogSpaced(2.5), TypeError, r"LogSpaced\(cap=2.5\): pass a positive int"),
         (lambda: AtSteps([]), ValueError, r"AtSteps\(steps=\[\]\) is never due: name at least one"),
         (lambda: AtSteps([3, 0]), ValueError, "0 is below 1, and the first one is 1"),
         (lambda: AtEpochs([1.5]), TypeError, "1.5 is no integer"),

@@ -1,38 +1,33 @@
-"""Tensors that hold several parts (q, k and v; gate and up): how these lie in them, and in which layers that is known.
-
-A layer is known by the names of its class and of its owner's classes and by their attributes: no library is imported
-for it. Where that leaves a doubt the answer is None: a wrong split would be worse than no split.
-"""
+"""Fused tensors, which hold several parts such as q, k and v: where the parts lie in them."""
 
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import gcd
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_traj.blocks.roles import ROLES, Shapes, fuses_gate, owner_of, plain_path
+from lightning_traj.blocks.roles import ROLES
+from lightning_traj.checks import check_int
 
 
 @dataclass(frozen=True, eq=False)
 class FusedLayout:
-    """Where the parts of a fused tensor lie.
+    """Layout of the parts of a fused tensor.
 
     Attributes:
-        parts: Role to share, in the order in which they lie: ``{"q": 1, "k": 1, "v": 1}`` are thirds,
+        parts: Share of each part by its role, in the order of the tensor: ``{"q": 1, "k": 1, "v": 1}`` are thirds,
             ``{"q": 4, "k": 1, "v": 1}`` is a group of four queries with its key and value.
-        groups: How often the parts repeat along the axis: 1 if each part lies in one piece, the number of heads if
-            each head has a q, k and v of its own (GPT-NeoX).
-        axis: The axis of the output features: 0 in a ``torch.nn.Linear``, -1 in GPT-2's ``Conv1D``.
+        groups: Number of times that the parts repeat along the axis: 1 if each part is contiguous, the number of heads
+            if each head has a q, k and v of its own (GPT-NeoX).
+        axis: Axis of the output features: 0 in a ``torch.nn.Linear``, -1 in GPT-2's ``Conv1D``.
 
     Raises:
-        ValueError: no parts, a part that is no role, a share or groups below 1.
-        TypeError: a share, groups or axis that is no integer.
+        ValueError: There are no parts, a part is not a role, or a share or ``groups`` is below 1.
+        TypeError: A share, ``groups`` or ``axis`` is not an int.
     """
 
     parts: Mapping[str, int]
@@ -42,16 +37,13 @@ class FusedLayout:
     def __post_init__(self) -> None:
         if not isinstance(self.parts, Mapping) or not self.parts:
             raise ValueError(f'parts={self.parts!r}: name at least one part and its share, as in {{"q": 1, "k": 1}}.')
-        for role in self.parts:
+        for role, share in self.parts.items():
             if role not in ROLES:
-                raise ValueError(f"parts={self.parts!r}: {role!r} is no role; choose from {', '.join(ROLES)}.")
-        counts = {f"parts[{role!r}]": share for role, share in self.parts.items()} | {"groups": self.groups}
-        for name, value in (counts | {"axis": self.axis}).items():
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name}={value!r}: pass an integer.")
-            if name != "axis" and value < 1:
-                raise ValueError(f"{name}={value}: pass at least 1.")
-        object.__setattr__(self, "parts", dict(self.parts))  # a copy of its own: equality and hash must not change
+                raise ValueError(f"parts={self.parts!r}: {role!r} is not a role; choose from {', '.join(ROLES)}.")
+            check_int(f"parts[{role!r}]", share, least=1)
+        check_int("groups", self.groups, least=1)
+        check_int("axis", self.axis)
+        object.__setattr__(self, "parts", dict(self.parts))  # a copy, so that equality and hash cannot change
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FusedLayout) and self._key == other._key
@@ -61,10 +53,10 @@ class FusedLayout:
 
     @cached_property
     def _key(self) -> tuple[object, ...]:
-        return *self.parts.items(), self.groups, self.axis  # their order counts, which a dict's equality ignores
+        return *self.parts.items(), self.groups, self.axis  # the order of parts counts; equality of dicts ignores it
 
     def part(self, tensor: Tensor, role: str) -> Tensor:
-        """A view of one part: where there are several groups, the axis of the tensor has become [groups, entries]."""
+        """Return a view of one part. With several groups, the axis of the tensor becomes [groups, entries]."""
         axis = self.axis % tensor.ndim
         width, begin, end = self.interval(tensor.shape[axis], role)
         if self.groups == 1:
@@ -73,7 +65,11 @@ class FusedLayout:
         return groups.narrow(axis + 1, begin, end - begin)
 
     def interval(self, size: int, role: str) -> tuple[int, int, int]:
-        """Entries of a group along an axis of this size, and from where to before where the part lies in each."""
+        """Return the place of a part along an axis of `size` indices.
+
+        Returns:
+            The number of indices of one group, and the first and last-plus-one index of the part within a group.
+        """
         if role not in self.parts:
             raise ValueError(f"role={role!r}: the parts are {', '.join(self.parts)}.")
         before, share, total = self._shares[role]
@@ -82,12 +78,12 @@ class FusedLayout:
 
     @cached_property
     def _shares(self) -> dict[str, tuple[int, int, int]]:
-        """Of each part: the shares before it, its own, and those of all."""
+        """Shares by part: the sum of those before it, its own, and the sum of all."""
         total, before = sum(self.parts.values()), itertools.accumulate(self.parts.values(), initial=0)
         return {role: (first, share, total) for (role, share), first in zip(self.parts.items(), before, strict=False)}
 
     def check(self, name: str, shape: Sequence[int]) -> None:
-        """Raise ValueError where a tensor of this name and shape cannot be split so."""
+        """Raise ValueError if a tensor of this name and shape does not have this layout."""
         told = f"fused: {name} has shape {tuple(shape)}, and {self}"
         if not -len(shape) <= self.axis < len(shape):
             raise ValueError(f"{told} splits axis {self.axis}, which it does not have; correct axis.")
@@ -102,10 +98,12 @@ class FusedLayout:
 def as_layouts(declared: Mapping[str, Any] | None) -> dict[str, FusedLayout]:
     """Return declared layouts by pattern, as a plain dict.
 
-    A mapping of FusedLayout's arguments is a layout too: Hydra makes one of an instantiated layout inside a config.
+    A mapping of FusedLayout's arguments is accepted too, since Hydra turns an instantiated layout inside a config into
+    one.
 
     Raises:
-        TypeError, ValueError: a layout is neither, or its arguments are wrong; the message names its pattern.
+        TypeError: A layout is neither a FusedLayout nor such a mapping, or an argument has the wrong type.
+        ValueError: An argument is wrong. Messages name the pattern.
     """
     layouts = {}
     for pattern, layout in (declared or {}).items():
@@ -115,229 +113,6 @@ def as_layouts(declared: Mapping[str, Any] | None) -> dict[str, FusedLayout]:
             except (TypeError, ValueError) as error:
                 raise type(error)(f"fused[{pattern!r}]: {error}") from error
         if not isinstance(layout, FusedLayout):
-            raise TypeError(f"fused[{pattern!r}]={layout!r} is no layout: pass a FusedLayout.")
+            raise TypeError(f"fused[{pattern!r}]={layout!r} is not a layout: pass a FusedLayout.")
         layouts[pattern] = layout
     return layouts
-
-
-_THIRDS = FusedLayout({"q": 1, "k": 1, "v": 1})
-_HALVES = FusedLayout({"k": 1, "v": 1})
-# The gate is what passes through the activation, whatever a library calls it: as gate_proj in Llama.
-_GATE_FIRST = FusedLayout({"mlp_gate": 1, "mlp_in": 1})
-_GATE_LAST = FusedLayout({"mlp_in": 1, "mlp_gate": 1})
-
-
-def known_layout(module: nn.Module, parent: nn.Module | None, parameter: str) -> FusedLayout | None:
-    """The layout of a parameter, or None where it is not fused, or not known to be.
-
-    Args:
-        module: The module that holds the parameter itself.
-        parent: The module whose child it is; where a wrapper such as PEFT's LoRA layer stands between them (``module``
-            is its ``base_layer``), the module whose child the wrapper is.
-        parameter: Its name in ``module``: ``"weight"``, ``"bias"``, ``"in_proj_weight"``, …
-    """
-    tensor = getattr(module, parameter, None)
-    if not isinstance(tensor, Tensor):
-        return None
-    try:
-        if isinstance(module, nn.MultiheadAttention):
-            is_fused = parameter in ("in_proj_weight", "in_proj_bias") and tensor.shape[0] == 3 * module.embed_dim
-            layout = _THIRDS if is_fused else None
-        elif parameter in ("gate_up_proj", "gate_up_proj_bias"):
-            layout = _experts(module, tensor, is_bias=parameter.endswith("bias"))
-        elif parent is not None and parameter in ("weight", "bias") and (out := _out_features(module)) is not None:
-            layout = _of_child(_child_name(module, parent), module, parent, out)
-            # A shard of a flattened tensor, or packed bits, has another shape than the layer's own numbers say.
-            if layout is not None and (tensor.ndim == 0 or tensor.shape[layout.axis] != out):
-                return None
-        else:
-            return None
-        if layout is not None:
-            layout.check(parameter, tensor.shape)
-    except (AttributeError, ValueError):  # a namesake with other attributes, or sizes that do not fit
-        return None
-    return layout
-
-
-def layout_by_shapes(name: str, shapes: Shapes) -> FusedLayout | None:
-    """The layout of a SwiGLU's gate and input in one tensor, where its name and the output beside it leave no doubt.
-
-    These are the ``w12`` of xformers, DINOv2 and EVA, and the ``weights_in`` of DINOv2 in transformers: they need no
-    module to be told, so that state dicts are split as models are.
-
-    Args:
-        name: The parameter's qualified name.
-        shapes: Shapes of all parameters of the model, by ``roles.plain_path`` of their names.
-    """
-    path = plain_path(name)
-    return _GATE_FIRST if owner_of(path) in ("w12", "weights_in") and fuses_gate(path, shapes) else None
-
-
-def looks_fused(name: str, shape: Sequence[int], shapes: Shapes | None = None) -> bool:
-    """Whether the name (and shape) of a tensor that is not known suggests that several parts are fused in it.
-
-    Args:
-        name: The parameter's qualified name.
-        shape: Its shape.
-        shapes: Those of all parameters, as for ``layout_by_shapes``: they tell where a gate lies in one tensor with
-            its input.
-    """
-    path = [part for part in name.split(".") if part not in ("base_layer", "linear")] or [""]  # LoRA layers' own
-    words = "_".join(path[-2:] if path[-1] in ("weight", "bias") else path[-1:]).lower()
-    if not shape or max(shape) < 2 or "norm" in words:
-        return False
-    if "in_proj" in words and "qkv" not in words:  # many a plain layer has this name
-        return len(shape) == 2 and shape[0] == 3 * shape[1]
-    if fuses_gate(plain_path(name), shapes or {}):
-        return True
-    return re.search(r"qkv|kqv|query_key|c_attn|w_pack|(^|_)(kv|qk|w12|w13)(_|$)|gate_up|up_gate", words) is not None
-
-
-def _child_name(module: nn.Module, parent: nn.Module) -> str:
-    children = parent.named_children()
-    return next((name for name, child in children if module in (child, getattr(child, "base_layer", None))), "")
-
-
-def _classes(module: nn.Module) -> list[str]:
-    """The classes of a module as "library.Name", its own first."""
-    return [f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(module).__mro__]
-
-
-def _out_features(layer: nn.Module) -> int | None:
-    """Output features of a layer that is linear in its weight, and None for any other."""
-    if isinstance(layer, nn.Linear):
-        return layer.out_features
-    if isinstance(layer, nn.Conv2d) and layer.groups == 1:
-        return layer.out_channels
-    return _number(layer, "nf") if "transformers.Conv1D" in _classes(layer) else None
-
-
-def _number(module: nn.Module, *names: str) -> int:
-    """The first of these attributes that a module or its ``config`` has."""
-    for holder in (module, getattr(module, "config", None)):
-        for name in names:
-            if isinstance(value := getattr(holder, name, None), int):
-                return value
-    raise AttributeError(f"{type(module).__name__} has none of {names}")
-
-
-def _per_head(parent: nn.Module) -> FusedLayout:
-    return FusedLayout(_THIRDS.parts, groups=_number(parent, "num_heads", "num_attention_heads"))
-
-
-def _shares(q: int, k: int, v: int, groups: int = 1) -> FusedLayout:
-    unit = gcd(q, k, v)
-    return FusedLayout({"q": q // unit, "k": k // unit, "v": v // unit}, groups)
-
-
-def _few_keys(parent: nn.Module) -> FusedLayout:
-    kv_heads = _number(parent, "num_key_value_heads")
-    return _shares(_number(parent, "num_heads", "num_attention_heads"), kv_heads, kv_heads)
-
-
-def _multi_query(parent: nn.Module) -> FusedLayout:
-    return _shares(_number(parent, "num_heads"), 1, 1) if _number(parent, "multi_query") else _per_head(parent)
-
-
-def _falcon(parent: nn.Module) -> FusedLayout:
-    if not _number(parent, "new_decoder_architecture"):
-        return _multi_query(parent)
-    heads, groups = _number(parent, "num_heads"), _number(parent, "num_kv_heads")
-    return _shares(heads // groups, 1, 1, groups)
-
-
-def _big_code(parent: nn.Module) -> FusedLayout | None:
-    # transformers cuts the keys and values of cross-attention into pieces that are too short for them
-    return None if _number(parent, "is_cross_attention") else _multi_query(parent)
-
-
-# transformers: name of the layer, classes that own it, layout
-_TABLE: tuple[tuple[str, str, FusedLayout | Callable[[nn.Module], FusedLayout | None]], ...] = (
-    ("query_key_value", "GPTNeoX GPTNeoXJapanese Bloom Persimmon", _per_head),
-    ("query_key_value", "Falcon", _falcon),
-    ("qkv_proj", "CodeGen", FusedLayout({"q": 1, "v": 1, "k": 1}, groups=4)),  # in this order, for four TPU cores
-    ("qkv_proj", "Phi3 Phi4Multimodal", _few_keys),
-    ("qkv_proj", "MiniMaxLightning", _per_head),
-    ("Wqkv", "Dbrx", _few_keys),
-    ("Wqkv", "Mpt ModernBert", _THIRDS),
-    ("in_proj", "DisentangledSelf", _per_head),  # DeBERTa
-    ("c_attn", "GPTBigCode", _big_code),
-    ("gate_up_proj", "Phi3 Phi4Multimodal Glm Glm4 Glm4vText GlmImageText GlmOcrText Dia Dots3NoteAudio", _GATE_FIRST),
-    ("gate_up_proj", "Phi4MultimodalAudio", _GATE_LAST),
-    ("input_linear", "GraniteMoeShared GraniteMoeHybrid GraniteMoeSWA", _GATE_FIRST),
-    ("Wi", "ModernBert ModernBertDecoder", _GATE_FIRST),
-)
-_KNOWN = {
-    (child, f"transformers.{model}{suffix}"): rule
-    for child, models, rule in _TABLE
-    for model in models.split()
-    for suffix in ("Attention", "MLP")  # no model has a layer of one name in both
-}
-
-
-def _of_child(child: str, layer: nn.Module, parent: nn.Module, out: int) -> FusedLayout | None:
-    classes = _classes(parent)
-    for name in classes:
-        if (rule := _KNOWN.get((child, name))) is not None:
-            return rule(parent) if callable(rule) else rule
-    if child == "c_attn":
-        return _gpt2(layer, parent, out)
-    if child in ("attn", "qkv") and any(name.endswith(".CausalSelfAttention") for name in classes):
-        return _litgpt(child, parent, out)
-    if child in ("qkv", "to_qkv"):
-        return _vision(child, layer, parent, out)
-    if child == "fc1" and "timm.GluMlp" in classes:
-        return _GATE_LAST if _number(parent, "gate_last") else _GATE_FIRST
-    return None
-
-
-def _gpt2(layer: nn.Module, parent: nn.Module, out: int) -> FusedLayout | None:
-    """GPT-2 and its family in transformers (``Conv1D``), nanoGPT and minGPT (``Linear``)."""
-    if isinstance(layer, nn.Linear):
-        is_nano = _number(parent, "n_head") > 0 and out == 3 * _number(parent, "n_embd") and hasattr(parent, "c_proj")
-        return _THIRDS if is_nano else None
-    parts = (_HALVES if getattr(parent, "is_cross_attention", False) else _THIRDS).parts
-    return FusedLayout(parts, axis=-1) if out == len(parts) * _number(parent, "split_size") else None
-
-
-def _litgpt(child: str, parent: nn.Module, out: int) -> FusedLayout | None:
-    """LitGPT: ``attn`` has the q's, k and v of group after group, its successor ``qkv`` all q's, all k's, all v's."""
-    config: Any = getattr(parent, "config", None)
-    heads, groups = config.n_head, config.n_query_groups
-    if out != (heads + 2 * groups) * config.head_size:
-        return None
-    return _shares(heads // groups, 1, 1, groups) if child == "attn" else _shares(heads, groups, groups)
-
-
-def _vision(child: str, layer: nn.Module, parent: nn.Module, out: int) -> FusedLayout | None:
-    """Vision transformers: those of timm, torchvision and transformers, and what was copied from timm's."""
-    classes = _classes(parent)
-    is_timm = any(name.startswith("timm.") for name in classes)
-    is_known = is_timm or any(re.match(r"torchvision\.|transformers\..*Attention$", name) for name in classes)
-    if not is_known:
-        own = all(hasattr(parent, name) for name in ("num_heads", "scale", "attn_drop", "proj", "proj_drop"))
-        return _THIRDS if own and isinstance(layer, nn.Linear) and out == 3 * layer.in_features else None
-    heads = _number(parent, "num_heads", "num_attention_heads", "heads", "groups", "n_heads")
-    if any(hasattr(parent, name) for name in ("dim_qk", "dim_head_qk")):  # LambdaNet, HaloNet: unlike all others
-        return None
-    if hasattr(parent, "key_dim"):  # LeViT's offspring: values wider than keys, head by head
-        return _shares(key := _number(parent, "key_dim"), key, _number(parent, "val_dim"), heads)
-    if hasattr(parent, "kv_dim"):
-        return _shares(_number(parent, "q_dim"), kv := _number(parent, "kv_dim"), kv)
-    if getattr(parent, "head_first", False):
-        return _per_head(parent)
-    layout = _HALVES if getattr(parent, "use_global", False) else _THIRDS  # GCViT's global queries come from elsewhere
-    return layout if out % (heads * len(layout.parts)) == 0 else None
-
-
-def _experts(module: nn.Module, tensor: Tensor, is_bias: bool) -> FusedLayout | None:
-    """All experts of a layer in one tensor, [experts, features, features], as transformers has them."""
-    names = [name for name in _classes(module) if re.match(r"transformers\..*Experts$", name)]
-    if not names or tensor.ndim != (2 if is_bias else 3):
-        return None
-    if "transformers.Llama4TextExperts" in names:  # the only ones that do not say so themselves
-        is_transposed, in_one_piece = 1, 1
-    else:
-        is_transposed, in_one_piece = _number(module, "is_transposed"), _number(module, "is_concatenated")
-    axis = -1 if is_bias or is_transposed else -2
-    return FusedLayout(_GATE_FIRST.parts, groups=1 if in_one_piece else tensor.shape[axis] // 2, axis=axis)

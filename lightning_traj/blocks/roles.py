@@ -1,4 +1,4 @@
-"""What a parameter does in its network: its role, told from the type of the module that owns it, and from names."""
+"""Roles of parameters in their network, recognised by the type of the module that owns them, and by names."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-Shapes = Mapping[str, Sequence[int]]  # of all parameters of a model, by ``plain_path`` of their names
+Shapes = Mapping[str, Sequence[int]]  # shapes of all parameters of a model, by ``plain_path`` of their names
 
 ROLES: tuple[str, ...] = (
     *("q", "k", "v", "attn_out", "mlp_in", "mlp_gate", "mlp_out"),
     *("conv", "linear", "norm", "bias", "embedding", "position", "head", "lora_a", "lora_b", "other"),
 )
 
-# What adapters, parametrizations and sharding put into a name.
+# Parts of names that adapters, parametrizations and sharding add.
 _WRAPPING = re.compile(
     r"\.(?:base_layer|original_module|modules_to_save\.\w+|parametrizations|original\d*|_\w+_wrapped_module)(?=\.|$)"
     r"|(?<=\.weight)_[gv]$"
 )
 _NORM = r"[^.]*norm(?!al(?!i[sz]))[^.]*|(?:[^.]*_)?(?:ln|bn|gn)(?:f|\d*|_[^.]*)"
-# A class that is a norm, and no layer that has one inside (LayerNormLinear).
+# Classes of norms, but not of layers that contain one (LayerNormLinear).
 _NORM_CLASS = re.compile(r"(?!.*(?:linear|mlp|conv|attention)).*norm(?!al(?!i[sz]))")
 
-# Where a module lies, by the modules around it. In attention:
+# Prefixes that tell the surroundings of a module. In attention:
 _ATTENTION = r"(?:[^.]*att(?:n|ention)?_?\d*|mhs?a|sa)\.(?:(?:attention|self|output|heads\.\d+)\.)?"
 # In the feed-forward half of a block, or one of its experts:
 _MLP = r"(?:[^.]*(?:mlp|ffn|ffwd|feed_?forward|swiglu|densereludense|moe|expert)[^.]*|ff\d*)\.(?:net\.|\d+\.)?"
-# Right below a block: blocks are numbered, or say that they are blocks or layers.
+# Directly in a block: blocks are numbered, or called block or layer.
 _BLOCK = r"(?:[^.]*(?:layer|block)[^.]*|[^.]*\d)\."
-# At the top, but for the attributes of whoever wraps the network.
+# At the top of the network, after the attributes of its wrappers.
 _TOP = r"^(?:(?:model|module|net|network|base_model|backbone)\.)*(?:[a-z]\w*\.)?"
 
 
 def _projection(letter: str, word: str) -> str:
-    """Names of the module that projects to queries, keys or values."""
-    # A bare q or value means that only in attention: reinforcement learning has its own.
+    """Return a pattern for the names of the module that projects to queries, keys or values."""
+    # Bare names such as q or value count only in attention, since reinforcement learning uses them too.
     affixed = (
         rf"(?:{letter}|{word})(?:_[ab])?_(?:proj|projection|lin|linear)|"
         rf"(?:w_?|to_|in_proj_|proj_|projection_|linear_|lin_)(?:{letter}|{word})(?:_[ab])?|{letter}_attn"
@@ -45,17 +45,20 @@ def _projection(letter: str, word: str) -> str:
     return rf"{affixed}|{bare}"
 
 
-# Role and names, tried in order. A name is matched from the start of one of its parts to its end, "weight" aside;
-# within it, a head may be several modules deep.
+# Roles and patterns of names, tried in order. A pattern matches from the start of a dotted part to the end of the name,
+# ignoring "weight". A head may contain several levels of modules.
 _RULES: tuple[tuple[str, str], ...] = (
-    ("other", r"time_(?:mix_\w+|maa_\w+|decay(?:_\w+)?|first|faaaa)"),  # RWKV: vectors, and what they are made of
+    (
+        "other",
+        r"time_(?:mix_\w+|maa_\w+|decay(?:_\w+)?|first|faaaa)",
+    ),  # RWKV: vectors, and their matrices
     ("lora_a", r".*\blora_(?:embedding_)?a\b.*"),
     ("lora_b", r".*\blora_(?:embedding_)?b\b.*"),
     ("norm", rf"(?:{_NORM})(?:\.(?:bias|gamma|beta|scale|gain))?"),
     ("position", r"(?:[^.]*_)?pos(?:itions?|itional)?(?:_?(?:emb|enc|bias|table)[^.]*|_[hw])?|wpe|pe"),
     ("position", r"(?:relative_)?attention_bias(?:es)?|rel(?:ative)?_embeddings?|distance_embedding"),
     ("bias", r"(?:[^.]*_)?bias(?:es)?(?:_[^.]*)?$"),
-    ("linear", r"[^.]*router\.[^.]+"),  # whose last layer some call a classifier
+    ("linear", r"[^.]*router\.[^.]+"),  # before "head", since some call a router's last layer classifier
     ("mlp_in", rf"{_MLP}key"),  # RWKV
     ("mlp_out", rf"{_MLP}value"),
     ("q", _projection("q", "quer(?:y|ies)")),
@@ -81,7 +84,7 @@ _RULES: tuple[tuple[str, str], ...] = (
 )
 _PATTERNS = [(role, re.compile(rf"(?:^|\.)(?:{names})(?:[._]weight)?$")) for role, names in _RULES]
 
-# What names can still say about a parameter of a module of known type; where they say nothing, the type does.
+# Roles that a name can give to a parameter of a module of known type. If the name gives none, the type decides.
 _ADAPTERS = {"lora_a", "lora_b"}
 _SAID_BY_NAME = {
     "norm": _ADAPTERS,
@@ -91,8 +94,7 @@ _SAID_BY_NAME = {
     "linear": set(ROLES) - {"norm", "embedding", "position"},
 }
 
-
-# Input and output of a feed-forward layer, by the names of their modules.
+# Output of a feed-forward layer by its input, as names of modules.
 _HALVES = {
     "w12": "w3",
     "weights_in": "weights_out",
@@ -101,12 +103,12 @@ _HALVES = {
     "dense_h_to_4h": "dense_4h_to_h",
     "input_linear": "output_linear",
 }
-# Where the output is a third matrix; the gate is what passes through the activation.
+# Roles of three matrices with the output last. The gate is the matrix whose result passes through the activation.
 _OUTPUT_LAST = {"w1": "mlp_gate", "w2": "mlp_in", "w3": "mlp_out"}
 
 
 def plain_path(name: str) -> str:
-    """Return a parameter's name in lower case, without what adapters, parametrizations and sharding put into it."""
+    """Return a parameter's name in lower case, without the parts that adapters, parametrizations and sharding add."""
     return _WRAPPING.sub("", name.lower())
 
 
@@ -119,32 +121,32 @@ def role_of(
 ) -> str:
     """Return the role of a parameter, one of `ROLES`.
 
-    Weights of norms and their biases are ``"norm"``; every other bias is ``"bias"``, so that ``"q"`` or ``"mlp_in"``
-    means matrices only. A fused tensor as a whole is ``"linear"``, a query-key-value projection as well as a gate in
-    one tensor with its input.
+    Weights and biases of norms are ``"norm"``. Every other bias is ``"bias"``, so that ``"q"`` or ``"mlp_in"`` means
+    matrices only. A fused tensor as a whole is ``"linear"``, be it a query-key-value projection, or a gate in one
+    tensor with its input.
 
-    Code of SwiGLU layers numbers its matrices in two ways: ``w2`` is the output in LLaMA's and Mixtral's, ``w3`` in
-    DINOv2's and EVA's. Shapes tell which: the output projects back to the width. Where all three are square, ``w2`` is
-    taken for the output.
+    SwiGLU layers number their matrices in two ways: the output is ``w2`` in LLaMA and Mixtral, and ``w3`` in DINOv2 and
+    EVA. Shapes decide, since the output projects back to the width. If all three are square, ``w2`` is taken for the
+    output.
 
     Args:
-        name: Qualified name, without ``_orig_mod.``; the modules on the way tell attention from feed-forward layers.
-        entries_ndim: The tensor's number of dimensions.
-        module: The module that owns the parameter. Where its type and the name contradict, the type counts. None
-            where only names are known: then a weight of one dimension is taken for a norm's (``downsample.1.weight``)
-            unless it is called linear, and a nameless norm's bias cannot be told from another.
-        parent: The module whose child that is.
-        shapes: Shapes of all parameters of the model, by ``plain_path`` of their names. None: names have to do.
+        name: Qualified name without ``_orig_mod.``. Names of enclosing modules tell attention from feed-forward layers.
+        entries_ndim: Number of dimensions of the tensor.
+        module: The module that owns the parameter. If its type and the name contradict, the type counts. None if only
+            names are known. A weight of one dimension is then taken for that of a norm (``downsample.1.weight``) unless
+            it is called linear, and the bias of a norm cannot be recognised unless its name says so.
+        parent: The module that has ``module`` as a child.
+        shapes: Shapes of all parameters of the model, by ``plain_path`` of their names. None if they are not known.
     """
     path, shapes = plain_path(name), shapes or {}
     leaf = path.rpartition(".")[2]
     if isinstance(parent, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
-        path = "layer." + ".".join(path.split(".")[-2:])  # whatever it is called: net.linear1 is layer.linear1
+        path = "layer." + ".".join(path.split(".")[-2:])  # net.linear1 becomes layer.linear1
     if "parametrizations." in name:
-        module = None  # a list of parametrizations, which says nothing about the layer
+        module = None  # it is a list of parametrizations, whose type says nothing about the layer
     kind = _type_by_shape(path, entries_ndim, shapes) if module is None else _type_of(module, entries_ndim, leaf)
     if type(module).__name__ == "NonDynamicallyQuantizableLinear" and path.endswith("weight"):
-        return "attn_out"  # the class that torch.nn.MultiheadAttention has for it
+        return "attn_out"  # torch.nn.MultiheadAttention uses this class for its output projection only
     if kind == "linear" and entries_ndim == 1 and leaf == "weight":
         return "linear"  # e3nn keeps matrices flat
     said = _SAID_BY_NAME.get(kind, set(ROLES))
@@ -164,11 +166,11 @@ def role_of(
 
 
 def fuses_gate(path: str, shapes: Shapes) -> bool:
-    """Whether a feed-forward layer's input holds its gate, too: then it has twice the features that the output takes.
+    """Whether the input of a feed-forward layer contains its gate: it then has twice as many features as the output.
 
     Args:
         path: ``plain_path`` of the name of the input's weight or bias.
-        shapes: As for ``role_of``.
+        shapes: Shapes of all parameters of the model, as for ``role_of``.
     """
     owner = owner_of(path)
     if owner not in _HALVES:
@@ -178,13 +180,13 @@ def fuses_gate(path: str, shapes: Shapes) -> bool:
 
 
 def owner_of(path: str) -> str:
-    """Return the name of the module that owns a weight or bias, or that of the parameter where it has none such."""
+    """Return the name of the module that owns a weight or bias; of any other parameter its own name."""
     parts = path.split(".")
     return parts[-2] if parts[-1] in ("weight", "bias") and len(parts) > 1 else parts[-1]
 
 
 def _beside(path: str, other: str, shapes: Shapes) -> tuple[int, ...]:
-    """Shape of the weight of a module beside the one that owns a parameter; empty where there is none."""
+    """Return the shape of the weight of a sibling of the module that owns a parameter; empty if there is none."""
     parts = path.split(".")
     if parts[-1] in ("weight", "bias"):
         parts[-2:] = [other, "weight"]
@@ -194,7 +196,7 @@ def _beside(path: str, other: str, shapes: Shapes) -> tuple[int, ...]:
 
 
 def _role_by_shapes(path: str, shapes: Shapes) -> str:
-    """Role of a matrix of a feed-forward layer, as the shapes of those beside it tell it; else empty."""
+    """Return the role of a matrix of a feed-forward layer if the shapes of its siblings tell it; else empty."""
     if fuses_gate(path, shapes):
         return "linear"
     owner = owner_of(path)
@@ -210,13 +212,13 @@ def _role_by_shapes(path: str, shapes: Shapes) -> str:
 
 
 def _is_vector(path: str, shapes: Shapes) -> bool:
-    """Whether a tensor is known to have but one dimension of more than one entry."""
+    """Whether a tensor is known to have at most one dimension of more than one entry."""
     shape = shapes.get(path, ())
     return len(shape) > 0 and sum(size > 1 for size in shape) <= 1
 
 
 def _type_of(module: nn.Module, ndim: int, leaf: str) -> str:
-    """Norm, conv, embedding, position or linear, by the classes that the module is made of; else empty."""
+    """Return norm, conv, embedding, position or linear, by the classes of a module; else empty."""
     classes = [cls.__name__.lower() for cls in type(module).__mro__]
     if isinstance(module, _ConvNd) or any(_is_convolution(cls, ndim) for cls in classes):
         return "conv"
@@ -226,19 +228,19 @@ def _type_of(module: nn.Module, ndim: int, leaf: str) -> str:
         return "linear"
     if any(_NORM_CLASS.match(cls) for cls in classes):
         return "norm"
-    # Those of other libraries, which may keep their entries flat (e3nn), or a matrix for each of several types.
+    # Linear layers of other libraries may keep their entries flat (e3nn), or have one matrix for each of several types.
     return "linear" if leaf == "weight" and any(cls.endswith("linear") for cls in classes) else ""
 
 
 def _is_convolution(cls: str, ndim: int) -> bool:
-    """Whether a class with kernels of its own is one: graph networks call other things so, of three dimensions."""
+    """Whether a class is a convolution with kernels; graph networks have other layers of that name, of 3 dimensions."""
     return "conv" in cls and (ndim > 3 or (ndim == 3 and re.search("conv(?:olution)?1d|minkowski", cls) is not None))
 
 
 def _type_by_shape(path: str, ndim: int, shapes: Shapes) -> str:
-    """Linear for a flat weight that is called so, conv for one of three dimensions or more, else empty.
+    """Return linear for a flat weight of that name, conv for a weight of three or more dimensions, else empty.
 
-    A weight of a norm, of experts or of a graph's relations is no conv, whatever its shape.
+    Weights of norms, of experts and of a graph's relations are not conv, whatever their shape.
     """
     if not path.endswith(".weight"):
         return ""

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from lightning_traj import loggers as tensorboard
 from lightning_traj.callbacks.guard import Guard
 from lightning_traj.callbacks.logged_metrics import add_callback_metrics
 from lightning_traj.files import Folder, Picklable
-from lightning_traj.loggers import trajectory as tensorboard
 from lightning_traj.recording import Recorder
 from lightning_traj.report import summary as report
 from lightning_traj.trajectory import Trajectory

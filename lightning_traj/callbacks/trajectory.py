@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.nn.parameter import is_lazy
 
+from lightning_traj import loggers as tensorboard
 from lightning_traj.blocks import FusedLayout, Granularity, Patterns, clean_name
 from lightning_traj.callbacks.cross_angles import crossing
 from lightning_traj.callbacks.guard import Guard
@@ -23,7 +24,6 @@ from lightning_traj.callbacks.logged_metrics import settle_logged_metrics
 from lightning_traj.callbacks.strategies import check_strategy
 from lightning_traj.distributed import Ranks
 from lightning_traj.files import METHODS_OF_MODULE, Picklable, folder_at, identity_of, is_remote, local_path
-from lightning_traj.loggers import trajectory as tensorboard
 from lightning_traj.recording import (
     Recorder,
     RecordingSettings,

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_traj.blocks import flat_range
 from lightning_traj.checkpoints import streaming
 from lightning_traj.checkpoints.formats.checkpoint import Checkpoint
 from lightning_traj.checkpoints.streaming import Reader
+from lightning_traj.tensors import flat_range
 
 COMPARED = 2**20  # entries that are compared at once
 START = 64  # entries of a tensor that are looked at first

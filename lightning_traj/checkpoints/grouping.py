@@ -7,9 +7,9 @@ from collections import Counter as Tally
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from lightning_traj.blocks import has_entries
 from lightning_traj.checkpoints.findings import label
 from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, Weights, folder_and_name, open_checkpoint
+from lightning_traj.tensors import has_entries
 from lightning_traj.text import join_names
 
 SHARED = 2 / 3  # share of the tensors of the larger of two checkpoints that the other one needs for the same series

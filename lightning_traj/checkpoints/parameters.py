@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parameter import is_lazy
 
-from lightning_traj.blocks import clean_name, has_entries, root_of
+from lightning_traj.blocks import clean_name, root_of
 from lightning_traj.checkpoints.duplicates import tied
 from lightning_traj.checkpoints.findings import changed_shapes
 from lightning_traj.checkpoints.formats.checkpoint import Checkpoint
 from lightning_traj.checkpoints.grouping import check_matched
+from lightning_traj.tensors import has_entries
 from lightning_traj.text import join_names
 
 # What of a config.json is not taken: what names code, kernels or weights elsewhere.

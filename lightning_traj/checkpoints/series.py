@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_traj.blocks import has_entries
 from lightning_traj.checkpoints.clock import Clock
 from lightning_traj.checkpoints.findings import label
 from lightning_traj.checkpoints.formats.checkpoint import (
@@ -32,6 +31,7 @@ from lightning_traj.checkpoints.grouping import by_tensors, series_by_name, seve
 from lightning_traj.checkpoints.names import is_end, is_start
 from lightning_traj.checkpoints.ordering import Dates, checkpoint_names, dates, shared_name, split_runs
 from lightning_traj.checkpoints.parameters import parameter_count
+from lightning_traj.tensors import has_entries
 from lightning_traj.text import join_names
 from lightning_traj.trajectory import is_trajectory
 

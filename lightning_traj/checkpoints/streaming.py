@@ -26,9 +26,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_traj.blocks import Piece, flat_range, whole
+from lightning_traj.blocks import Piece
 from lightning_traj.checkpoints.formats.checkpoint import Checkpoint
 from lightning_traj.measures import DISPLACEMENT, PREVIOUS_UPDATE, THETA, UPDATE
+from lightning_traj.tensors import flat_range, whole
 
 Array = NDArray[np.float64]
 Advance = Callable[[int], None]  # is told how many entries have been taken in

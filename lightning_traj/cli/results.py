@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 
+from lightning_traj import loggers as tensorboard
 from lightning_traj.files import replace_together
-from lightning_traj.loggers import trajectory as tensorboard
 from lightning_traj.plots import trajectory as plot
 from lightning_traj.report import trajectory_report
 from lightning_traj.trajectory import Trajectory

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 from lightning_traj.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from lightning_traj.distributed.overlapping import overlaps as overlaps
-    from lightning_traj.distributed.process_group import Ownership as Ownership
+    from lightning_traj.distributed.ownership import Ownership as Ownership
     from lightning_traj.distributed.process_group import Ranks as Ranks
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "overlapping": ("overlaps",),
-        "process_group": ("Ownership", "Ranks"),
+        "ownership": ("Ownership",),
+        "process_group": ("Ranks",),
     },
 )

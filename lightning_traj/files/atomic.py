@@ -1,4 +1,4 @@
-"""Files, local or remote: replaced in one step, read back, and folders of results that never mix two calls."""
+"""Files, local or remote, that are replaced in one step, and folders of results that never mix two calls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-LOCAL = ("file", "local")  # what fsspec calls the local file system
+LOCAL = ("file", "local")  # fsspec's names for the local file system
 
 
 def is_remote(place: str | os.PathLike[str]) -> bool:
@@ -20,7 +20,7 @@ def is_remote(place: str | os.PathLike[str]) -> bool:
 
 
 def local_path(place: str | os.PathLike[str]) -> Path:
-    """Return the absolute path of a local place, ``~`` expanded: a later ``chdir`` does not change what it means."""
+    """Return the absolute path of a local place, with ``~`` expanded, so that a later ``chdir`` does not affect it."""
     path = os.fspath(place)
     if "://" in path:
         from fsspec.core import strip_protocol
@@ -36,10 +36,10 @@ def as_place(place: str | os.PathLike[str]) -> Path | str:
 
 
 def files_in(folder: Path | str, pattern: str) -> list[Path | str]:
-    """Files in a folder that match a glob pattern, sorted; of a remote folder their URLs.
+    """Return the files in a folder that match a glob pattern, sorted, as paths or URLs.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: There is no such folder.
     """
     if isinstance(folder, Path):
         if not folder.is_dir():
@@ -55,7 +55,7 @@ def files_in(folder: Path | str, pattern: str) -> list[Path | str]:
 
 
 def put(file: Path, url: str) -> None:
-    """Send a local file to a URL, in one call: object stores have no rename, and show a file once it is complete."""
+    """Send a local file to a URL in one call: object stores have no rename, and show a file once it is complete."""
     from fsspec.core import url_to_fs
 
     system, target = url_to_fs(url)
@@ -67,7 +67,7 @@ def local_copy(place: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a local path with the contents of a file: the file itself, or a temporary copy of a remote one.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: There is no such file.
     """
     path = as_place(place)
     if isinstance(path, Path):
@@ -88,10 +88,10 @@ def local_copy(place: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def replace_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path; what is written there replaces ``path`` in one step.
+    """Yield a temporary path; the file that the body writes there replaces ``path`` in one step.
 
-    Readers, and a process killed at any moment, see the old file or the new one. If the body raises, ``path`` is
-    untouched and the temporary file is removed. The folder is made if it is missing. A URL is written by one ``put``.
+    A reader sees the old file or the new one, never a part, even if the process is killed. If the body raises, ``path``
+    is untouched and the temporary file is removed. Missing folders are made. A URL is written by one ``put``.
     """
     target = as_place(path)
     if not isinstance(target, Path):
@@ -106,7 +106,7 @@ def replace_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(mode)  # some writers make a file of their own, readable by its owner alone
+        temporary.chmod(mode)  # some writers replace the file by one that only its owner can read
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(target)
@@ -117,12 +117,12 @@ def replace_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def replace_together(folder: str | os.PathLike[str], earlier: Iterable[str]) -> Iterator[Path]:
-    """Yield an empty folder within ``folder``; what is written there takes the place of the ``earlier`` results.
+    """Yield an empty folder within ``folder``; the files that the body writes there replace the ``earlier`` results.
 
-    If the body raises, ``folder`` is as it was. It is made if it is missing.
+    If the body raises, ``folder`` stays as it was. It is made if it is missing.
 
     Args:
-        folder: Of the results.
+        folder: Folder of the results.
         earlier: Names of files and folders in it that are removed, whether or not there are new ones of these names.
     """
     folder = Path(folder)

@@ -12,13 +12,13 @@ from tempfile import TemporaryDirectory
 from lightning_traj.files.atomic import is_remote, local_path
 from lightning_traj.files.uploads import Uploads
 
-PATIENCE = 60.0  # seconds that the end of a fit waits for uploads at most
+PATIENCE = 60.0  # longest time, in seconds, that the end of a fit waits for uploads
 
 Warn = Callable[[str], None]
 
 
 class Folder(ABC):
-    """A folder of files, each of which is replaced as a whole."""
+    """A folder of files that are replaced as a whole."""
 
     @abstractmethod
     def write(self, name: str, write: Callable[[Path], object]) -> None:
@@ -26,26 +26,26 @@ class Folder(ABC):
 
         Args:
             name: The file's name.
-            write: Writes the new contents to the path that it is given.
+            write: Function that writes the new contents to the path that it is given.
         """
 
     @abstractmethod
     def set_aside(self, name: str) -> None:
-        """Keep an earlier file of this name under another one, ``<stem>-v1``: nobody's results are overwritten."""
+        """Rename an earlier file to ``<stem>-v1``, so that nobody's results are overwritten."""
 
     @abstractmethod
     def describe(self, name: str) -> str:
-        """Where a file is, for messages."""
+        """Return the place of a file, for messages."""
 
     def close(self) -> None:  # noqa: B027 (a local folder has nothing to wait for)
-        """Wait until everything is in its place, within limits."""
+        """Wait, for a limited time, until all files are in place."""
 
 
 class LocalFolder(Folder):
     """A folder on this machine.
 
     Args:
-        path: Of the folder. It is made when the first file is written.
+        path: Path of the folder, which is made when the first file is written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -67,11 +67,11 @@ class LocalFolder(Folder):
 
 
 class RemoteFolder(Folder):
-    """A folder at a URL. Files are made on this machine, and sent by a background thread that training never waits for.
+    """A folder at a URL. Files are made on this machine and sent by a background thread; training never waits for it.
 
     Args:
-        url: Of the folder.
-        warn: Warns, once, of files that could not be sent.
+        url: URL of the folder.
+        warn: Function that warns of files that could not be sent.
     """
 
     def __init__(self, url: str, warn: Warn) -> None:
@@ -80,7 +80,7 @@ class RemoteFolder(Folder):
         self._warn = warn
         self._kept: set[str] = set()
         self._numbers = itertools.count()
-        self._staging: TemporaryDirectory[str] | None = None  # of files that are to be sent
+        self._staging: TemporaryDirectory[str] | None = None  # holds files until they are sent
         self._uploads: Uploads | None = None
         self._unsent: list[str] = []
 
@@ -95,7 +95,7 @@ class RemoteFolder(Folder):
         self._report(self._uploads)
 
     def set_aside(self, name: str) -> None:  # noqa: D102
-        self._kept.add(name)  # when it is replaced: looking for it now would delay training
+        self._kept.add(name)  # it is copied when it is replaced, since looking for it now would delay training
 
     def describe(self, name: str) -> str:  # noqa: D102
         return f"{self.url}/{name}" + (" (its latest state could not be sent)" if name in self._unsent else "")
@@ -117,5 +117,5 @@ class RemoteFolder(Folder):
 
 
 def folder_at(place: str | os.PathLike[str], warn: Warn) -> Folder:
-    """The folder at a path or URL."""
+    """Return the folder at a path or URL."""
     return RemoteFolder(os.fspath(place), warn) if is_remote(place) else LocalFolder(local_path(place))

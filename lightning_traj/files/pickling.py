@@ -9,10 +9,10 @@ from torch import nn
 
 
 class Picklable:
-    """Base of classes that hold what belongs to a running fit and cannot be pickled: hooks, threads, weak references.
+    """Base of classes with attributes of a running fit that cannot be pickled: hooks, threads, weak references.
 
-    A class names these attributes where it is defined, each with a function that makes the value which a pickle or a
-    deep copy has instead, or None for an attribute that it lacks:
+    A class names these attributes in its definition. For each it gives a function that makes the value which a pickle
+    or a deep copy has instead, or None if these lack the attribute:
 
         class Counter(Picklable, transient={"hooks": list}): ...
     """
@@ -28,15 +28,15 @@ class Picklable:
         return kept | {name: make() for name, make in self._transient.items() if make is not None}
 
 
-# Lightning gives these methods of its module to every callback, and gives them again in every fit.
+# Lightning gives these methods of its module to every callback, anew in every fit.
 METHODS_OF_MODULE: Mapping[str, None] = {"log": None, "log_dict": None}
 
 
 def identity_of(module: nn.Module) -> object:
-    """Return an object that stands for this module, and for none of its copies, without keeping the module alive.
+    """Return an object that identifies this module, but none of its copies, without keeping the module alive.
 
-    A reference to the module itself would put its weights into the pickle of whoever asks whether it is still the
-    same; a weak reference cannot be pickled. This is a small set that every module has of its own. Pickled along with
-    the module, as a Trainer does with its callbacks, it still stands for the module afterwards.
+    An object that wants to know whether its module is still the same can keep the identity: a reference to the module
+    itself would put all weights into the object's pickle, and a weak reference cannot be pickled. The identity is a
+    small set that every module owns. It still identifies the module if both are pickled together, as by a Trainer.
     """
     return module._non_persistent_buffers_set

@@ -10,30 +10,30 @@ from lightning_traj.files.atomic import put
 
 
 class Uploads:
-    """Sends files to a remote folder on one background thread, of each file only the newest state.
+    """Sends the newest state of files to a remote folder, on one background thread.
 
     A file that could not be sent is tried again when the next one is handed over, and once more at the end.
 
     Args:
-        url: The folder.
+        url: URL of the folder.
         kept: Names of files whose earlier contents are copied to a free name (``<stem>-v1``) before they are replaced
-            for the first time; a name is removed once that is done.
+            for the first time. A name is removed from the set once that is done.
     """
 
     def __init__(self, url: str, kept: set[str]) -> None:
         self.url, self.kept = url, kept
         self._waiting: dict[str, Path] = {}  # by name, the newest state of each file
-        self._failed: dict[str, Path] = {}  # the same of those that could not be sent
+        self._failed: dict[str, Path] = {}  # by name, files that could not be sent
         self._sending: str | None = None
         self._failure: str | None = None
         self._closing = False
         self._changed = threading.Condition()
-        # A daemon: a store that no longer answers must not keep the process from ending.
+        # A daemon thread, so that a store that no longer answers cannot keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=f"uploads to {url}", daemon=True)
         self._thread.start()
 
     def send(self, name: str, file: Path) -> None:
-        """Hand over the newest state of a file. It is deleted once it has been sent or is out of date."""
+        """Hand over the newest state of a file. The file is deleted once it has been sent or is out of date."""
         with self._changed:
             outdated = [files.pop(name) for files in (self._waiting, self._failed) if name in files]
             self._waiting |= self._failed | {name: file}
@@ -43,7 +43,7 @@ class Uploads:
             earlier.unlink()
 
     def close(self, timeout: float) -> list[str]:
-        """Wait until everything has been sent, for so many seconds at most.
+        """Wait until everything has been sent, for at most `timeout` seconds.
 
         Returns:
             Names of the files whose newest state has not been sent.
@@ -56,11 +56,11 @@ class Uploads:
         self._thread.join(timeout)
         with self._changed:
             unsent = {*self._waiting, *self._failed, *([] if self._sending is None else [self._sending])}
-            self._waiting = {}  # what is late must not replace what a later fit sends
+            self._waiting = {}  # late files must not replace those of a later fit
         return sorted(unsent)
 
     def take_failure(self) -> str | None:
-        """Return what went wrong last, if anything has since this was asked before."""
+        """Return the latest error since the last call, if any, and forget it."""
         with self._changed:
             failure, self._failure = self._failure, None
         return failure

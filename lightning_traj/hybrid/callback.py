@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from lightning_traj import loggers as tensorboard
 from lightning_traj.blocks import clean_name
 from lightning_traj.callbacks import (
     Guard,
@@ -30,7 +31,6 @@ from lightning_traj.hybrid.decisions import Decisions
 from lightning_traj.hybrid.freezing import MODEL, UNITS, Freezing, Train, Unit, grouped_parameters
 from lightning_traj.hybrid.line_search import DirectionSearch, LineSearch, Probe, in_words, summarised
 from lightning_traj.hybrid.timeline import LISTED, Event, Timeline, print_timeline
-from lightning_traj.loggers import trajectory as tensorboard
 from lightning_traj.measures import MEASURES
 from lightning_traj.recording import StepCounter
 from lightning_traj.schedule import Schedule

@@ -10,6 +10,7 @@ from math import inf
 from typing import Literal
 
 from lightning_traj.blocks import Block
+from lightning_traj.checks import check_int
 from lightning_traj.measures import MEASURES
 from lightning_traj.schedule import Schedule, is_due_within_epochs
 from lightning_traj.trajectory import Trajectory
@@ -92,7 +93,7 @@ class Threshold(Condition):
             raise ValueError(
                 f"Threshold({self.measure!r}, below={self.below!r}, above={self.above!r}): pass one of below and above."
             )
-        _check_count("Threshold", "snapshots", self.snapshots)
+        check_int("snapshots", self.snapshots, least=1, owner="Threshold")
 
     def __str__(self) -> str:
         side, value = ("below", self.below) if self.above is None else ("above", self.above)
@@ -132,7 +133,7 @@ class Plateau(Condition):
     min_delta: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_count("Plateau", "patience", self.patience)
+        check_int("patience", self.patience, least=1, owner="Plateau")
         if self.mode not in ("min", "max"):
             raise ValueError(f"Plateau(mode={self.mode!r}): pass 'min' or 'max'.")
 
@@ -160,7 +161,7 @@ class After(Condition):
     epochs: int
 
     def __post_init__(self) -> None:
-        _check_count("After", "epochs", self.epochs)
+        check_int("epochs", self.epochs, least=1, owner="After")
 
     def __str__(self) -> str:
         return f"after {self.epochs} epochs"
@@ -226,10 +227,3 @@ def as_condition(argument: str, value: object) -> Condition | None:
     if value < 0:
         raise ValueError(f"{argument}={value}: epochs are counted from 0.")
     return FromEpoch(value)
-
-
-def _check_count(condition: str, argument: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{condition}({argument}={value!r}): {argument} is no integer; pass a positive int.")
-    if value < 1:
-        raise ValueError(f"{condition}({argument}={value}): {argument} has to be at least 1.")

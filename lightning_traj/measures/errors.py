@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lightning_traj.measures.arrays import Array
+from lightning_traj.measures.direction import DRIFT_WINDOW
 from lightning_traj.measures.geometry import parameter_norm
 from lightning_traj.measures.maps import trajectory_map
 
@@ -129,8 +130,8 @@ def spectrum_gradients(gram: ArrayLike) -> SpectrumGradients:
     factors[defined] = vectors
     total = values.sum()
     shares = values / total
-    # The sum of the eigenvalues cannot change, so a constant in their weights does nothing. And where there is
-    # nothing but rounding, no block has anything either: that log can be left out.
+    # The sum of the eigenvalues is fixed, so a constant in their weights has no effect. Eigenvalues that are only
+    # rounding are so in every block, and their logarithms can be left out.
     logs = np.log(np.where(shares > np.finfo(np.float64).eps, shares, 1.0))
     entropy = -np.sum(shares * logs)
     ratio = 1 / np.sum(shares**2)
@@ -141,7 +142,7 @@ def spectrum_gradients(gram: ArrayLike) -> SpectrumGradients:
     )
 
 
-def direction_drift_gradient(displacements: ArrayLike, window: int = 5) -> Gradient:
+def direction_drift_gradient(displacements: ArrayLike, window: int = DRIFT_WINDOW) -> Gradient:
     """Gradient of `direction_drift` for the Gram matrix [T, T] of the displacements d_1 ... d_T."""
     defined = parameter_norm(displacements) > 0
     last = len(defined) - 1
@@ -165,7 +166,7 @@ def path_length_gradient(updates: ArrayLike) -> Gradient:
 def tortuosity_gradient(updates: ArrayLike, path: float | None = None) -> Gradient:
     """Gradient of `tortuosity` for the Gram matrix [T, T] of the updates, whose sum is d_T.
 
-    `path` is the path length where it was taken over more snapshots than the updates are between.
+    `path` is the path length if it was accumulated over more snapshots than these updates connect.
     """
     lengths = parameter_norm(updates)
     square = np.asarray(updates, dtype=np.float64).sum()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_traj.blocks import Block, Deferred, IndexRegion, LocalEntries, Partition
+from lightning_traj.blocks import Block, Partition
 from lightning_traj.files import Picklable
 from lightning_traj.gram import ExactGram, Row
 from lightning_traj.recording.process import Parameters, Process, Read
@@ -18,6 +18,7 @@ from lightning_traj.recording.record_state import RecordState
 from lightning_traj.recording.snapshot_files import SnapshotFiles
 from lightning_traj.recording.store import Taken, left_out
 from lightning_traj.recording.unreadable import Unreadable
+from lightning_traj.tensors import Deferred, IndexRegion, LocalEntries
 
 Held = Sequence[Sequence[LocalEntries | Deferred]]  # for each block, what is here of its pieces
 

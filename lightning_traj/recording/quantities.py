@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_traj.blocks import has_entries, is_ordinary, is_sharded, local_tensor, read, unreadable_reason
 from lightning_traj.files import Picklable
 from lightning_traj.recording.first_names import FirstNames
 from lightning_traj.recording.steps import with_inner
+from lightning_traj.tensors import has_entries, is_ordinary, is_sharded, local_tensor, read, unreadable_reason
 
 
 class Parameters(Picklable, transient={"_shards": dict, "_module": NoneType}):

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from lightning_traj.blocks import UnreadableError
 from lightning_traj.distributed import Ownership
 from lightning_traj.files import Picklable
 from lightning_traj.gram import ExactGram
@@ -34,6 +33,7 @@ from lightning_traj.recording.unreadable import Unreadable, unreadable_anywhere,
 from lightning_traj.recording.window_recorder import WindowRecorder
 from lightning_traj.recording.windows import StepWindows
 from lightning_traj.sketch import DEFAULT_DIM, CountSketch
+from lightning_traj.tensors import UnreadableError
 from lightning_traj.trajectory import Trajectory
 
 ROW_BUDGET = 2**30  # bytes: more than that is kept on the host instead of an accelerator

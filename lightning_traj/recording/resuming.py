@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_traj.blocks import Partition, clean_name, has_entries
+from lightning_traj.blocks import Partition, clean_name
 from lightning_traj.distributed import Ranks
 from lightning_traj.recording.process import Parameters
 from lightning_traj.recording.record_state import RecordState
+from lightning_traj.tensors import has_entries
 
 
 def check_model(state: RecordState, parameters: Parameters, model: nn.Module | None, ended: Collection[str]) -> None:

@@ -8,15 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_traj.blocks import (
-    GRANULARITIES,
-    FusedLayout,
-    Granularity,
-    Partition,
-    Patterns,
-    as_layouts,
-    plain_patterns,
-)
+from lightning_traj.blocks import GRANULARITIES, BlockRules, FusedLayout, Granularity, Partition, Patterns, as_layouts
+from lightning_traj.checks import check_int
 from lightning_traj.files import is_remote
 from lightning_traj.recording.quantities import QUANTITIES
 from lightning_traj.schedule import EveryNEpochs, Schedule
@@ -67,10 +60,10 @@ class RecordingSettings:
             raise ValueError(
                 f"blocks={self.blocks!r}: pass {choices}, or a function from a Block to the name of its block."
             )
-        _check_integer("sketch_dim", 1 if self.sketch_dim is None else self.sketch_dim, 1)
-        _check_integer("max_snapshots", self.max_snapshots, 4)
-        _check_integer("window", 0 if self.window is None else self.window, 0)
-        _check_integer("seed", self.seed)
+        check_int("sketch_dim", 1 if self.sketch_dim is None else self.sketch_dim, 1)
+        check_int("max_snapshots", self.max_snapshots, 4)
+        check_int("window", 0 if self.window is None else self.window, 0)
+        check_int("seed", self.seed)
         _check_patterns("include", self.include)
         _check_patterns("exclude", self.exclude)
         if self.window and self.track != "weights":
@@ -101,9 +94,7 @@ class RecordingSettings:
 
     def partition(self) -> Partition:
         """Return a partition into such blocks that has met no parameters yet."""
-        return Partition(
-            self.blocks, as_layouts(self.fused), plain_patterns(self.include), plain_patterns(self.exclude)
-        )
+        return Partition(BlockRules(self.blocks, self.fused or {}, self.include, self.exclude))
 
     def described(self, sketch_dim: int) -> dict[str, Any]:
         """Return the settings that have to stay the same for a recording to go on, as plain values.
@@ -116,7 +107,7 @@ class RecordingSettings:
             "snapshot": self.snapshot,
             "sketch_dim": sketch_dim,
             "seed": self.seed,
-            **self.partition().settings,
+            **self.partition().rules.settings,
             "max_snapshots": self.max_snapshots,
             "window": self.window_steps,
         }
@@ -148,13 +139,6 @@ def check_output(name: object, dirpath: object, figures: object, snapshot: str) 
         raise ValueError(
             f"name={name!r}: pass letters, digits, '.', '_' and '-'; it is part of tags and of file names."
         )
-
-
-def _check_integer(argument: str, value: object, least: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{argument}={value!r} is no integer: pass an int.")
-    if least is not None and value < least:
-        raise ValueError(f"{argument}={value}: pass at least {least}.")
 
 
 def _check_patterns(argument: str, patterns: Patterns | None) -> None:

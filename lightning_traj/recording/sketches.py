@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_traj.blocks import Deferred, IndexRegion, LocalEntries, Partition, stretches_of
+from lightning_traj.blocks import Partition
 from lightning_traj.sketch import CountSketch, SketchInput
+from lightning_traj.tensors import Deferred, IndexRegion, LocalEntries, stretches_of
 
 
 def sketch_blocks(

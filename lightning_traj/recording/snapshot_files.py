@@ -15,9 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_traj.blocks import IndexRegion, whole
-from lightning_traj.distributed import overlaps
 from lightning_traj.files import replace_atomically
+from lightning_traj.tensors import IndexRegion, overlaps, whole
 
 Shares = Mapping[str, Sequence[IndexRegion]]  # of each block: what is there of each of its tensors
 

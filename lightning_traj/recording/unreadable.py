@@ -10,9 +10,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from lightning_traj.blocks import Partition, UnreadableError, clean_name, has_entries, held_share
+from lightning_traj.blocks import Partition, clean_name
 from lightning_traj.distributed import Ranks
 from lightning_traj.recording.process import Parameters
+from lightning_traj.tensors import UnreadableError, has_entries, held_share
 
 
 class Unreadable:

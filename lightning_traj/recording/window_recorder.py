@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from lightning_traj.blocks import UnreadableError
 from lightning_traj.gram import Row
 from lightning_traj.recording.process import Parameters
 from lightning_traj.recording.windows import StepWindows
+from lightning_traj.tensors import UnreadableError
 
 if TYPE_CHECKING:
     from lightning_traj.recording.recorder import Recorder

@@ -7,92 +7,57 @@ block of any size is sketched in one pass over it, with no stored index of its s
                         multiplied by a stretch of one sign vector, viewed as rows of length m, and added up
     stage two, 2k -> k  the first half of the buckets, plus a random permutation of the other half
 
-The prime m is drawn for each block from those between 13/8 k and 31/16 k. So entries at a fixed stride, such as the
-columns of a matrix, spread over the buckets, also where it is near a multiple of k/2, as widths of layers are. Two
-entries meet with probability 1.02/k to 1.09/k: 1/m in stage one, the rest in stage two; in a block of a few k entries
-with less, as those within a row never meet in stage one. Each chunk takes the sign vector from a position of its own,
-no two of m consecutive chunks from positions congruent modulo m, at which their rows would have the same signs; and one
-more sign. So entries that meet have signs of their own, and the errors of blocks with like contents, which would add up
-if the blocks were hashed alike, average out, where k is some hundreds and there are many primes. Blocks of at most k
-entries are kept whole.
+Blocks of at most k entries are kept whole.
 
-Every random number is a function of (seed, block name, index in the block): the same on every device, platform and
-version, and for whichever part of a block a process happens to hold. Sums are in a fixed order, but for entries by
-index on a GPU: repeated sketches of the same values are bit-identical. Beside the sketches it takes 8 MiB on a device,
-for float32 entries in one stretch and dimensions up to 2048.
+The prime m is drawn for each block from the primes between 13/8 k and 31/16 k. Entries at a fixed stride, such as the
+columns of a matrix, therefore spread over the buckets, even if the stride is near a multiple of k/2, as the widths of
+layers often are. Two entries collide with probability 1.02/k to 1.09/k: 1/m in stage one, the rest in stage two. In a
+block of a few k entries the probability is lower, since entries of one row never collide in stage one.
+
+Each chunk reads the sign vector from its own position and has one more sign of its own. Among m consecutive chunks, no
+two positions are congruent modulo m, since rows at congruent positions would have the same signs. Entries that collide
+therefore have independent signs. Blocks with similar contents would have errors that add up if they were hashed alike;
+with their own primes and signs the errors average out, provided that k is in the hundreds and there are many primes.
+
+Every random number is a function of (seed, block name, index in the block). It is the same on every device, platform
+and version, and for whichever part of a block a process holds. Sums are in a fixed order, so repeated sketches of the
+same values are bit-identical; the exception are entries that are given by index on a GPU. The working memory is 8 MiB
+per device, for float32 entries in one stretch and dimensions up to 2048.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
-from math import isqrt
-from typing import NamedTuple, TypeVar
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_traj.blocks import flat_range
+from lightning_traj.checks import check_int
 from lightning_traj.files import Picklable
+from lightning_traj.sketch.buckets import Buckets
+from lightning_traj.sketch.hashing import BlockHash, block_hash, primes_between
+from lightning_traj.sketch.protocol import SketchInput
+from lightning_traj.tensors import flat_range
 
-DEFAULT_DIM = 512  # of the callback, from_checkpoints and the command line: benchmarks/sketch_dim.py says why
-CHUNK = 262_144  # entries: fewer launches the longer it is, and it has to stay in a CPU's cache
-SIGNS = 4  # chunks: so long is the sign vector. Chunks that share signs make the errors of constant blocks larger
-
-
-def _random_words(seed: int, purpose: str, count: int) -> np.ndarray:
-    """Counter-based random 64-bit words: word i depends on (seed, purpose, i) alone."""
-    digest = hashlib.blake2b(purpose.encode(), key=str(seed).encode(), digest_size=16).digest()
-    return np.random.Philox(key=int.from_bytes(digest, "little")).random_raw(count)
-
-
-def _random_signs(seed: int, purpose: str, count: int) -> np.ndarray:
-    """The bits of the random words as 1 and -1, int8: sign i depends on (seed, purpose, i) alone."""
-    words = _random_words(seed, purpose, -(-count // 64))
-    return 1 - 2 * np.unpackbits(words.astype("<u8").view(np.uint8), count=count).view(np.int8)
-
-
-def _primes(low: int, high: int) -> list[int]:
-    """Primes p with low < p ≤ high; where there is none the largest one below, or 1."""
-    primes: list[int] = []
-    for n in range(high, 1, -1):
-        if primes and n <= low:
-            break
-        if all(n % divisor for divisor in range(2, isqrt(n) + 1)):
-            primes.append(n)
-    return primes or [1]
-
-
-class SketchInput(NamedTuple):
-    """What is given of a block.
-
-    Attributes:
-        name: It selects the random numbers.
-        numel: Entries of the whole block.
-        device: Of the entries.
-        stretches: Real entries, each time with the position in the block of the first of them or with an index of
-            them all; none maybe.
-    """
-
-    name: str
-    numel: int
-    device: torch.device
-    stretches: Iterable[tuple[Tensor, int, Tensor | None]]
+# Length of a sketch where the user chooses none; benchmarks/sketch_dim.py has the reasons.
+DEFAULT_DIM = 512
+# Entries that are handled at once. Longer chunks take fewer launches, but have to fit into a CPU's cache.
+CHUNK = 262_144
 
 
 class CountSketch(Picklable, transient={"_buckets": dict, "_hashes": dict, "_chunk_signs": dict}):
     """A seeded linear sketch with ⟨Sa, Sb⟩ an unbiased estimate of ⟨a, b⟩.
 
-    Its standard error is about √((‖a‖²‖b‖² + ⟨a, b⟩²) / dim) for one block, less for one of a few ``dim`` entries
-    (half as much at 1.2 ``dim``); a block of at most ``dim`` entries is kept whole and has none.
+    The standard error is about √((‖a‖²‖b‖² + ⟨a, b⟩²) / dim) for one block. It is smaller for a block of a few ``dim``
+    entries (half as large at 1.2 ``dim``). A block of at most ``dim`` entries is kept whole and has no error.
 
     Args:
         dim: Length k of a sketch, at least 1.
-        seed: Sketches can be compared with each other if their seed and dim are the same.
+        seed: Seed of the random numbers. Sketches are comparable only if they share seed and dim.
 
     Raises:
-        TypeError, ValueError: dim or seed is not an integer, or dim is below 1.
+        TypeError: ``dim`` or ``seed`` is not an int.
+        ValueError: ``dim`` is below 1.
 
     Example:
         >>> import torch
@@ -106,31 +71,28 @@ class CountSketch(Picklable, transient={"_buckets": dict, "_hashes": dict, "_chu
     """
 
     def __init__(self, dim: int, seed: int = 0) -> None:
-        for argument, value in (("dim", dim), ("seed", seed)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{argument}={value!r} is no integer: pass an int, such as {argument}=512.")
-        if dim < 1:
-            raise ValueError(f"dim={dim}: a sketch needs at least one entry; pass a positive integer.")
+        check_int("dim", dim, least=1, example=DEFAULT_DIM)
+        check_int("seed", seed)
         self.dim = dim
         self.seed = seed
         self.chunk = max(CHUNK, 8 * dim)  # four rows at least
-        self._primes = _primes(13 * dim // 8, 31 * dim // 16)
-        self._buckets: dict[torch.device, _Buckets] = {}
-        self._hashes: dict[str, _Hash] = {}
+        self._primes = primes_between(13 * dim // 8, 31 * dim // 16)
+        self._buckets: dict[torch.device, Buckets] = {}
+        self._hashes: dict[str, BlockHash] = {}
         self._chunk_signs: dict[tuple[str, torch.device], Tensor] = {}
 
     def __call__(
         self, tensor: Tensor, name: str, start: int = 0, numel: int | None = None, *, index: Tensor | None = None
     ) -> Tensor:
-        """Sketch the block ``name``, or the part of it that is given.
+        """Sketch a block, or a part of it.
 
         Args:
-            tensor: Real entries, any shape, dtype and layout; taken in C order.
-            name: The block's name: it selects the random numbers.
-            start: Position in the block of the first entry given.
-            numel: Entries of the whole block; default: the tensor's own.
-            index: int64, as many entries as the tensor: their positions in the block, where they are not
-                contiguous. Used instead of ``start``; repeated positions add up.
+            tensor: Real entries of any shape, dtype and layout, taken in C order.
+            name: Name of the block, which selects the random numbers.
+            start: Position in the block of the first entry of ``tensor``.
+            numel: Number of entries of the whole block. Default: that of ``tensor``.
+            index: Positions in the block of all entries of ``tensor``, int64, for entries that are not contiguous in
+                the block. ``start`` is then ignored. Entries at the same position add up.
 
         Returns:
             float64 [min(dim, numel)], on the tensor's device. Sketches of the disjoint parts of a block add up to
@@ -151,7 +113,7 @@ class CountSketch(Picklable, transient={"_buckets": dict, "_hashes": dict, "_chu
         return self.of_blocks([SketchInput(name, numel, tensor.device, [(tensor, start, index)])])
 
     def length(self, numel: int) -> int:
-        """Of the sketch of a block of so many entries."""
+        """Return the sketch length for a block of `numel` entries."""
         return min(numel, self.dim)
 
     @torch.no_grad()
@@ -177,7 +139,7 @@ class CountSketch(Picklable, transient={"_buckets": dict, "_hashes": dict, "_chu
         return sketches
 
     def _add_entries(self, entries: Tensor, block: SketchInput) -> None:
-        """Of a block that is kept whole."""
+        """Add the given entries of a block that is kept whole."""
         for tensor, start, index in block.stretches:
             flat = tensor.reshape(-1).to(torch.float64)
             if index is None:
@@ -185,8 +147,8 @@ class CountSketch(Picklable, transient={"_buckets": dict, "_hashes": dict, "_chu
             else:
                 entries.index_add_(0, index.reshape(-1), flat)
 
-    def _fill(self, buckets: _Buckets, block: SketchInput) -> None:
-        """Stage one."""
+    def _fill(self, buckets: Buckets, block: SketchInput) -> None:
+        """Sum the entries of a block in the buckets: stage one."""
         buckets.is_empty = True
         hashed = self._hash(block.name, block.numel)
         for tensor, start, index in block.stretches:
@@ -195,13 +157,13 @@ class CountSketch(Picklable, transient={"_buckets": dict, "_hashes": dict, "_chu
                 self._add_indexed(buckets, tensor.reshape(-1), index.reshape(-1), hashed)
             elif tensor.is_contiguous():
                 self._add_flat(buckets, tensor.view(-1), start, hashed)
-            else:  # it has to be copied: a chunk at a time
+            else:  # entries in another order are copied, one chunk at a time
                 for first in range(0, n, hashed.size):
                     flat = flat_range(tensor, first, min(first + hashed.size, n))
                     self._add_flat(buckets, flat, start + first, hashed)
 
-    def _add_flat(self, buckets: _Buckets, flat: Tensor, start: int, hashed: _Hash) -> None:
-        """Stage one for contiguous entries."""
+    def _add_flat(self, buckets: Buckets, flat: Tensor, start: int, hashed: BlockHash) -> None:
+        """Add contiguous entries of the block, the first one at position `start`."""
         done, count = 0, flat.numel()
         while done < count:
             chunk, offset = divmod(start + done, hashed.size)
@@ -210,134 +172,30 @@ class CountSketch(Picklable, transient={"_buckets": dict, "_hashes": dict, "_chu
             buckets.add(part, offset, hashed, chunk)
             done += some
 
-    def _add_indexed(self, buckets: _Buckets, flat: Tensor, index: Tensor, hashed: _Hash) -> None:
-        """Stage one for entries anywhere in the block (a shard along an inner dimension, for instance)."""
+    def _add_indexed(self, buckets: Buckets, flat: Tensor, index: Tensor, hashed: BlockHash) -> None:
+        """Add entries from anywhere in the block, such as a shard along an inner dimension."""
         chunk_signs, sums = self._chunk_signs_on(flat.device, hashed), buckets.started()
         for entries, positions in zip(torch.split(flat, self.chunk), torch.split(index, self.chunk), strict=True):
             chunk = positions // hashed.size
             values = entries.to(torch.float64) * buckets.signs[hashed.begin(chunk) + positions % hashed.size]
             sums.index_add_(0, positions % hashed.m, values.mul_(chunk_signs[chunk]))
 
-    def _hash(self, name: str, numel: int) -> _Hash:
-        chunks = -(-numel // (self.chunk - 2 * self.dim))  # at least
+    def _hash(self, name: str, numel: int) -> BlockHash:
+        chunks = -(-numel // (self.chunk - 2 * self.dim))  # an upper bound: chunks are cut to whole rows
         found = self._hashes.get(name)
         if found is None or len(found.signs) < chunks:
-            first, second = map(int, _random_words(self.seed, f"block:{name}", 2))
-            m = self._primes[first % len(self._primes)]
-            span = (SIGNS - 1) * self.chunk // m * m
-            step = 1 + second % (span - 1)
-            signs = _random_signs(self.seed, f"chunks:{name}", chunks)
-            found = _Hash(name, m, self.chunk // m * m, step + (step % m == 0), span, signs.tolist())
-            self._hashes[name] = found
+            found = self._hashes[name] = block_hash(self.seed, name, self._primes, self.chunk, chunks)
         return found
 
-    def _chunk_signs_on(self, device: torch.device, hashed: _Hash) -> Tensor:
-        """The sign of each chunk of a block: copied to a device once, since that has to wait for it."""
+    def _chunk_signs_on(self, device: torch.device, hashed: BlockHash) -> Tensor:
+        """Return the signs of a block's chunks on a device; copied there only once, since the copy waits for it."""
         kept = self._chunk_signs.get((hashed.name, device))
         if kept is None or len(kept) < len(hashed.signs):
             kept = torch.tensor(hashed.signs, dtype=torch.float64, device=device)
             self._chunk_signs[hashed.name, device] = kept
         return kept
 
-    def _buckets_on(self, device: torch.device) -> _Buckets:
+    def _buckets_on(self, device: torch.device) -> Buckets:
         if device not in self._buckets:
-            self._buckets[device] = _Buckets(self.seed, self.dim, self.chunk, device)
+            self._buckets[device] = Buckets(self.seed, self.dim, self.chunk, device)
         return self._buckets[device]
-
-
-Integers = TypeVar("Integers", int, Tensor)
-
-
-class _Hash(NamedTuple):
-    """Of a block.
-
-    Attributes:
-        name: Of the block.
-        m: How many buckets there are, and the length of a row.
-        size: Entries of a chunk: whole rows.
-        step: By which the position in the sign vector moves on from chunk to chunk.
-        span: Positions begin before it: a multiple of m, so that no two of m chunks are congruent modulo m.
-        signs: One more of each chunk.
-    """
-
-    name: str
-    m: int
-    size: int
-    step: int
-    span: int
-    signs: list[int]
-
-    def begin(self, chunk: Integers) -> Integers:
-        """Where in the sign vector the signs of a chunk begin."""
-        return (chunk + 1) * self.step % self.span
-
-
-class _Buckets:
-    """The buckets of one block after the other, on a device, and what all blocks share: signs, and a permutation.
-
-    Memory of their own would leave holes between what is kept.
-
-    Attributes:
-        is_empty: Nothing has been added yet, and what the buckets hold is of another block.
-        signs: int8, 1 or -1.
-    """
-
-    def __init__(self, seed: int, dim: int, chunk: int, device: torch.device) -> None:
-        self.is_empty = True
-        self.signs = torch.from_numpy(_random_signs(seed, "entries", SIGNS * chunk)).to(device)
-        order = np.argsort(_random_words(seed, "permutation", dim), kind="stable")
-        self._permutation = torch.from_numpy(order).to(device)
-        self._sums = torch.empty(2 * dim, dtype=torch.float64, device=device)
-        self._first, self._second = self._sums.view(2, dim)
-        self._rows = torch.empty(chunk, dtype=torch.float64, device=device)
-        self._by_dtype: dict[torch.dtype, tuple[Tensor, Tensor]] = {}  # signs, scratch
-
-    def started(self) -> Tensor:
-        """The buckets, to add to: zeros, if nothing has been added."""
-        if self.is_empty:
-            self._sums.zero_()
-            self.is_empty = False
-        return self._sums
-
-    def add(self, entries: Tensor, offset: int, hashed: _Hash, chunk: int) -> None:
-        """Add 1-D entries of a chunk, from this offset in it on."""
-        m, sign = hashed.m, hashed.signs[chunk]
-        # Signs first: half the traffic of signs after the conversion.
-        rows = self._as_rows(self._signed(entries, hashed.begin(chunk) + offset), offset % m, m)
-        if not self.is_empty:
-            self._sums[:m].add_(rows.sum(0), alpha=sign)
-            return
-        # Without zeros to begin with: most blocks are one chunk.
-        torch.sum(rows, 0, out=self._sums[:m])
-        if sign < 0:
-            self._sums[:m].neg_()
-        self._sums[m:].zero_()
-        self.is_empty = False
-
-    def fold(self, out: Tensor) -> None:
-        """Stage two."""
-        self.started()  # nothing of a block may be here
-        torch.index_select(self._second, 0, self._permutation, out=out)
-        out += self._first
-
-    def _signed(self, entries: Tensor, at: int) -> Tensor:
-        """The entries times the signs from a position on, in a floating-point dtype that holds them exactly."""
-        if not entries.is_floating_point() or entries.element_size() == 1:
-            entries = entries.to(torch.float64)
-        if entries.dtype not in self._by_dtype:
-            signs = self.signs.to(entries.dtype)
-            self._by_dtype[entries.dtype] = signs, signs.new_empty(len(self._rows))
-        signs, scratch = self._by_dtype[entries.dtype]
-        count = entries.numel()
-        return torch.mul(entries, signs[at : at + count], out=scratch[:count])
-
-    def _as_rows(self, entries: Tensor, begin: int, m: int) -> Tensor:
-        """Entries in float64, as rows of length m: the first one at this place of the first row, the rest is zeros."""
-        end = begin + entries.numel()
-        count = -(-end // m)
-        self._rows[begin:end].copy_(entries)
-        if begin:
-            self._rows[:begin].zero_()
-        if end < count * m:
-            self._rows[end : count * m].zero_()
-        return self._rows.as_strided((count, m), (m, 1))

@@ -5,19 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_traj.blocks.block import (
+from lightning_traj.blocks import (
     Block,
     attention_layers,
     block_groups,
-    block_units,
-    check_patterns,
     clean_name,
     group_blocks,
-    has_entries,
-    is_wanted,
-    real_entries,
     select_blocks,
 )
+from lightning_traj.blocks.grouping import block_units
+from lightning_traj.blocks.selection import check_patterns, is_wanted
+from lightning_traj.tensors import has_entries, real_entries
 
 BLOCKS = [
     Block("embed.weight", "embed", "other", 50),

@@ -36,7 +36,8 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import VisionAttention
 from transformers.models.sam.modeling_sam import SamVisionAttention
 from transformers.models.timesformer.modeling_timesformer import TimesformerSelfAttention
 
-from lightning_traj.blocks.fused import FusedLayout, known_layout, looks_fused
+from lightning_traj.blocks.fused import FusedLayout
+from lightning_traj.blocks.known_layouts import known_layout, looks_fused
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -668,12 +669,12 @@ def test_layout_is_a_value() -> None:
     [
         ({"parts": {}}, ValueError, "parts={}: name at least one part"),
         ({"parts": "qkv"}, ValueError, "parts='qkv': name at least one part"),
-        ({"parts": {"query": 1}}, ValueError, "'query' is no role; choose from q, k, v"),
-        ({"parts": {"q": 0}}, ValueError, r"parts\['q'\]=0: pass at least 1"),
-        ({"parts": {"q": 0.5}}, TypeError, r"parts\['q'\]=0.5: pass an integer"),
-        ({"parts": {"q": 1}, "groups": 0}, ValueError, "groups=0: pass at least 1"),
-        ({"parts": {"q": 1}, "groups": True}, TypeError, "groups=True: pass an integer"),
-        ({"parts": {"q": 1}, "axis": "out"}, TypeError, "axis='out': pass an integer"),
+        ({"parts": {"query": 1}}, ValueError, "'query' is not a role; choose from q, k, v"),
+        ({"parts": {"q": 0}}, ValueError, r"parts\['q'\]=0: pass a positive int"),
+        ({"parts": {"q": 0.5}}, TypeError, r"parts\['q'\]=0.5: pass a positive int"),
+        ({"parts": {"q": 1}, "groups": 0}, ValueError, "groups=0: pass a positive int"),
+        ({"parts": {"q": 1}, "groups": True}, TypeError, "groups=True: pass a positive int"),
+        ({"parts": {"q": 1}, "axis": "out"}, TypeError, "axis='out': pass an int"),
     ],
 )
 def test_wrong_layouts_are_refused(settings: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -728,7 +729,7 @@ def test_parts_are_a_permutation_of_the_tensor(
 def test_nothing_is_imported_for_it() -> None:
     script = (
         "import sys, torch\n"
-        "from lightning_traj.blocks.fused import known_layout\n"
+        "from lightning_traj.blocks.known_layouts import known_layout\n"
         "known_layout(torch.nn.Linear(3, 9), torch.nn.Module(), 'weight')\n"
         "assert not {'transformers', 'timm'} & set(sys.modules)"
     )

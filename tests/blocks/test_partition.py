@@ -10,6 +10,7 @@ from torch import nn
 from lightning_traj.blocks.block import Block
 from lightning_traj.blocks.fused import FusedLayout
 from lightning_traj.blocks.partition import Partition
+from lightning_traj.blocks.rules import BlockRules
 from lightning_traj.recording.recorder import Recorder
 from lightning_traj.recording.settings import RecordingSettings
 
@@ -73,7 +74,7 @@ def test_what_looks_fused_is_said_and_stays_whole(network):
 
 def test_a_declared_layout_splits(network):
     per_head = FusedLayout({"q": 1, "k": 1, "v": 1}, groups=2)
-    partition = Partition(fused={"*.mix_qkv.*": per_head}).extended(parameters(network), network)
+    partition = Partition(BlockRules(fused={"*.mix_qkv.*": per_head})).extended(parameters(network), network)
     weight = network.layers[1].mix_qkv.weight
     names = [block.name for block in partition.blocks]
     part = partition.held(parameters(network), {})[names.index("layers.1.mix_qkv.weight:v")][0].tensor
@@ -83,7 +84,7 @@ def test_a_declared_layout_splits(network):
 
 
 def test_a_fused_tensor_that_no_longer_has_its_parts_is_refused():
-    partition = Partition(fused={"w": QKV}).extended({"w": torch.zeros(6, 4)})
+    partition = Partition(BlockRules(fused={"w": QKV})).extended({"w": torch.zeros(6, 4)})
     partition.held({"w": torch.ones(6, 4)}, {})
     with pytest.raises(ValueError, match=r"w has shape \(8, 3\), and .* cuts its axis 0 into 3 equal pieces"):
         partition.held({"w": torch.ones(8, 3)}, {})
@@ -91,7 +92,7 @@ def test_a_fused_tensor_that_no_longer_has_its_parts_is_refused():
 
 def test_a_declaration_outranks_what_is_known(network):
     swapped = FusedLayout({"v": 1, "k": 1, "q": 1})
-    partition = Partition(fused={"*.in_proj_weight": swapped}).extended(parameters(network), network)
+    partition = Partition(BlockRules(fused={"*.in_proj_weight": swapped})).extended(parameters(network), network)
     names = [block.name for block in partition.blocks]
     part = partition.held(parameters(network), {})[names.index("layers.0.self_attn.in_proj_weight:v")][0].tensor
     torch.testing.assert_close(part.reshape(-1), network.layers[0].self_attn.in_proj_weight[:4].detach().reshape(-1))
@@ -109,15 +110,15 @@ def test_a_declaration_outranks_what_is_known(network):
     ],
 )  # fmt: skip
 def test_bad_patterns_and_layouts(network, settings, message):
-    partition = Partition(**settings)
+    partition = Partition(BlockRules(**settings))
     with pytest.raises(ValueError, match=message):
         partition.check(parameters(network), network)
 
 
 def test_include_and_exclude_reach_the_parts(network):
-    only_q = Partition(include="*weight:q").extended(parameters(network), network)
+    only_q = Partition(BlockRules(include="*weight:q")).extended(parameters(network), network)
     assert [block.name for block in only_q.blocks] == ["layers.0.self_attn.in_proj_weight:q"]
-    without = Partition(exclude=["*:k", "head.*"]).extended(parameters(network), network)
+    without = Partition(BlockRules(exclude=["*:k", "head.*"])).extended(parameters(network), network)
     assert not any(block.name.endswith(":k") or block.layer == "head" for block in without.blocks)
     assert without.extended(parameters(network), network) is without  # nothing is new
 
@@ -131,7 +132,7 @@ def test_include_and_exclude_reach_the_parts(network):
     ],
 )
 def test_coarser_blocks(network, granularity, names):
-    partition = Partition(granularity).extended(parameters(network), network)
+    partition = Partition(BlockRules(granularity)).extended(parameters(network), network)
     assert {block.name for block in partition.blocks} >= set(names[:2])
     assert [block.name for block in partition.blocks if block.name in names] == [
         n for n in names if n in by_name(partition)
@@ -140,18 +141,18 @@ def test_coarser_blocks(network, granularity, names):
 
 
 def test_blocks_by_layer(network):
-    blocks = by_name(Partition("layer").extended(parameters(network), network))
+    blocks = by_name(Partition(BlockRules("layer")).extended(parameters(network), network))
     attention = blocks["layers.0.self_attn"]
     assert attention == Block("layers.0.self_attn", "layers.0.self_attn", "other", 48 + 12)
     assert blocks["layers.0.linear1"].role == "mlp_in"  # whatever its bias is
     assert blocks["layers.0.norm1"].role == "norm"
-    root = Partition("layer").extended({"scale": torch.ones(3)})
+    root = Partition(BlockRules("layer")).extended({"scale": torch.ones(3)})
     assert root.blocks == (Block("root", "", "other", 3),)
 
 
 def test_a_function_must_return_names(network):
     with pytest.raises(TypeError, match=r"blocks=function .* returned None for 'embed.weight': return the name"):
-        Partition(lambda block: None).extended(parameters(network), network)
+        Partition(BlockRules(lambda block: None)).extended(parameters(network), network)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # of torch.compile's own
@@ -175,24 +176,26 @@ def test_functions_are_named_without_an_address():
         def __call__(self, block):
             return block.role
 
-    assert Partition(Grouping()).settings["blocks"].endswith("Grouping")
-    named = Partition(partial(Grouping(), object(), extra=1)).settings["blocks"]
+    assert Partition(BlockRules(Grouping())).rules.settings["blocks"].endswith("Grouping")
+    named = Partition(BlockRules(partial(Grouping(), object(), extra=1))).rules.settings["blocks"]
     assert "0x" not in named
     assert "(<object object>,), {'extra': 1}" in named
 
 
 def test_a_function_that_fails_is_named(network):
     with pytest.raises(TypeError, match=r"blocks=function .* failed for Block\(name='embed.weight'.*AttributeError"):
-        Partition(lambda block: block.depth).extended(parameters(network), network)
+        Partition(BlockRules(lambda block: block.depth)).extended(parameters(network), network)
 
 
 def test_what_is_excluded_is_not_announced(network):
-    assert Partition(exclude="*.mix_qkv.*").extended(parameters(network), network).undeclared == ()
+    assert Partition(BlockRules(exclude="*.mix_qkv.*")).extended(parameters(network), network).undeclared == ()
 
 
 def test_excluding_all_parts_leaves_nothing(network):
     with pytest.raises(ValueError, match="leave none of 20 parameters"):
-        Partition(include="*.in_proj_weight", exclude=["*:q", "*:k", "*:v"]).check(parameters(network), network)
+        Partition(BlockRules(include="*.in_proj_weight", exclude=["*:q", "*:k", "*:v"])).check(
+            parameters(network), network
+        )
 
 
 # What is recorded of them

@@ -12,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import lightning_traj.blocks.shares
+import lightning_traj.tensors.local_entries
 from lightning_traj import CountSketch, FusedLayout
-from lightning_traj.blocks.shares import IndexRegion, LocalEntries, whole
-from lightning_traj.distributed.overlapping import overlaps
 from lightning_traj.recording.snapshot_files import ScatteredTensor
-from lightning_traj.sketch.countsketch import SketchInput
+from lightning_traj.sketch.protocol import SketchInput
+from lightning_traj.tensors import IndexRegion, LocalEntries, overlaps, whole
 
 QKV = FusedLayout({"q": 2, "k": 1, "v": 1}, groups=2, axis=1)
 
@@ -66,7 +65,7 @@ def test_stretches_say_where_entries_are(
     tensor, parts = case
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("LONG", long), ("GAPS", gaps), ("AT_ONCE", at_once)):
-            patch.setattr(lightning_traj.blocks.shares, name, value)
+            patch.setattr(lightning_traj.tensors.local_entries, name, value)
         found = gathered([LocalEntries(held.tensor + 1, held.share) for held in parts], tensor.numel())
     assert found == [*range(1, tensor.numel() + 1)]
 
@@ -106,7 +105,7 @@ def test_parts_of_fused_tensors() -> None:
         for first, last in ((0, 16), (3, 9), (5, 6), (15, 16)):  # cut within heads and parts
             local = whole_tensor[:, first:last]
             share = IndexRegion((3, 16, 2), (((0, 0, 3),), ((0, first, last - first),), ((0, 0, 2),)))
-            held = LocalEntries(local, share.of_part(QKV, role))
+            held = LocalEntries(local, share.of_part(QKV.axis, *QKV.interval(16, role)))
             found = torch.tensor(gathered([held], len(expected)))
             assert set(found.tolist()) - {0} == set(expected.tolist()) & set(local.reshape(-1).tolist()) - {0}
             assert torch.equal(found[found > 0], expected[found > 0])

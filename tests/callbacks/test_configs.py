@@ -135,7 +135,11 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"exclude": {"*.bias"}}, TypeError, "exclude={'\\*.bias'}: pass a glob pattern"),
     ({"include": OmegaConf.create({"a": 1})}, TypeError, "include={'a': 1}: pass a glob pattern"),
     ({"fused": OmegaConf.create(["*.qkv"])}, TypeError, "pass a dict from glob patterns"),
-    ({"fused": {"*.qkv": {"parts": {"queries": 1}}}}, ValueError, r"fused\['\*.qkv'\]: parts=.*'queries' is no role"),
+    (
+        {"fused": {"*.qkv": {"parts": {"queries": 1}}}},
+        ValueError,
+        r"fused\['\*.qkv'\]: parts=.*'queries' is not a",
+    ),
     ({"fused": {"*.qkv": {"q": 1, "k": 1}}}, TypeError, r"fused\['\*.qkv'\]: .*unexpected keyword argument"),
 ]
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lightning_traj import FusedLayout, from_checkpoints
-from lightning_traj.blocks.block import flat_range
 from lightning_traj.checkpoints import streaming
 from lightning_traj.checkpoints.formats.checkpoint import Checkpoint
 from lightning_traj.checkpoints.streaming import UpdateGram, anchored_gram, local_grams
 from lightning_traj.recording.recorder import Recorder
 from lightning_traj.recording.settings import RecordingSettings
+from lightning_traj.tensors import flat_range
 from saved import agree
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -21,12 +21,11 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.distributed.tensor.placement_types import _StridedShard
 
-import lightning_traj.distributed.process_group
+import lightning_traj.distributed.ownership
 from conftest import Snapshots
 from launch import launch
 from lightning_traj import CountSketch, FusedLayout, Trajectory
 from lightning_traj.blocks.partition import Partition
-from lightning_traj.blocks.shares import LocalEntries, held_share, local_tensor
 from lightning_traj.distributed.process_group import Ranks
 from lightning_traj.gram.sketched_gram import SketchedGram
 from lightning_traj.recording import sketch_store
@@ -38,6 +37,7 @@ from lightning_traj.recording.recorder import Recorder
 from lightning_traj.recording.settings import RecordingSettings
 from lightning_traj.recording.snapshot_files import SnapshotFiles
 from lightning_traj.recording.windows import StepWindows
+from lightning_traj.tensors import LocalEntries, held_share, local_tensor
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "embed.weight": (10, 6),
@@ -625,7 +625,7 @@ def unknown() -> str:
     recorder = Recorder(RecordingSettings(snapshot="full"))
     recorder.process.ranks = Ranks.of_world()
     if dist.get_rank() == 1:
-        lightning_traj.distributed.process_group.held_share = broken
+        lightning_traj.distributed.ownership.held_share = broken
     with pytest.raises((ValueError, RuntimeError)) as caught:
         recorder.prepare({"w": torch.ones(3)})
     return str(caught.value)

@@ -169,11 +169,11 @@ WRONG: dict[str, tuple[Any, str]] = {
     "unknown measure": (lambda: Threshold("direction_drif", below=1), "close to it: 'direction_drift'"),
     "no value": (lambda: Threshold("mds"), "pass one of below and above"),
     "two values": (lambda: Threshold("mds", below=1, above=0), "pass one of below and above"),
-    "no snapshots": (lambda: Threshold("mds", below=1, snapshots=0), "at least 1"),
-    "half a snapshot": (lambda: Threshold("mds", below=1, snapshots=0.5), "no integer"),  # type: ignore[arg-type]
-    "patience": (lambda: Plateau("loss", patience=0), "at least 1"),
+    "no snapshots": (lambda: Threshold("mds", below=1, snapshots=0), r"Threshold\(snapshots=0\): pass a positive int"),
+    "half a snapshot": (lambda: Threshold("mds", below=1, snapshots=0.5), r"snapshots=0\.5\): pass a positive int"),  # type: ignore[arg-type]
+    "patience": (lambda: Plateau("loss", patience=0), r"patience=0\): pass a positive int"),
     "mode": (lambda: Plateau("loss", mode="least"), "pass 'min' or 'max'"),  # type: ignore[arg-type]
-    "after": (lambda: After(0), "at least 1"),
+    "after": (lambda: After(0), r"After\(epochs=0\): pass a positive int"),
     "a negative epoch": (lambda: as_condition("thaw", -1), "thaw=-1: epochs are counted from 0"),
     "a share": (lambda: as_condition("when", 0.5), "when=0.5: pass an epoch"),
     "a truth": (lambda: as_condition("when", True), "when=True: pass an epoch"),

@@ -20,7 +20,7 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 
 from event_files import events, hparams, provider
-from lightning_traj.loggers import trajectory as tensorboard
+from lightning_traj import loggers as tensorboard
 from lightning_traj.measures.catalogue import MEASURES, shown_in
 from lightning_traj.recording.recorder import Recorder
 from lightning_traj.recording.settings import RecordingSettings

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_traj.blocks.block import block_groups
+from lightning_traj.blocks import block_groups
 from lightning_traj.gram.exact_gram import ExactGram
 from lightning_traj.gram.sketched_gram import SketchedGram
 from lightning_traj.measures.catalogue import MEASURES

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import reference
 from lightning_traj import EveryNEpochs, LogSpaced, Trajectory, TrajectoryCallback
-from lightning_traj.blocks.block import block_groups
+from lightning_traj.blocks import block_groups
 from lightning_traj.plots import trajectory as plot
 from lightning_traj.plots.layers import progress
 from lightning_traj.recording.history import thinned

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from launch import launch
 from lightning_traj import EveryNSteps, Trajectory, TrajectoryCallback
-from lightning_traj.blocks.reading import is_ordinary, read, unreadable_reason
 from lightning_traj.distributed.process_group import Ranks
 from lightning_traj.recording.recorder import Recorder
 from lightning_traj.recording.settings import RecordingSettings
+from lightning_traj.tensors.reading import is_ordinary, read, unreadable_reason
 from models import Module
 from odd_tensors import FLOAT8, Dequantizable, Flaky, Plain, Quantized, packed
 

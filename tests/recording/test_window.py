@@ -448,9 +448,9 @@ def test_a_run_is_not_resumed_with_other_windows(fit: Any, tmp_path: Path, diffe
     ("window", "error", "message"),
     [
         (1, ValueError, "window=1: an angle takes two steps; pass 0 for no windows, or at least 2"),
-        (-1, ValueError, "window=-1: pass at least 0"),
-        (2.0, TypeError, "window=2.0 is no integer"),
-        (True, TypeError, "window=True is no integer"),
+        (-1, ValueError, "window=-1: pass an int of 0 or more"),
+        (2.0, TypeError, "window=2.0: pass an int"),
+        (True, TypeError, "window=True: pass an int"),
     ],
 )
 def test_a_window_that_cannot_be(window: Any, error: Any, message: str) -> None:

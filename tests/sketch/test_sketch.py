@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from lightning_traj.sketch import countsketch as sketch_module
-from lightning_traj.sketch.countsketch import CHUNK, SIGNS, CountSketch, SketchInput, _random_signs, _random_words
+from lightning_traj.sketch.countsketch import CHUNK, CountSketch
+from lightning_traj.sketch.hashing import SIGNS, random_signs, random_words
+from lightning_traj.sketch.protocol import SketchInput
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -78,17 +80,15 @@ def by_definition(a, name, dim, seed):
     """Entry by entry, from the definition and the random numbers."""
     numel, chunk = len(a), max(CHUNK, 8 * dim)
     primes = [n for n in range(13 * dim // 8 + 1, 31 * dim // 16 + 1) if all(n % d for d in range(2, n))]
-    first, second = (int(word) for word in _random_words(seed, f"block:{name}", 2))
+    first, second = (int(word) for word in random_words(seed, f"block:{name}", 2))
     m = primes[::-1][first % len(primes)]
     size, span = chunk // m * m, (SIGNS - 1) * chunk // m * m
     step = 1 + second % (span - 1)
     step += step % m == 0
     i = np.arange(numel)
     position = (i // size + 1) * step % span + i % size
-    signs = (
-        _random_signs(seed, "entries", SIGNS * chunk)[position] * _random_signs(seed, f"chunks:{name}", 99)[i // size]
-    )
-    place = np.argsort(np.argsort(_random_words(seed, "permutation", dim)))  # of a bucket of the second half
+    signs = random_signs(seed, "entries", SIGNS * chunk)[position] * random_signs(seed, f"chunks:{name}", 99)[i // size]
+    place = np.argsort(np.argsort(random_words(seed, "permutation", dim)))  # of a bucket of the second half
     bucket = np.where(i % m < dim, i % m, place[i % m - dim])
     return np.bincount(bucket, a * signs, minlength=dim)
 
@@ -348,12 +348,12 @@ def test_errors_of_blocks_with_like_contents_are_independent(numel):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"dim": 0}, ValueError, "dim=0: a sketch needs at least one entry"),
+        ({"dim": 0}, ValueError, "dim=0: pass a positive int, such as 512"),
         ({"dim": -3}, ValueError, "dim=-3"),
-        ({"dim": 2.0}, TypeError, r"dim=2\.0 is no integer: pass an int"),
+        ({"dim": 2.0}, TypeError, r"dim=2\.0: pass a positive int, such as 512"),
         ({"dim": True}, TypeError, "dim=True"),
         ({"dim": "64"}, TypeError, "dim='64'"),
-        ({"dim": 64, "seed": None}, TypeError, "seed=None is no integer"),
+        ({"dim": 64, "seed": None}, TypeError, "seed=None: pass an int"),
         ({"dim": 64, "seed": 0.5}, TypeError, r"seed=0\.5"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Where two ways of dividing a block among processes have entries in common."""
+"""Entries that two ways of dividing a block among processes have in common."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_traj.blocks import IndexRegion, Interval, strides_of
+from lightning_traj.tensors.regions import IndexRegion, Interval, strides_of
 
 
 def overlaps(ours: Sequence[IndexRegion], theirs: Sequence[IndexRegion]) -> NDArray[np.int64]:
     """Return the stretches of a block's entries that two holders have in common.
 
     Args:
-        ours: Regions of each of the block's tensors that one holder has; its entries are numbered in the order of
-            ``LocalEntries.flat``.
+        ours: Regions of the block's tensors that one holder has, one for each tensor. Its entries are numbered in the
+            order of ``LocalEntries.flat``.
         theirs: Regions that the other holder has.
 
     Returns:
-        int64 [stretches, 3]: where each begins among ours, where among theirs, and its length.
+        int64 [stretches, 3]: for each stretch, where it begins among ours, where it begins among theirs, and its
+        length.
     """
     found = [np.zeros((0, 3), dtype=np.int64)]
     by_tensor: dict[int, list[tuple[int, tuple[Interval, ...]]]] = {}
@@ -34,7 +35,7 @@ def overlaps(ours: Sequence[IndexRegion], theirs: Sequence[IndexRegion]) -> NDAr
 
 
 def _boxes(shares: Sequence[IndexRegion]) -> Iterator[tuple[int, int, tuple[Interval, ...]]]:
-    """The boxes of a block's tensors: which tensor, the place of the box's first entry, and its runs."""
+    """Yield the boxes of regions: the index of the tensor, the number of the box's first entry, and its intervals."""
     place = 0
     for tensor, share in enumerate(shares):
         for box in product(*share.runs):
@@ -43,7 +44,7 @@ def _boxes(shares: Sequence[IndexRegion]) -> Iterator[tuple[int, int, tuple[Inte
 
 
 def _overlap(place: int, box: Sequence[Interval], other_place: int, other: Sequence[Interval]) -> NDArray[np.int64]:
-    """Stretches that two boxes have in common, as ``overlaps`` gives them."""
+    """Return the stretches that two boxes have in common, in the form of ``overlaps``."""
     sides = [
         (max(a, b), min(a + m, b + n) - max(a, b), a, b, m, n) for (_, a, m), (_, b, n) in zip(box, other, strict=True)
     ]
