@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from lightning_traj.compare.joint import Array, Joint, block_rows, joint_grams, moved_blocks, pair_angles, pair_gram
 from lightning_traj.compare.runs import Run
-from lightning_traj.report import CLOSE, with_error
+from lightning_traj.report import summary as report
 
-PARTED = degrees(acos(CLOSE))  # degrees, 8.1: directions that differ by more than 1 %
+PARTED = degrees(acos(report.CLOSE))  # degrees, 8.1: directions that differ by more than 1 %
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class Parting:
         if not len(self.angles) or np.isnan(self.angles[-1]):
             return "undefined"
         angle, error = float(self.angles[-1]), float(self.errors[-1])
-        return with_error(angle, error, "°") if error > 0 else f"{angle:.3g}°"
+        return report.with_error(angle, error, "°") if error > 0 else f"{angle:.3g}°"
 
 
 def joint_partings(runs: Sequence[Run]) -> list[tuple[Joint, list[Parting]]]:

@@ -10,7 +10,8 @@ from lightning_traj.compare.runs import Run, left_out
 from lightning_traj.compare.table import comparison_rows, shared_sentence
 from lightning_traj.compare.words import at_a_glance, starts_sentence
 from lightning_traj.measures import MEASURES, SATURATED
-from lightning_traj.report import CLOSE, FOOTER, Markup, page
+from lightning_traj.report import page
+from lightning_traj.report import summary as report
 from lightning_traj.text import join_names
 
 
@@ -69,7 +70,7 @@ def comparison_report(
                 page.bullets(apart),
             )
         )
-    return page.page(f"Comparison of {len(runs)} runs", *parts, page.footer(FOOTER))
+    return page.page(f"Comparison of {len(runs)} runs", *parts, page.footer())
 
 
 # Sections ---------------------------------------------------------------------------------------------------
@@ -90,11 +91,13 @@ _PARTINGS = {
 }
 
 
-def _shown(pictures: Mapping[str, bytes], names: Sequence[str], alts: Mapping[str, str], nth: str = "") -> list[Markup]:
+def _shown(
+    pictures: Mapping[str, bytes], names: Sequence[str], alts: Mapping[str, str], nth: str = ""
+) -> list[page.Markup]:
     return [page.picture(pictures[name + nth], alts[name], alts[name]) for name in names if name + nth in pictures]
 
 
-def _what_measures_mean(runs: Sequence[Run]) -> Iterator[Markup]:
+def _what_measures_mean(runs: Sequence[Run]) -> Iterator[page.Markup]:
     _, rows = comparison_rows(runs)
     yield page.folded(
         "What the measures mean", page.facts((name, MEASURES[name].meaning) for name, *_ in rows if name in MEASURES)
@@ -103,7 +106,7 @@ def _what_measures_mean(runs: Sequence[Run]) -> Iterator[Markup]:
         yield page.paragraph("After ± is the standard error of what was estimated from sketches.")
 
 
-def _over_time(pictures: Mapping[str, bytes]) -> Iterator[Markup]:
+def _over_time(pictures: Mapping[str, bytes]) -> Iterator[page.Markup]:
     names = [name.removeprefix("series_") for name in pictures if name.startswith("series_")]
     if not names:
         yield page.paragraph("No run has a second snapshot: there is nothing to draw over time.")
@@ -120,7 +123,7 @@ def _over_time(pictures: Mapping[str, bytes]) -> Iterator[Markup]:
 
 def _joint_sections(
     joint: Joint, found: Sequence[Parting], pictures: Mapping[str, bytes], nth: str, whole: bool
-) -> Iterator[Markup]:
+) -> Iterator[page.Markup]:
     of = "" if whole else f": {join_names([run.name for run in joint.runs])}"
     start = f"{starts_sentence(joint)}: there is no θ_0 common to all, to look from and to part from."
     if joint.same_start:
@@ -154,8 +157,9 @@ def _joint_sections(
         f"Where two runs part{of}",
         page.paragraph(
             "They part at the first step at which both have a snapshot and the angle between their displacements from "
-            f"θ_0 exceeds {PARTED:.1f}° (a cosine below {CLOSE}) by more than twice its standard error. They are the "
-            "same up to a step if all that was saved of them up to there is, to the precision in which it was saved."
+            f"θ_0 exceeds {PARTED:.1f}° (a cosine below {report.CLOSE}) by more than twice its standard error. They "
+            "are the same up to a step if all that was saved of them up to there is, to the precision in which it was "
+            "saved."
         ),
         page.table("Where runs part", ["runs", "the same up to step", "part at step", "angle", "at step"], rows),
         *_shown(pictures, [*_PARTINGS], _PARTINGS, nth),

@@ -17,8 +17,8 @@ from lightning_traj.compare.runs import Run, load_runs
 from lightning_traj.compare.table import comparison_table, write_csv
 from lightning_traj.files import replace_together
 from lightning_traj.measures import shown_in
-from lightning_traj.plots import trajectory as plot
-from lightning_traj.report import SHARPNESS
+from lightning_traj.plots import to_png
+from lightning_traj.report import page
 
 EVENTS = "tensorboard"
 _DRAWN = "|".join(shown_in("curve"))
@@ -53,7 +53,7 @@ def write_comparison(runs: Sequence[Run], out: str | PathLike[str]) -> list[Path
     earlier = _earlier(out)
     joints = joint_partings(runs)
     figures = comparison_figures(runs, joints)
-    pictures = {name: plot.to_png(draw(), SHARPNESS) for name, draw in figures.items()}
+    pictures = {name: to_png(draw(), page.SHARPNESS) for name, draw in figures.items()}
     written = {"comparison.html": comparison_report(runs, joints, pictures).encode()}
     written |= {f"{name}.png": png for name, png in pictures.items()}
     with replace_together(out, earlier) as folder:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from lightning_traj import measures
 from lightning_traj.blocks import Select
-from lightning_traj.files import replace_atomically
 from lightning_traj.plots.canvas import (
     BLUE,
     ORANGE,
@@ -103,32 +98,6 @@ def overview(trajectory: Trajectory, select: Select = None, errors: Errors = Non
     _draw_path(figure, (left, low, width + 0.06, height), trajectory, select)
     _draw_angles(figure, (right, low, width + 0.11, height), trajectory, select)
     return figure
-
-
-# What becomes of them ---------------------------------------------------------------------------------------
-
-
-@own_style()
-def to_rgb(figure: Figure) -> NDArray[np.uint8]:
-    """The figure's pixels, uint8 [height, width, 3]."""
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
-
-
-@own_style()
-def save_png(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write the figure as PNG, replacing ``path`` in one step: whoever looks at it never sees half a file."""
-    with replace_atomically(path) as temporary:
-        figure.savefig(temporary, format="png")
-
-
-@own_style()
-def to_png(figure: Figure, scale: float = 1.0) -> bytes:
-    """The figure as the bytes of a PNG file, ``scale`` times as large as ``to_rgb`` gives it."""
-    png = BytesIO()
-    figure.savefig(png, format="png", dpi=scale * figure.dpi)
-    return png.getvalue()
 
 
 # Parts ------------------------------------------------------------------------------------------------------

@@ -15,7 +15,14 @@ from typing import NewType
 Markup = NewType("Markup", str)
 """HTML that is safe to put into a page."""
 
+SHARPNESS = 2  # pixels of a picture for each pixel of the page, so that pictures are sharp on a phone
+
 _LONG = 40  # rows of a table that scrolls up and down too
+_FOOTER = (
+    "θ are snapshots of the parameters, d_t = θ_t − θ_0 displacements, u_t = θ_t − θ_{t−1} updates. The measures are "
+    "those of Singh, He, Hofmann and Schölkopf, The Directionality of Optimization Trajectories in Neural Networks, "
+    "ICLR 2025 (arXiv:2403.07379). Made by lightning_traj."
+)
 _STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1b1f24; --dim: #59636e; --line: #d5dae0; --card: #f6f8fa;
   --accent: #0072b2; }
@@ -169,7 +176,7 @@ def table(label: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
 
 def picture(png: bytes, alt: str, caption: str = "") -> Markup:
     """A picture inside the page, drawn at two pixels for each of its page's."""
-    width, height = (int.from_bytes(png[start : start + 4], "big") // 2 for start in (16, 20))  # of its header
+    width, height = (int.from_bytes(png[start : start + 4], "big") // SHARPNESS for start in (16, 20))  # of its header
     words = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
     data = b64encode(png).decode()
     return Markup(
@@ -188,6 +195,6 @@ def folded(label: str, *parts: Markup) -> Markup:
     return Markup("\n".join([f"<details><summary>{text(label)}</summary>", *parts, "</details>"]))
 
 
-def footer(words: str) -> Markup:
-    """The last words."""
-    return Markup(f"<footer><p>{text(words)}</p></footer>")
+def footer() -> Markup:
+    """Return the last words of every page: the notation, and the paper."""
+    return Markup(f"<footer><p>{text(_FOOTER)}</p></footer>")

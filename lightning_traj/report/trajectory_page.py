@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_traj.measures import MEASURES, SATURATED, shown_in
-from lightning_traj.plots import Timeline, series_figures
-from lightning_traj.plots import layers as layer_plot
+from lightning_traj.plots import layer_figures, series_figures, to_png
 from lightning_traj.plots import trajectory as plot
 from lightning_traj.report import page
 from lightning_traj.report import summary as report
@@ -16,14 +15,6 @@ from lightning_traj.trajectory import Trajectory, grouped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-SHARPNESS = 2.0  # pixels of a picture for each of the page's: sharp on a phone
-
-FOOTER = (
-    "θ are snapshots of the parameters, d_t = θ_t − θ_0 displacements, u_t = θ_t − θ_{t−1} updates. The measures are "
-    "those of Singh, He, Hofmann and Schölkopf, The Directionality of Optimization Trajectories in Neural Networks, "
-    "ICLR 2025 (arXiv:2403.07379). Made by lightning_traj."
-)
 
 
 def trajectory_report(
@@ -65,13 +56,13 @@ def trajectory_report(
         page.section("The path as a whole", *_whole(trajectory, errors)),
         page.section("Over time", *_over_time(trajectory)),
         page.section("By layer and role", *_by_layer(trajectory)),
-        page.footer(FOOTER),
+        page.footer(),
     )
 
 
 def drawn(draw: Callable[[], Figure]) -> bytes:
     """A figure as PNG for a page."""
-    return plot.to_png(draw(), SHARPNESS)
+    return to_png(draw(), page.SHARPNESS)
 
 
 def recorded(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
@@ -153,7 +144,7 @@ def _whole(trajectory: Trajectory, errors: Mapping[str, float]) -> Iterator[Mark
 
 
 def _over_time(trajectory: Trajectory) -> Iterator[Markup]:
-    figures = series_figures({"": Timeline(trajectory)}) if len(trajectory) > 1 else {}
+    figures = series_figures({"": trajectory}) if len(trajectory) > 1 else {}
     if not figures:
         yield page.paragraph("There is one snapshot: nothing to draw over time.")
         return
@@ -167,7 +158,7 @@ def _over_time(trajectory: Trajectory) -> Iterator[Markup]:
 
 
 def _by_layer(trajectory: Trajectory) -> Iterator[Markup]:
-    figures = layer_plot.layer_figures(trajectory)
+    figures = layer_figures(trajectory)
     yield page.grid(
         (page.picture(drawn(draw), f"By layer and role: {name.replace('_', ' ')}.") for name, draw in figures.items()),
         across=2,
