@@ -11,23 +11,18 @@ from typing import Any
 
 from lightning_traj.compare.divergence import joint_partings
 from lightning_traj.compare.figures import comparison_figures
-from lightning_traj.compare.joint import joint_gram
 from lightning_traj.compare.page import comparison_report
-from lightning_traj.compare.runs import Run, load_runs
-from lightning_traj.compare.table import comparison_table, write_csv
+from lightning_traj.compare.runs import Run
+from lightning_traj.compare.table import write_csv
 from lightning_traj.files import replace_together
 from lightning_traj.measures import shown_in
 from lightning_traj.plots import to_png
 from lightning_traj.report import page
 
 EVENTS = "tensorboard"
-_DRAWN = "|".join(shown_in("curve"))
-_PICTURES = (
-    rf"maps|relative_maps|layers_by_runs|series_({_DRAWN})|(joint_map|joint_relative_map|joint_path|partings)(_\d+)?"
+_PICTURE = re.compile(
+    r"(maps|relative_maps|layers_by_runs|(joint_map|joint_relative_map|joint_path|partings)(_\d+)?)\.png"
 )
-MADE = re.compile(rf"comparison\.(html|csv)|({_PICTURES})\.png|{EVENTS}")  # names of all that a comparison can leave
-
-__all__ = ["Run", "comparison_table", "joint_gram", "load_runs", "write_comparison"]
 
 
 def write_comparison(runs: Sequence[Run], out: str | PathLike[str]) -> list[Path]:
@@ -70,7 +65,13 @@ def _earlier(out: Path) -> list[str]:
         if (out / EVENTS).exists():
             raise FileExistsError(f"out={str(out)!r} has {EVENTS}/ of something else than a comparison: name another.")
         return []
-    return sorted(path.name for path in out.iterdir() if MADE.fullmatch(path.name))
+    return sorted(path.name for path in out.iterdir() if is_made(path.name))
+
+
+def is_made(name: str) -> bool:
+    """Return whether a comparison can write a file or a folder of this name."""
+    charts = {f"series_{measure}.png" for measure in shown_in("curve")}
+    return name in charts | {"comparison.html", "comparison.csv", EVENTS} or _PICTURE.fullmatch(name) is not None
 
 
 def write_events(runs: Sequence[Run], folder: Path, prefix: str = "traj") -> list[Path]:
