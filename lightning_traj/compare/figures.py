@@ -135,6 +135,6 @@ def _colours(joint: Joint, among: Sequence[Run] | None) -> dict[str, int]:
 
 
 def _counted(runs: Sequence[Run]) -> str:
-    """Return what is counted in all runs, in words."""
+    """Return a description of the blocks that are counted in all runs."""
     counted = list(dict.fromkeys(run.trajectory.counted() for run in runs))
-    return counted[0] if len(counted) == 1 else "what is counted differs: see the table"
+    return counted[0] if len(counted) == 1 else "runs count different blocks: see the table"

@@ -1,4 +1,4 @@
-"""A report of several runs side by side, in one file of HTML that can be mailed."""
+"""Comparison of several runs as a single HTML file."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from lightning_traj.text import join_names
 def comparison_report(
     runs: Sequence[Run], joints: Sequence[tuple[Joint, Sequence[Parting]]], pictures: Mapping[str, bytes]
 ) -> str:
-    """A page that compares runs and needs nothing else.
+    """Return an HTML page that compares runs and needs no other files.
 
     Args:
-        runs: What is compared.
-        joints: Of those that can be compared snapshot by snapshot, with where they part (``parting.joint_partings``).
-        pictures: PNG files by the names of ``comparison_plot.comparison_figures``; a page shows those that it gets.
+        runs: Runs to compare.
+        joints: Groups of runs that can be compared snapshot by snapshot, and where each two of them part, as
+            ``joint_partings`` returns them.
+        pictures: PNG files by the names of ``comparison_figures``. Those that are missing are left out of the page.
 
     Returns:
-        The page, to be written as UTF-8. Texts are escaped, and browsers are told to load nothing and run nothing.
+        Source of the page, to be written as UTF-8. Texts are escaped, and browsers load and run nothing.
     """
     columns, rows = comparison_rows(runs)
     shared = shared_sentence(runs)
@@ -103,7 +104,7 @@ def _what_measures_mean(runs: Sequence[Run]) -> Iterator[page.Markup]:
         "What the measures mean", page.facts((name, MEASURES[name].meaning) for name, *_ in rows if name in MEASURES)
     )
     if any(run.errors for run in runs):
-        yield page.paragraph("After ± is the standard error of what was estimated from sketches.")
+        yield page.paragraph("After ± is the standard error of values that are estimated from sketches.")
 
 
 def _over_time(pictures: Mapping[str, bytes]) -> Iterator[page.Markup]:
@@ -136,8 +137,8 @@ def _joint_sections(
     yield page.section(
         f"All snapshots together{of}",
         page.paragraph(
-            "These runs are of one model, and were sketched with the same random numbers: what was saved of them gives "
-            f"the angle between any two snapshots of any two runs. {start} Counted: {joint.counted}."
+            "These runs are of one model, and were sketched with the same random numbers. Their saved rows therefore "
+            f"give the angle between any two snapshots of any two runs. {start} Counted: {joint.counted}."
         ),
         page.grid(_shown(pictures, [*_JOINT], _JOINT, nth), across=2),
     )

@@ -1,4 +1,4 @@
-"""Several runs compared: a page, pictures, a table, and events for TensorBoard, in one folder."""
+"""Results of a comparison in one folder: a page, pictures, a table, and events for TensorBoard."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _PICTURE = re.compile(
 
 
 def write_comparison(runs: Sequence[Run], out: str | PathLike[str]) -> list[Path]:
-    """Write all that a comparison has: ``comparison.html``, its pictures as PNG, ``comparison.csv``, ``tensorboard/``.
+    """Write ``comparison.html``, its pictures as PNG, ``comparison.csv`` and ``tensorboard/``.
 
     Args:
-        runs: At least two, as ``load_runs`` gives them.
-        out: Folder, made if it is missing. All that an earlier comparison left in it is replaced.
+        runs: At least two runs, as ``load_runs`` returns them.
+        out: Folder for the results, made if it is missing. The results of an earlier comparison in it are replaced.
 
     Returns:
-        The files, the page first.
+        Paths of the files, the page first.
 
     Raises:
-        ValueError: fewer than two runs, or two of one name.
-        FileExistsError: there is a folder ``tensorboard`` in ``out`` that is of no comparison.
+        ValueError: fewer than two runs, or two runs with the same name.
+        FileExistsError: `out` has a folder ``tensorboard`` that is not from a comparison.
         OSError: a file could not be written.
     """
     if len(runs) < 2:
@@ -60,7 +60,7 @@ def write_comparison(runs: Sequence[Run], out: str | PathLike[str]) -> list[Path
 
 
 def _earlier(out: Path) -> list[str]:
-    """What an earlier comparison left in a folder: it has other pictures and events where its runs were others."""
+    """Return the names of all files and folders that an earlier comparison, maybe of other runs, left in a folder."""
     if not (out / "comparison.html").exists():
         if (out / EVENTS).exists():
             raise FileExistsError(f"out={str(out)!r} has {EVENTS}/ of something else than a comparison: name another.")
@@ -75,18 +75,18 @@ def is_made(name: str) -> bool:
 
 
 def write_events(runs: Sequence[Run], folder: Path, prefix: str = "traj") -> list[Path]:
-    """Write each run's measures over its steps as events, so that TensorBoard draws the runs in one chart.
+    """Write the measures of each run over its steps as events, so that TensorBoard draws the runs in one chart.
 
-    Their newest values stand beside the hyperparameters in the HPARAMS tab. TensorBoard takes its columns from any one
-    of the runs, so all of them announce the same.
+    The newest values stand beside the hyperparameters in the HPARAMS tab. TensorBoard takes the columns of that tab
+    from any one of the runs, so all runs announce the same columns.
 
     Args:
-        runs: What is written; a folder each, by their names.
-        folder: The one to point TensorBoard at, in which there are no events yet.
+        runs: Runs to write. The events of each go to a folder with its name.
+        folder: Folder to point TensorBoard at, which holds no events yet.
         prefix: First part of the tags.
 
     Returns:
-        The files.
+        Paths of the event files.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -109,7 +109,7 @@ def write_events(runs: Sequence[Run], folder: Path, prefix: str = "traj") -> lis
 
 
 def _hparams(chosen: Mapping[str, Any], columns: Mapping[str, float]) -> tuple[Any, Any, Any]:
-    """Events of the HPARAMS tab: what its columns are, a run's values, and that it ended."""
+    """Return the events of the HPARAMS tab: its columns, the values of a run, and the end of the run."""
     from torch.utils.tensorboard.summary import hparams
 
     events: tuple[Any, Any, Any] = hparams(dict(chosen), dict(columns))  # type: ignore[no-untyped-call]
@@ -117,7 +117,7 @@ def _hparams(chosen: Mapping[str, Any], columns: Mapping[str, float]) -> tuple[A
 
 
 def _of_one_kind(all_of: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Hyperparameters as TensorBoard takes them: numbers, truth values, texts, of one kind in each column."""
+    """Convert hyperparameters for TensorBoard: numbers, booleans or texts, of one type in each column."""
     kinds: dict[str, set[type]] = {}
     for some in all_of:
         for name, value in some.items():

@@ -42,7 +42,7 @@ class Measure:
         group: Chart group in which TensorBoard shows it.
         formula: Definition, as documented.
         range: Smallest and largest value, as documented.
-        meaning: What a value tells, in a few words.
+        meaning: Interpretation of a value, in a few words.
         unit: ``"degrees"``, or empty.
         latest: Value at the newest snapshot, NaN where undefined; None: the last of `series`.
         series: Values at all n snapshots in one pass, [n]; None: `latest` of the first 1, 2, …, n snapshots.

@@ -55,7 +55,7 @@ def maps(title: str, counted: str, cosines: Mapping[str, Array], times: Sequence
 
     Args:
         title: Title of the figure.
-        counted: Description of what was counted.
+        counted: Description of the counted blocks.
         cosines: Map of each run, by its name.
         times: Times of the snapshots of each map, or those of all maps in a list of one.
         similarity: Name of the mean directional similarity of these maps.
@@ -70,7 +70,7 @@ def joint_map(title: str, counted: str, names: Sequence[str], owner: NDArray[np.
 
     Args:
         title: Title of the figure.
-        counted: Description of what was counted.
+        counted: Description of the counted blocks.
         names: Names of the runs.
         owner: Number of the run that each snapshot belongs to, [N], ascending.
         cosines: Cosines between all pairs of snapshots, [N, N].
@@ -110,7 +110,7 @@ def joint_path(
     """Draw the paths of runs in one plane, with their ends labelled.
 
     Args:
-        counted: Description of what was counted.
+        counted: Description of the counted blocks.
         paths: Coordinates of the snapshots of each run, [n, 2], by its name.
         ratios: Share of the variance along each principal component.
         colours: Number of the colour and marker of each run.
@@ -157,7 +157,7 @@ def pair_angles(
 
     Args:
         title: Title of the figure.
-        counted: Description of what was counted.
+        counted: Description of the counted blocks.
         pairs: Angles of each two runs.
         colours: Number of the colour and marker of each run, by its name.
         first_step: Step at which the horizontal axes begin.
@@ -198,7 +198,7 @@ def layers_by_runs(
     """Draw heatmaps of measures, layers x runs, at the newest snapshot.
 
     Args:
-        counted: Description of what was counted.
+        counted: Description of the counted blocks.
         layers: Names of the layers.
         runs: Names of the runs.
         values: Values of each measure, [layers, runs], by tag.

@@ -150,7 +150,7 @@ def draw_cells(title: str, counted: str, cells: Cells, column: float) -> Figure:
 
     Args:
         title: Title of the figure.
-        counted: Description of what was counted.
+        counted: Description of the counted blocks.
         cells: Values to draw; absent cells stay white.
         column: Width of a column in inches.
     """

@@ -173,7 +173,7 @@ def _maps_of(
     Args:
         trajectory: Trajectory of n snapshots.
         title: Title of the figure.
-        counted: Description of what was counted.
+        counted: Description of the counted blocks.
         panels: Indices of the blocks of each group, by its name.
         across: Largest number of maps in a row.
         side: Side of a map in inches.
@@ -185,6 +185,6 @@ def _maps_of(
 
 
 def _counted(trajectory: Trajectory, select: Select, merged: int) -> str:
-    """Return what was counted, and how many layers a row stands for if it is more than one."""
+    """Return a description of the counted blocks, and how many layers a row stands for if it is more than one."""
     counted = counted_in_words(trajectory, select)
     return counted if merged == 1 else f"{counted}; a row is {merged} neighbouring layers"

@@ -1,4 +1,4 @@
-"""A report of one trajectory, in one file of HTML that can be mailed."""
+"""Report of one trajectory as a single HTML file."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def trajectory_report(
     source: Mapping[str, str] | None = None,
     findings: Sequence[str] | None = None,
 ) -> str:
-    """A report of one trajectory: a page of HTML that needs nothing else, pictures included.
+    """Return a report of one trajectory: an HTML page that needs no other files, with its pictures inside.
 
     Args:
-        trajectory: What it is of.
+        trajectory: Trajectory to report on.
         title: Heading of the page.
-        source: Where the snapshots come from, by a name for it, such as ``{"folder": …}``; shown as it is.
-        findings: What is wrong with the snapshots, a sentence each; None: what was found when they were read from
-            checkpoints, which is in the trajectory's settings. Of a run recorded in training nothing is said.
+        source: Facts about the origin of the snapshots, such as ``{"folder": …}``, shown as they are.
+        findings: Problems of the snapshots, one sentence each; None: those that were found when the snapshots were read
+            from checkpoints. A run that was recorded in training has none, and the page has no such section then.
 
     Returns:
-        The page, to be written as UTF-8. Texts are escaped, and browsers are told to load nothing and run nothing.
+        Source of the page, to be written as UTF-8. Texts are escaped, and browsers load and run nothing.
     """
     steps = trajectory.steps
     said = report.suggestion(trajectory)
@@ -61,12 +61,12 @@ def trajectory_report(
 
 
 def drawn(draw: Callable[[], Figure]) -> bytes:
-    """A figure as PNG for a page."""
+    """Return a figure as PNG for a page."""
     return to_png(draw(), page.SHARPNESS)
 
 
 def recorded(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
-    """How a trajectory was recorded, and what of it is counted, in words."""
+    """Yield facts about how a trajectory was recorded and which blocks are counted: name and text."""
     settings: Mapping[str, Any] = trajectory.settings
     steps, epochs = trajectory.steps, trajectory.epochs
     yield (
