@@ -11,9 +11,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningCLI
 from matplotlib.figure import Figure
 
-from lightning_traj import TrajectoryCallback
-from lightning_traj.plots import trajectory as plot
-from lightning_traj.plots.layers import layer_figures
+from lightning_traj import TrajectoryCallback, plots
 
 
 class TrajectoryCLI(LightningCLI):
@@ -25,14 +23,14 @@ class TrajectoryCLI(LightningCLI):
             if isinstance(callback, TrajectoryCallback) and self.trainer.is_global_zero:
                 trajectory = callback.trajectory
                 figures: dict[str, Callable[[], Figure]] = {
-                    "map": partial(plot.trajectory_map, trajectory),
-                    "overview": partial(plot.overview, trajectory),
+                    "map": partial(plots.trajectory.trajectory_map, trajectory),
+                    "overview": partial(plots.trajectory.overview, trajectory),
                 }
-                if heterogeneity := layer_figures(trajectory).get("heterogeneity"):
+                if heterogeneity := plots.layer_figures(trajectory).get("heterogeneity"):
                     figures["heterogeneity"] = heterogeneity
                 for name, draw in figures.items():
                     picture = folder / f"{callback.name}-{name}.png"
-                    plot.save_png(draw(), picture)
+                    plots.save_png(draw(), picture)
                     print(f"Picture: {picture}")
 
 

@@ -164,10 +164,50 @@ def test_a_cycle_is_noticed():
         list(TopologicalSorter({"a": {"b"}, "b": {"a"}}).static_order())
 
 
-def test_only_the_figures_import_matplotlib():
-    having = {
-        path.relative_to(PACKAGE).parts[0]
-        for path in PACKAGE.rglob("*.py")
-        if any(line.startswith(("import matplotlib", "from matplotlib")) for line in path.read_text().splitlines())
-    }
-    assert having == {"plots", "compare", "hybrid"}
+def uses_matplotlib(source):
+    """Return whether a source imports matplotlib anywhere but for type checking."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            node.body = []
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module or ""]
+        if isinstance(node, ast.Call) and "import" in ast.unparse(node.func) and node.args:
+            names = [str(getattr(node.args[0], "value", ""))]  # import_module("matplotlib"), __import__("matplotlib")
+        if any(name.split(".")[0] == "matplotlib" for name in names):
+            return True
+    return False
+
+
+def test_only_plots_imports_matplotlib():
+    using = {path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py") if uses_matplotlib(path.read_text())}
+    assert using == {"plots"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import matplotlib.pyplot as plt",
+        "def f():\n    from matplotlib.figure import Figure",
+        "if TYPE_CHECKING:\n    import numpy\nelse:\n    import numpy, matplotlib",
+        "import_module('matplotlib.figure')",
+    ],
+)
+def test_an_import_of_matplotlib_is_noticed(source):
+    assert uses_matplotlib(source)
+
+
+def test_types_of_matplotlib_may_be_named():
+    assert not uses_matplotlib("if TYPE_CHECKING:\n    from matplotlib.figure import Figure\nimport numpy")
+
+
+@pytest.mark.parametrize("layer", ["compare", "plots", "report"])
+def test_others_take_what_the_public_interface_exports(layer):
+    exported = set(dir(getattr(__import__(f"lightning_traj.{layer}"), layer)))
+    assert len(exported) <= 8
+    others = [path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] != layer]
+    for path in others:
+        taken = {name for module, name in imports(path.read_text()) if module == f"lightning_traj.{layer}"}
+        assert taken <= exported, path

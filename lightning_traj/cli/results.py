@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning_traj import loggers as tensorboard
 from lightning_traj.files import replace_together
+from lightning_traj.plots import save_png
 from lightning_traj.plots import trajectory as plot
 from lightning_traj.report import trajectory_report
 from lightning_traj.trajectory import Trajectory
@@ -68,7 +69,7 @@ def _write(trajectory: Trajectory, out: Path, csv: bool) -> None:
         "overview": plot.overview(trajectory, errors=errors),
     }
     for name, figure in figures.items():
-        plot.save_png(figure, out / f"{name}.png")
+        save_png(figure, out / f"{name}.png")
     _write_events(trajectory, out)
     settings = trajectory.settings
     report = trajectory_report(

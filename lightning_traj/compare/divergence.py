@@ -1,4 +1,4 @@
-"""Where runs that start from the same parameters, or nearly the same, part."""
+"""Steps at which runs part that start from the same parameters, or nearly the same."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from numpy.typing import NDArray
 
 from lightning_traj.compare.joint import Array, Joint, block_rows, joint_grams, moved_blocks, pair_angles, pair_gram
 from lightning_traj.compare.runs import Run
-from lightning_traj.report import CLOSE, with_error
+from lightning_traj.report import summary as report
 
-PARTED = degrees(acos(CLOSE))  # degrees, 8.1: directions that differ by more than 1 %
+PARTED = degrees(acos(report.CLOSE))  # degrees, 8.1: directions that differ by more than 1 %
 
 
 @dataclass(frozen=True, eq=False)
 class Parting:
-    """How two runs from the same θ_0, or nearly so, part: ∠(d_t, d'_t) of their displacements at the same steps.
+    """Angles ∠(d_t, d'_t) between the displacements of two runs at the same steps.
 
-    Displacements are those of each run from its own θ_0.
+    The runs start from the same θ_0, or nearly so, and each displacement is from the θ_0 of its own run.
 
     Attributes:
-        names: Of the runs.
-        steps: Steps at which both have a snapshot, without the first, int64 [T].
-        angles: In degrees, [T]; NaN while one of them has not moved.
-        errors: Their standard errors, in degrees, [T]; 0 for blocks kept whole.
-        same_until: The last step up to which their parameters are the same, to the precision of what is kept; None
-            where they differ from the start on.
-        parted: The first step at which the angle exceeds ``PARTED`` by more than twice its
-            standard error; None where it never does.
+        names: Names of the two runs.
+        steps: Steps at which both runs have a snapshot, without the first, int64 [T].
+        angles: Angles in degrees, [T]; NaN while one of the runs has not moved.
+        errors: Standard errors of the angles in degrees, [T]; 0 for blocks kept whole.
+        same_until: Last step up to which the parameters are the same, to the precision in which rows are saved; None if
+            they differ from the start.
+        parted: First step at which the angle exceeds ``PARTED`` by more than twice its standard error; None if it never
+            does.
     """
 
     names: tuple[str, str]
@@ -56,20 +56,20 @@ class Parting:
         return f"{pair}: {same}; {parted}; {self.at_the_end()} at step {self.steps[-1]:,}."
 
     def at_the_end(self) -> str:
-        """The angle at the last common step."""
+        """Return the angle at the last common step as text."""
         if not len(self.angles) or np.isnan(self.angles[-1]):
             return "undefined"
         angle, error = float(self.angles[-1]), float(self.errors[-1])
-        return with_error(angle, error, "°") if error > 0 else f"{angle:.3g}°"
+        return report.with_error(angle, error, "°") if error > 0 else f"{angle:.3g}°"
 
 
 def joint_partings(runs: Sequence[Run]) -> list[tuple[Joint, list[Parting]]]:
-    """The groups of ``joint_grams``, and where each two of a group part that are seen from one origin."""
+    """Return the groups of ``joint_grams``, and for groups with one origin where each two of their runs part."""
     return [(joint, partings(joint) if joint.same_origin else []) for joint in joint_grams(runs)]
 
 
 def partings(joint: Joint) -> list[Parting]:
-    """Where each two of the runs part that start from the same θ_0, or from points near each other."""
+    """Return where each two runs part that start from the same θ_0, or from points near each other."""
     pairs = combinations(range(len(joint.runs)), 2)
     return [
         _parting(joint.runs[i], joint.runs[j], bool(joint.starts[i] == joint.starts[j]))

@@ -1,4 +1,4 @@
-"""The snapshots of several runs together, as inner products of their saved rows: no weights are needed."""
+"""Joint Gram matrix of the snapshots of several runs, from their saved rows. No weights are needed."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from lightning_traj.compare.runs import Run, comparable, incomparability_reason
 from lightning_traj.measures import difference_angle_gradient, displacement_gram, snapshot_gram, standard_error
 
 Array = NDArray[np.float64]
-SAME = 1e-6  # of their length: rows are kept in float32, and what differs by less is the same
-NEAR = 0.01  # of the shorter displacement: from starts that are closer, directions differ by half a degree at most
+SAME = 1e-6  # relative; rows are saved in float32, and smaller differences count as none
+NEAR = 0.01  # fraction of the shorter displacement; closer starts change directions by half a degree at most
 
 
 @dataclass(frozen=True, eq=False)
 class Joint:
-    """All snapshots of runs of one model, N of them, one run after the other.
+    """All N snapshots of several runs of one model, one run after the other.
 
     Attributes:
-        runs: The runs.
-        owner: Which run each snapshot is of, int64 [N].
-        snapshot: Which of that run's it is, int64 [N].
-        anchored: Gram matrix of the first run's θ_0 and, from it, the displacements of all others, float64 [N, N]:
-            differences are taken before they are multiplied.
-        starts: Which θ_0 each run starts from, int64 [runs]: runs that start from the same have the same number, the
-            first run's is 0.
-        origins: Which runs can be seen from one origin, int64 [runs]: those that start from the same θ_0, or from
-            points so near each other (``NEAR``) that each may be seen from its own. Numbered as the starts are.
+        runs: Runs that are compared.
+        owner: Index of the run that each snapshot belongs to, int64 [N].
+        snapshot: Index of each snapshot in its own run, int64 [N].
+        anchored: Gram matrix of the first run's θ_0 and of the displacements of all other snapshots from it, float64
+            [N, N]. Differences are taken before they are multiplied.
+        starts: Number of the θ_0 that each run starts from, int64 [runs]. Runs with the same θ_0 have the same number;
+            that of the first run is 0.
+        origins: Number of the origin from which each run is seen, int64 [runs], numbered like `starts`. Runs share an
+            origin if they start from the same θ_0, or from points so near each other (``NEAR``) that each may be seen
+            from its own.
         start_distances: Distance between the θ_0 of each two runs, over all blocks, float64 [runs, runs]; 0 where they
             are the same.
-        counted: What is counted, in words: every block that has changed in one of the runs.
+        counted: Description of the counted blocks, which are all that have changed in one of the runs.
     """
 
     runs: tuple[Run, ...]
@@ -57,13 +58,13 @@ class Joint:
         return not self.origins.any()
 
     def by_origin(self) -> list[Joint]:
-        """Return the joint matrices of runs that can be seen from one origin, of each two or more that share it."""
+        """Return a joint Gram matrix for each origin that two or more runs share."""
         if self.same_origin:
             return [self]
         return [joint_gram(some) for some in self._grouped(self.origins) if len(some) > 1]
 
     def runs_by_start(self) -> list[list[Run]]:
-        """The runs that start from each θ_0."""
+        """Return the runs that start from each θ_0."""
         return self._grouped(self.starts)
 
     def _grouped(self, numbers: NDArray[np.int64]) -> list[list[Run]]:
@@ -76,7 +77,7 @@ class Joint:
 
     @property
     def relative(self) -> Array:
-        """The same of displacements from the first run's θ_0; rows of that point are zero."""
+        """Inner products of all displacements from the first run's θ_0, float64 [N, N]; rows of that point are zero."""
         return displacement_gram(self.anchored)
 
     @cached_property
@@ -92,28 +93,28 @@ class Joint:
         return total
 
     def map(self) -> Array:
-        """Cosines between all pairs of snapshots, [N, N]."""
+        """Return the cosines between all pairs of snapshots, [N, N]."""
         return measures.trajectory_map(self.gram)
 
     def relative_map(self) -> Array:
-        """Cosines between all displacements, each from the θ_0 of its own run, [N, N]; NaN for θ_0 itself.
+        """Return the cosines between all displacements, each from the θ_0 of its own run, [N, N]; NaN for θ_0 itself.
 
         Raises:
-            ValueError: the runs start from points far from each other; each of ``by_origin()`` has such a map.
+            ValueError: the runs start from points far from each other. Each of ``by_origin()`` has such a map.
         """
         self._check_origin(relative=True, runs=range(len(self.runs)))
         return measures.trajectory_map(self.displacements)
 
     def angle(self, i: int, j: int, *, relative: bool = False) -> tuple[float, float]:
-        """Angle between two snapshots, and its standard error, in degrees.
+        """Return the angle between two snapshots, and its standard error, in degrees.
 
         Args:
-            i: Which of the N snapshots.
-            j: The other.
-            relative: As seen from the θ_0 of their runs, instead of the origin.
+            i: Index of one of the N snapshots.
+            j: Index of another snapshot.
+            relative: Whether the angle is seen from the θ_0 of the two runs, instead of the origin.
 
         Raises:
-            ValueError: relative, and their runs start from points far from each other.
+            ValueError: `relative` is True, and the two runs start from points far from each other.
         """
         owners = self.owner[[i, j]].tolist()
         self._check_origin(relative, owners)
@@ -136,18 +137,18 @@ class Joint:
             raise ValueError("runs: they start from different parameters, so there is no common θ_0 to look from.")
 
     def rows_of(self, run: int) -> NDArray[np.int64]:
-        """Where the snapshots of a run are."""
+        """Return the indices of the snapshots of a run."""
         return np.flatnonzero(self.owner == run)
 
 
 def joint_gram(runs: Sequence[Run]) -> Joint:
-    """All snapshots of several runs in one Gram matrix, from their saved rows.
+    """Return the joint Gram matrix of all snapshots of several runs, from their saved rows.
 
-    Sketches of two runs have unbiased inner products if each block has the same random numbers in both: the same seed,
-    sketch dimension and name. Blocks that are kept whole need no random numbers.
+    Inner products of sketches of two runs are unbiased if each block has the same random numbers in both, which depend
+    on the seed, the sketch dimension and the name of the block. Blocks that are kept whole need no random numbers.
 
     Raises:
-        ValueError: two of them can't be compared; the message says why (see ``runs.incomparability_reason``).
+        ValueError: two of the runs can't be compared; the message says why (see ``runs.incomparability_reason``).
     """
     for other in runs[1:]:
         if why := incomparability_reason(runs[0], other):
@@ -162,7 +163,7 @@ def joint_gram(runs: Sequence[Run]) -> Joint:
         base = rows[0][0]
         vectors = []
         for first, some in zip(firsts, rows, strict=True):
-            apart = rows[first][0] - base  # exactly zero where they start from the same
+            apart = rows[first][0] - base  # exactly zero for runs with the same θ_0
             vectors.append(np.concatenate([apart[None], apart + some[1:]]))
         stacked = np.concatenate(vectors)  # [N, k]
         stacked[0] = base
@@ -181,9 +182,9 @@ def joint_gram(runs: Sequence[Run]) -> Joint:
 
 
 def joint_grams(runs: Sequence[Run]) -> list[Joint]:
-    """The joint Gram matrices of all runs that can be compared with another.
+    """Return a joint Gram matrix for each group of runs that can be compared with each other.
 
-    Where such runs start from different θ_0, the one of them all is followed by those of runs that start near each
+    If the runs of a group start from different θ_0, its matrix is followed by those of its runs that start near each
     other.
     """
     found = [joint_gram([runs[i] for i in group]) for group in comparable(runs) if len(group) > 1]
@@ -191,7 +192,7 @@ def joint_grams(runs: Sequence[Run]) -> list[Joint]:
 
 
 def _starts(runs: Sequence[Run]) -> NDArray[np.int64]:
-    """Which θ_0 each run starts from, counted in the order of the runs."""
+    """Return the number of the θ_0 that each run starts from, in the order in which they first occur."""
     firsts: list[Run] = []
     starts = []
     for run in runs:
@@ -202,7 +203,7 @@ def _starts(runs: Sequence[Run]) -> NDArray[np.int64]:
 
 
 def _start_distances(runs: Sequence[Run], starts: NDArray[np.int64]) -> Array:
-    """Distances between the θ_0 of each two runs, over all blocks; 0 where they count as the same."""
+    """Return the distances between the θ_0 of each two runs, over all blocks; 0 where they count as the same."""
     squares = np.zeros((len(runs), len(runs)))
     for name in runs[0].blocks:
         bases = np.stack([block_rows(run, name)[0] for run in runs])
@@ -213,8 +214,9 @@ def _start_distances(runs: Sequence[Run], starts: NDArray[np.int64]) -> Array:
 
 
 def _origins(runs: Sequence[Run], starts: NDArray[np.int64], distances: Array) -> NDArray[np.int64]:
-    """Which starts are the same or near each other, numbered in the order of the runs."""
-    reach = NEAR * np.array([run.summary["displacement"] for run in runs])  # NaN of a single snapshot is near nothing
+    """Return the number of each run's origin, which starts share that are the same or near each other."""
+    # NaN for a run of a single snapshot, which is then near nothing.
+    reach = NEAR * np.array([run.summary["displacement"] for run in runs])
     near = (starts[:, None] == starts) | (distances <= np.minimum(reach[:, None], reach))
     firsts: list[int] = []
     origins = []
@@ -234,14 +236,14 @@ def _same_start(one: Run, other: Run) -> bool:
 
 
 def moved_blocks(runs: Sequence[Run]) -> list[str]:
-    """Names of the blocks that have changed in one of the runs, in the order of the first."""
+    """Return the names of the blocks that have changed in one of the runs, in the order of the first run."""
     moved = [frozenset(run.trajectory.select()) for run in runs]
     chosen = {name for run, its in zip(runs, moved, strict=True) for name, i in run.blocks.items() if i in its}
     return [name for name in runs[0].blocks if name in chosen]
 
 
 def block_rows(run: Run, name: str) -> Array:
-    """θ_0 and the displacements of one block, float64 [n, k]."""
+    """Return θ_0 and the displacements of one block, float64 [n, k]."""
     trajectory = run.trajectory
     assert trajectory.sketches is not None
     dim, index = trajectory.settings["sketch_dim"], run.blocks[name]
@@ -251,16 +253,22 @@ def block_rows(run: Run, name: str) -> Array:
 
 
 def pair_gram(a: Array, difference: Array) -> Array:
-    """Gram matrices of two vectors or of many pairs of them, [..., 2, 2]."""
+    """Return the Gram matrix of two vectors, or of each of many pairs, [..., 2, 2]."""
     vectors = np.stack([a, difference], axis=-2)
     gram: Array = vectors @ vectors.swapaxes(-1, -2)
     return gram
 
 
 def pair_angles(grams: Array, run: Run, names: Sequence[str]) -> tuple[Array, Array, NDArray[np.bool_]]:
-    """Angles between a and b and their standard errors, in degrees, and whether they are the same vector.
+    """Return the angles between vectors a and b, their standard errors, and whether a and b are the same.
 
-    From Gram matrices [T, blocks, 2, 2] of a and a − b: however small a difference is, it is not lost.
+    Args:
+        grams: Gram matrices of a and a − b for each block, [T, blocks, 2, 2]. Small differences are not lost in them.
+        run: One of the two runs.
+        names: Names of the blocks.
+
+    Returns:
+        Angles and errors in degrees, [T], and bool [T].
     """
     total = grams.sum(axis=1)
     same = total[:, 1, 1] <= SAME**2 * total[:, 0, 0]
@@ -271,5 +279,5 @@ def pair_angles(grams: Array, run: Run, names: Sequence[str]) -> tuple[Array, Ar
     for t in np.flatnonzero(~same & ~np.isnan(angles)):
         gradient = difference_angle_gradient(total[t], 0, 1)
         error = standard_error(gradient, grams[t, sketched], run.trajectory.settings["sketch_dim"])
-        errors[t] = np.nan_to_num(error)  # an angle of exactly 0 or 180 degrees
+        errors[t] = np.nan_to_num(error)  # NaN for an angle of exactly 0 or 180 degrees
     return angles, errors, same

@@ -1,4 +1,4 @@
-"""A report of several runs side by side, in one file of HTML that can be mailed."""
+"""Comparison of several runs as a single HTML file."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from lightning_traj.compare.runs import Run, left_out
 from lightning_traj.compare.table import comparison_rows, shared_sentence
 from lightning_traj.compare.words import at_a_glance, starts_sentence
 from lightning_traj.measures import MEASURES, SATURATED
-from lightning_traj.report import CLOSE, FOOTER, Markup, page
+from lightning_traj.report import page
+from lightning_traj.report import summary as report
 from lightning_traj.text import join_names
 
 
 def comparison_report(
     runs: Sequence[Run], joints: Sequence[tuple[Joint, Sequence[Parting]]], pictures: Mapping[str, bytes]
 ) -> str:
-    """A page that compares runs and needs nothing else.
+    """Return an HTML page that compares runs and needs no other files.
 
     Args:
-        runs: What is compared.
-        joints: Of those that can be compared snapshot by snapshot, with where they part (``parting.joint_partings``).
-        pictures: PNG files by the names of ``comparison_plot.comparison_figures``; a page shows those that it gets.
+        runs: Runs to compare.
+        joints: Groups of runs that can be compared snapshot by snapshot, and where each two of them part, as
+            ``joint_partings`` returns them.
+        pictures: PNG files by the names of ``comparison_figures``. Those that are missing are left out of the page.
 
     Returns:
-        The page, to be written as UTF-8. Texts are escaped, and browsers are told to load nothing and run nothing.
+        Source of the page, to be written as UTF-8. Texts are escaped, and browsers load and run nothing.
     """
     columns, rows = comparison_rows(runs)
     shared = shared_sentence(runs)
@@ -69,7 +71,7 @@ def comparison_report(
                 page.bullets(apart),
             )
         )
-    return page.page(f"Comparison of {len(runs)} runs", *parts, page.footer(FOOTER))
+    return page.page(f"Comparison of {len(runs)} runs", *parts, page.footer())
 
 
 # Sections ---------------------------------------------------------------------------------------------------
@@ -90,20 +92,22 @@ _PARTINGS = {
 }
 
 
-def _shown(pictures: Mapping[str, bytes], names: Sequence[str], alts: Mapping[str, str], nth: str = "") -> list[Markup]:
+def _shown(
+    pictures: Mapping[str, bytes], names: Sequence[str], alts: Mapping[str, str], nth: str = ""
+) -> list[page.Markup]:
     return [page.picture(pictures[name + nth], alts[name], alts[name]) for name in names if name + nth in pictures]
 
 
-def _what_measures_mean(runs: Sequence[Run]) -> Iterator[Markup]:
+def _what_measures_mean(runs: Sequence[Run]) -> Iterator[page.Markup]:
     _, rows = comparison_rows(runs)
     yield page.folded(
         "What the measures mean", page.facts((name, MEASURES[name].meaning) for name, *_ in rows if name in MEASURES)
     )
     if any(run.errors for run in runs):
-        yield page.paragraph("After ± is the standard error of what was estimated from sketches.")
+        yield page.paragraph("After ± is the standard error of values that are estimated from sketches.")
 
 
-def _over_time(pictures: Mapping[str, bytes]) -> Iterator[Markup]:
+def _over_time(pictures: Mapping[str, bytes]) -> Iterator[page.Markup]:
     names = [name.removeprefix("series_") for name in pictures if name.startswith("series_")]
     if not names:
         yield page.paragraph("No run has a second snapshot: there is nothing to draw over time.")
@@ -120,7 +124,7 @@ def _over_time(pictures: Mapping[str, bytes]) -> Iterator[Markup]:
 
 def _joint_sections(
     joint: Joint, found: Sequence[Parting], pictures: Mapping[str, bytes], nth: str, whole: bool
-) -> Iterator[Markup]:
+) -> Iterator[page.Markup]:
     of = "" if whole else f": {join_names([run.name for run in joint.runs])}"
     start = f"{starts_sentence(joint)}: there is no θ_0 common to all, to look from and to part from."
     if joint.same_start:
@@ -133,8 +137,8 @@ def _joint_sections(
     yield page.section(
         f"All snapshots together{of}",
         page.paragraph(
-            "These runs are of one model, and were sketched with the same random numbers: what was saved of them gives "
-            f"the angle between any two snapshots of any two runs. {start} Counted: {joint.counted}."
+            "These runs are of one model, and were sketched with the same random numbers. Their saved rows therefore "
+            f"give the angle between any two snapshots of any two runs. {start} Counted: {joint.counted}."
         ),
         page.grid(_shown(pictures, [*_JOINT], _JOINT, nth), across=2),
     )
@@ -154,8 +158,9 @@ def _joint_sections(
         f"Where two runs part{of}",
         page.paragraph(
             "They part at the first step at which both have a snapshot and the angle between their displacements from "
-            f"θ_0 exceeds {PARTED:.1f}° (a cosine below {CLOSE}) by more than twice its standard error. They are the "
-            "same up to a step if all that was saved of them up to there is, to the precision in which it was saved."
+            f"θ_0 exceeds {PARTED:.1f}° (a cosine below {report.CLOSE}) by more than twice its standard error. They "
+            "are the same up to a step if all that was saved of them up to there is, to the precision in which it was "
+            "saved."
         ),
         page.table("Where runs part", ["runs", "the same up to step", "part at step", "angle", "at step"], rows),
         *_shown(pictures, [*_PARTINGS], _PARTINGS, nth),

@@ -1,4 +1,4 @@
-"""Runs to be compared: found on disk, told apart by name, and whose snapshots can be compared with whose."""
+"""Runs to compare: how they are found on disk and named, and which of them are comparable."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from lightning_traj.files import as_place, files_in, local_copy
 from lightning_traj.text import join_names
 from lightning_traj.trajectory import Trajectory, is_trajectory
 
-_USUAL = re.compile(r"version_\d+|trajectory")  # what Lightning's loggers call a run's folder, and we its file
-_LISTED = 4  # blocks that a sentence names
+_USUAL = re.compile(r"version_\d+|trajectory")  # usual names of a run's folder (Lightning's loggers) and file
+_LISTED = 4  # blocks that a sentence names at most
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A trajectory among others.
+    """Trajectory of one run of a comparison, with its name and hyperparameters.
 
     Attributes:
-        name: What tells it from the others.
-        path: Its file, or a URL.
-        trajectory: What was recorded.
-        hyperparameters: Those that were logged beside it, or stood in its checkpoints; nested ones as ``a/b``.
-        rename: Prefixes of block names, and what to put in their place.
+        name: Name that distinguishes the run from the others.
+        path: Path or URL of the trajectory file.
+        trajectory: Trajectory of the run.
+        hyperparameters: Hyperparameters from beside the file or from the checkpoints; nested ones as ``a/b``.
+        rename: Prefixes of block names, and their replacements.
     """
 
     name: str
@@ -44,9 +44,9 @@ class Run:
 
     @cached_property
     def blocks(self) -> dict[str, int]:
-        """Indices of the blocks by the name under which they are looked for in other runs.
+        """Indices of the blocks by the names under which other runs know them.
 
-        That is their own, renamed, without the prefix that all parameters of the model share (``net.``).
+        They are the renamed names without the prefix that all parameters of the model share (``net.``).
         """
         names = [self.known_as(block.name) for block in self.trajectory.blocks]
         if len(set(names)) < len(names):
@@ -59,30 +59,30 @@ class Run:
 
     @cached_property
     def summary(self) -> dict[str, float]:
-        """The newest values of all measures."""
+        """Newest values of all measures."""
         return self.trajectory.summary()
 
     @cached_property
     def errors(self) -> dict[str, float]:
-        """Standard errors of those that have one."""
+        """Standard errors of the newest values, of measures that have one."""
         return self.trajectory.standard_errors()
 
     @cached_property
     def rounding_errors(self) -> dict[str, float]:
-        """How far rounding of the parameters may have moved the values of those measures that are smooth."""
+        """Distances by which rounding of the parameters may have moved the values, for measures that are smooth."""
         return self.trajectory.rounding_errors()
 
     @cached_property
     def series(self) -> dict[str, NDArray[np.float64]]:
-        """All measures at every snapshot."""
+        """Values of all measures at every snapshot."""
         return self.trajectory.series()
 
     def known_as(self, name: str) -> str:
-        """The name of a block or a module, renamed, without the prefix that all parameters share."""
+        """Return the renamed name of a block or a module without the prefix that all parameters share."""
         return self.renamed(name).removeprefix(self.renamed(self._root))
 
     def sketched_as(self, block: Block) -> tuple[str, int, int] | None:
-        """What the random numbers of a block's sketch depend on, and its length; None for one that is kept whole."""
+        """Return name, seed and sketch length, which decide a block's random numbers; None for a block kept whole."""
         settings = self.trajectory.settings
         if block.numel <= settings["sketch_dim"]:
             return None
@@ -93,7 +93,7 @@ class Run:
         return str(self.trajectory.settings.get("root", ""))
 
     def renamed(self, name: str) -> str:
-        """The name of a block or a module, renamed."""
+        """Return the name of a block or a module, renamed."""
         prefixes = [prefix for prefix in self.rename if name.startswith(prefix)]
         if not prefixes:
             return name
@@ -105,19 +105,19 @@ def load_runs(paths: Sequence[str | PathLike[str]], *, rename: Mapping[str, str]
     """Load the trajectories of several runs.
 
     Args:
-        paths: Of each run its trajectory file, or a folder that holds one, itself or in a folder ``version_*``. URLs
-            that fsspec opens will do.
-        rename: Prefixes of block names and what to put in their place, such as ``{"net.": "model."}``: blocks that are
-            called the same then are the same. The prefix that all parameters of a model share needs none.
+        paths: Trajectory file of each run, or a folder that holds one, itself or in a folder ``version_*``. URLs that
+            fsspec opens work too.
+        rename: Prefixes of block names and their replacements, such as ``{"net.": "model."}``. Blocks with the same
+            name after that are the same. The prefix that all parameters of a model share is ignored anyway.
 
-    Runs that have no name but a number are called by what differs too: ``version_1 (lr=0.02)``. Hyperparameters are
-    those of a ``hparams.yaml`` beside the file or in the folder above, or else those that the checkpoints held which a
-    trajectory was made from.
+    Runs with the names of loggers (``version_1``) are also named after what differs: ``version_1 (lr=0.02)``.
+    Hyperparameters come from a ``hparams.yaml`` beside the file or in the folder above, or else from the checkpoints of
+    the trajectory.
 
     Raises:
-        FileNotFoundError: there is no such file, or no trajectory in a folder.
-        ValueError: fewer than two runs, one of them twice, several trajectories in a folder, a damaged file, a renaming
-            that concerns no block.
+        FileNotFoundError: a file does not exist, or a folder holds no trajectory.
+        ValueError: fewer than two runs, the same run twice, several trajectories in a folder, a damaged file, or a
+            renaming that matches no block.
     """
     if len(paths) < 2:
         given = repr(str(paths[0])) if paths else "none"
@@ -150,13 +150,13 @@ def load_runs(paths: Sequence[str | PathLike[str]], *, rename: Mapping[str, str]
             some = ", ".join(repr(run.trajectory.blocks[0].name) for run in runs)
             raise ValueError(f"rename={rename!r}: no block's name begins with {prefix!r}; there are {some}, ….")
     for run in runs:
-        _ = run.blocks  # an error in the renaming is one now
+        _ = run.blocks  # raise now if a renaming makes two names equal
         _check_rows(run)
     return runs
 
 
 def find_trajectory(path: Path | str) -> Path | str:
-    """The trajectory file that a path means: itself, or the only one in a folder or in its folders ``version_*``.
+    """Return the trajectory file of a path: itself, or the only one in a folder or in its folders ``version_*``.
 
     Raises:
         FileNotFoundError, ValueError: as ``load_runs``.
@@ -184,11 +184,11 @@ def find_trajectory(path: Path | str) -> Path | str:
 
 
 def names_of(files: Sequence[PurePath]) -> list[str]:
-    """Short names that tell files apart: one part of their paths where one does, or what they don't all share."""
+    """Return short names that distinguish files: one part of their paths if that suffices, or all parts that differ."""
     parts = [[*file.parts[:-1], file.stem] for file in files]
-    # A number says less than the folder that it is in.
-    telling = [[part for part in some if not _USUAL.fullmatch(part)] for some in parts]
-    for some in (telling, parts):
+    # A number says less than the folder that contains it.
+    informative = [[part for part in some if not _USUAL.fullmatch(part)] for some in parts]
+    for some in (informative, parts):
         for level in zip(*map(reversed, some), strict=False):
             if len(set(level)) == len(files):
                 return list(level)
@@ -198,14 +198,14 @@ def names_of(files: Sequence[PurePath]) -> list[str]:
     while depth > 1 and len({some[-1] for some in parts}) == 1:
         parts, depth = [some[:-1] for some in parts], depth - 1
     names = ["/".join(some) for some in parts]
-    return names if len(set(names)) == len(files) else list(map(str, files))  # they differ in their suffix alone
+    return names if len(set(names)) == len(files) else list(map(str, files))  # they differ only in their suffixes
 
 
-# Whose snapshots can be compared with whose -----------------------------------------------------------------
+# Comparability ----------------------------------------------------------------------------------------------
 
 
 def incomparability_reason(one: Run, other: Run) -> str:
-    """Why inner products between two runs' snapshots can't be had, in words; empty where they can."""
+    """Return why the snapshots of two runs have no inner products, as text; empty if they have."""
     for run in (one, other):
         if run.trajectory.settings.get("snapshot") != "sketch":
             remedy = "record it with snapshot='sketch', or analyze its checkpoints with --sketch"
@@ -213,7 +213,7 @@ def incomparability_reason(one: Run, other: Run) -> str:
         if run.trajectory.sketches is None:
             return f"the file of {run.name} holds no rows of its snapshots, which are saved when training ends"
     settings = [run.trajectory.settings for run in (one, other)]
-    for name, words in (("track", "what was tracked differs"), ("blocks", "blocks were made otherwise")):
+    for name, words in (("track", "the runs tracked different quantities"), ("blocks", "blocks were made otherwise")):
         if settings[0].get(name) != settings[1].get(name):
             return f"{words}: {name}={settings[0].get(name)!r} and {settings[1].get(name)!r}"
     for run, its in ((one, other), (other, one)):
@@ -235,7 +235,7 @@ def incomparability_reason(one: Run, other: Run) -> str:
 
 
 def comparable(runs: Sequence[Run]) -> list[list[int]]:
-    """Indices of the runs, grouped so that snapshots of each group can be compared; in the order of the runs."""
+    """Return the indices of the runs in groups of comparable runs, in the order of the runs."""
     groups: list[list[int]] = []
     for i, run in enumerate(runs):
         group = next((group for group in groups if not incomparability_reason(runs[group[0]], run)), None)
@@ -247,7 +247,7 @@ def comparable(runs: Sequence[Run]) -> list[list[int]]:
 
 
 def left_out(runs: Sequence[Run]) -> list[str]:
-    """Which pairs can't be compared, and why, in sentences."""
+    """Return sentences that say which pairs of runs can't be compared, and why."""
     sentences = []
     for i, one in enumerate(runs):
         reasons: dict[str, list[str]] = {}

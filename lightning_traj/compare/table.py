@@ -1,4 +1,4 @@
-"""What tells runs apart, in a table: a column a run where it is read, a row a run in a file."""
+"""Tables of what distinguishes runs: one column a run for readers, one row a run in CSV files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from lightning_traj.text import join_names
 
 
 def comparison_rows(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the table as text, a column a run: hyperparameters that differ, and measures.
+    """Return columns and rows of the table as text, one column a run: hyperparameters that differ, and measures.
 
-    Measures have their standard errors, saturation its epoch or step; cells are empty where undefined.
+    Measures have their standard errors, and saturation has its epoch or step. Cells of undefined values are empty.
     """
     differing, _ = split_hyperparameters([run.hyperparameters for run in runs])
     trajectories = [run.trajectory for run in runs]
@@ -46,7 +46,7 @@ def _value(run: Run, name: str) -> str:
 
 
 def shared_sentence(runs: Sequence[Run]) -> str:
-    """What all runs have in common, in a sentence: hyperparameters and what is counted."""
+    """Return sentences with the hyperparameters and the counted blocks that all runs have in common."""
     _, shared = split_hyperparameters([run.hyperparameters for run in runs])
     counted = {run.trajectory.counted() for run in runs}
     said = [f"{name}={value}" for name, value in shared.items()]
@@ -60,7 +60,7 @@ def shared_sentence(runs: Sequence[Run]) -> str:
 
 
 def comparison_table(runs: Sequence[Run]) -> Table:
-    """The table for a terminal."""
+    """Return the table for a terminal."""
     columns, rows = comparison_rows(runs)
     table = Table(
         title=f"{len(runs)} runs", title_justify="left", caption=escape(shared_sentence(runs)), caption_justify="left"
@@ -74,9 +74,9 @@ def comparison_table(runs: Sequence[Run]) -> Table:
 
 
 def write_csv(runs: Sequence[Run], path: str | PathLike[str]) -> None:
-    """Write a row a run: its file, what is counted, all its hyperparameters, all measures and standard errors.
+    """Write one row a run: file, counted blocks, all hyperparameters, all measures and their standard errors.
 
-    Values are as exact as they are known, empty where undefined.
+    Values have all their digits; undefined ones are empty.
     """
     names = list(dict.fromkeys(name for run in runs for name in run.hyperparameters))
     errors = [name for name in runs[0].summary if any(name in run.errors for run in runs)]

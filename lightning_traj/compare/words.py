@@ -1,4 +1,4 @@
-"""What a comparison of runs says at a glance, in sentences."""
+"""Sentences that sum up a comparison of runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_traj.compare.runs import Run
 from lightning_traj.report import summary as report
 from lightning_traj.text import join_names
 
-# Measures, and what a run does that has the least and the most of one.
+# Measures, and what the runs with the smallest and the largest value do.
 _ENDS = (
     ("mds", "turns most as seen from the origin", "turns least"),
     ("displacement", "ends nearest to its start", "ends farthest from it"),
@@ -22,11 +22,12 @@ _ENDS = (
 
 
 def at_a_glance(runs: Sequence[Run], joints: Sequence[tuple[Joint, Sequence[Parting]]]) -> Iterator[str]:
-    """Which runs lead in which measure, which start together and how far apart they end, in sentences.
+    """Yield sentences on which runs lead in which measure, which start together, and how far apart they end.
 
     Args:
-        runs: What is compared.
-        joints: Of those that can be compared snapshot by snapshot, with where they part (``parting.joint_partings``).
+        runs: Runs to compare.
+        joints: Groups of runs that can be compared snapshot by snapshot, and where each two of them part, as
+            ``joint_partings`` returns them.
     """
     groups = _of_the_same(runs)
     for group in groups:
@@ -51,7 +52,7 @@ def at_a_glance(runs: Sequence[Run], joints: Sequence[tuple[Joint, Sequence[Part
 
 
 def starts_sentence(joint: Joint) -> str:
-    """Which runs start from the same parameters, and how far apart the others start, in words."""
+    """Return a sentence on which runs start from the same parameters, and how far apart the others start."""
     names = [[run.name for run in some] for some in joint.runs_by_start()]
     together, alone = [some for some in names if len(some) > 1], [some[0] for some in names if len(some) == 1]
     if not together:
@@ -65,25 +66,25 @@ def starts_sentence(joint: Joint) -> str:
 
 
 def start_distances(joint: Joint) -> str:
-    """How far apart different starts are, in themselves and beside the displacements of the runs, in words."""
+    """Return the distances between different starts as text, also relative to the displacements of the runs."""
     first, second = np.nonzero(np.triu(joint.start_distances))
     distances = joint.start_distances[first, second]
     lengths = np.array([run.summary["displacement"] for run in joint.runs])
     shorter = np.minimum(lengths[first], lengths[second])
     apart = f"{_span(distances)} apart"
-    if not (shorter > 0).all():  # of a single snapshot, or of one that stood still
+    if not (shorter > 0).all():  # a single snapshot, or a run that stood still
         return apart
     return f"{apart}, {_span(distances / shorter)} times the displacements"
 
 
 def _span(values: Array) -> str:
-    """The least and the most of some values, in two digits."""
+    """Return the smallest and the largest of some values as text, with two digits."""
     least, most = (f"{value:.2g}" for value in (values.min(), values.max()))
     return least if least == most else f"{least} to {most}"
 
 
 def _spread(found: Sequence[Parting]) -> str:
-    """How far apart directions are at the end, in words."""
+    """Return a phrase on how far apart the directions are at the end; empty if there are none."""
     ends = {p: p.angles[-1] for p in found if len(p.angles) and not np.isnan(p.angles[-1])}
     if not ends:
         return ""
@@ -97,7 +98,7 @@ def _spread(found: Sequence[Parting]) -> str:
 
 
 def _of_the_same(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs whose snapshots are of the same steps, and that count the same blocks: only their measures can be ranked."""
+    """Group runs with snapshots at the same steps and the same counted blocks; only their measures can be ranked."""
     groups: dict[tuple[object, ...], list[Run]] = {}
     for run in runs:
         blocks = [run.trajectory.blocks[i] for i in run.trajectory.select()]
@@ -107,7 +108,7 @@ def _of_the_same(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _ends(runs: Sequence[Run], measure: str, least: str, most: str) -> str:
-    """Which run has the least and which the most of a measure, as far as errors let them be told apart."""
+    """Return a phrase on which run has the smallest and which the largest value, as far as errors permit."""
     runs = [run for run in runs if run.summary[measure] == run.summary[measure]]
     if len(runs) < 2:
         return ""
@@ -124,7 +125,7 @@ def _ends(runs: Sequence[Run], measure: str, least: str, most: str) -> str:
 
 
 def _leading(runs: Sequence[Run], measure: str, pick: Callable[[Sequence[float]], float]) -> list[Run]:
-    """The run at one end, and those that it leads by no more than ``_resolution``."""
+    """Return the run at one end, and those that it leads by no more than ``_resolution``."""
     values = [run.summary[measure] for run in runs]
     best = runs[values.index(pick(values))]
     return [best] + [
@@ -135,10 +136,10 @@ def _leading(runs: Sequence[Run], measure: str, pick: Callable[[Sequence[float]]
 
 
 def _resolution(one: Run, other: Run, measure: str) -> float:
-    """What two values have to differ by to be told apart.
+    """Return the smallest difference at which the values of two runs count as different.
 
-    That is twice the error of their difference, of which exact values have a part, too: what rounding of the parameters
-    does to them. And it is two units of the last digit that is shown: nobody could see a smaller lead.
+    It is the larger of twice the error of the difference and two units of the last digit that is shown. The error
+    includes that of rounding the parameters, which exact values have too.
     """
     errors = [some.get(measure, 0.0) for run in (one, other) for some in (run.errors, run.rounding_errors)]
     largest = max(abs(run.summary[measure]) for run in (one, other))

@@ -1,4 +1,4 @@
-"""Several runs compared: a page, pictures, a table, and events for TensorBoard, in one folder."""
+"""Results of a comparison in one folder: a page, pictures, a table, and events for TensorBoard."""
 
 from __future__ import annotations
 
@@ -11,38 +11,33 @@ from typing import Any
 
 from lightning_traj.compare.divergence import joint_partings
 from lightning_traj.compare.figures import comparison_figures
-from lightning_traj.compare.joint import joint_gram
 from lightning_traj.compare.page import comparison_report
-from lightning_traj.compare.runs import Run, load_runs
-from lightning_traj.compare.table import comparison_table, write_csv
+from lightning_traj.compare.runs import Run
+from lightning_traj.compare.table import write_csv
 from lightning_traj.files import replace_together
 from lightning_traj.measures import shown_in
-from lightning_traj.plots import trajectory as plot
-from lightning_traj.report import SHARPNESS
+from lightning_traj.plots import to_png
+from lightning_traj.report import page
 
 EVENTS = "tensorboard"
-_DRAWN = "|".join(shown_in("curve"))
-_PICTURES = (
-    rf"maps|relative_maps|layers_by_runs|series_({_DRAWN})|(joint_map|joint_relative_map|joint_path|partings)(_\d+)?"
+_PICTURE = re.compile(
+    r"(maps|relative_maps|layers_by_runs|(joint_map|joint_relative_map|joint_path|partings)(_\d+)?)\.png"
 )
-MADE = re.compile(rf"comparison\.(html|csv)|({_PICTURES})\.png|{EVENTS}")  # names of all that a comparison can leave
-
-__all__ = ["Run", "comparison_table", "joint_gram", "load_runs", "write_comparison"]
 
 
 def write_comparison(runs: Sequence[Run], out: str | PathLike[str]) -> list[Path]:
-    """Write all that a comparison has: ``comparison.html``, its pictures as PNG, ``comparison.csv``, ``tensorboard/``.
+    """Write ``comparison.html``, its pictures as PNG, ``comparison.csv`` and ``tensorboard/``.
 
     Args:
-        runs: At least two, as ``load_runs`` gives them.
-        out: Folder, made if it is missing. All that an earlier comparison left in it is replaced.
+        runs: At least two runs, as ``load_runs`` returns them.
+        out: Folder for the results, made if it is missing. The results of an earlier comparison in it are replaced.
 
     Returns:
-        The files, the page first.
+        Paths of the files, the page first.
 
     Raises:
-        ValueError: fewer than two runs, or two of one name.
-        FileExistsError: there is a folder ``tensorboard`` in ``out`` that is of no comparison.
+        ValueError: fewer than two runs, or two runs with the same name.
+        FileExistsError: `out` has a folder ``tensorboard`` that is not from a comparison.
         OSError: a file could not be written.
     """
     if len(runs) < 2:
@@ -53,7 +48,7 @@ def write_comparison(runs: Sequence[Run], out: str | PathLike[str]) -> list[Path
     earlier = _earlier(out)
     joints = joint_partings(runs)
     figures = comparison_figures(runs, joints)
-    pictures = {name: plot.to_png(draw(), SHARPNESS) for name, draw in figures.items()}
+    pictures = {name: to_png(draw(), page.SHARPNESS) for name, draw in figures.items()}
     written = {"comparison.html": comparison_report(runs, joints, pictures).encode()}
     written |= {f"{name}.png": png for name, png in pictures.items()}
     with replace_together(out, earlier) as folder:
@@ -65,27 +60,33 @@ def write_comparison(runs: Sequence[Run], out: str | PathLike[str]) -> list[Path
 
 
 def _earlier(out: Path) -> list[str]:
-    """What an earlier comparison left in a folder: it has other pictures and events where its runs were others."""
+    """Return the names of all files and folders that an earlier comparison, maybe of other runs, left in a folder."""
     if not (out / "comparison.html").exists():
         if (out / EVENTS).exists():
             raise FileExistsError(f"out={str(out)!r} has {EVENTS}/ of something else than a comparison: name another.")
         return []
-    return sorted(path.name for path in out.iterdir() if MADE.fullmatch(path.name))
+    return sorted(path.name for path in out.iterdir() if is_made(path.name))
+
+
+def is_made(name: str) -> bool:
+    """Return whether a comparison can write a file or a folder of this name."""
+    charts = {f"series_{measure}.png" for measure in shown_in("curve")}
+    return name in charts | {"comparison.html", "comparison.csv", EVENTS} or _PICTURE.fullmatch(name) is not None
 
 
 def write_events(runs: Sequence[Run], folder: Path, prefix: str = "traj") -> list[Path]:
-    """Write each run's measures over its steps as events, so that TensorBoard draws the runs in one chart.
+    """Write the measures of each run over its steps as events, so that TensorBoard draws the runs in one chart.
 
-    Their newest values stand beside the hyperparameters in the HPARAMS tab. TensorBoard takes its columns from any one
-    of the runs, so all of them announce the same.
+    The newest values stand beside the hyperparameters in the HPARAMS tab. TensorBoard takes the columns of that tab
+    from any one of the runs, so all runs announce the same columns.
 
     Args:
-        runs: What is written; a folder each, by their names.
-        folder: The one to point TensorBoard at, in which there are no events yet.
+        runs: Runs to write. The events of each go to a folder with its name.
+        folder: Folder to point TensorBoard at, which holds no events yet.
         prefix: First part of the tags.
 
     Returns:
-        The files.
+        Paths of the event files.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -108,7 +109,7 @@ def write_events(runs: Sequence[Run], folder: Path, prefix: str = "traj") -> lis
 
 
 def _hparams(chosen: Mapping[str, Any], columns: Mapping[str, float]) -> tuple[Any, Any, Any]:
-    """Events of the HPARAMS tab: what its columns are, a run's values, and that it ended."""
+    """Return the events of the HPARAMS tab: its columns, the values of a run, and the end of the run."""
     from torch.utils.tensorboard.summary import hparams
 
     events: tuple[Any, Any, Any] = hparams(dict(chosen), dict(columns))  # type: ignore[no-untyped-call]
@@ -116,7 +117,7 @@ def _hparams(chosen: Mapping[str, Any], columns: Mapping[str, float]) -> tuple[A
 
 
 def _of_one_kind(all_of: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Hyperparameters as TensorBoard takes them: numbers, truth values, texts, of one kind in each column."""
+    """Convert hyperparameters for TensorBoard: numbers, booleans or texts, of one type in each column."""
     kinds: dict[str, set[type]] = {}
     for some in all_of:
         for name, value in some.items():

@@ -98,9 +98,9 @@ def log_layers(
     folder: Where = None,
 ) -> None:
     """Log the pictures by layer and role (``traj_layers/mds``), at most nine. Arguments as for ``log_trajectory``."""
-    from lightning_traj.plots import layers as layer_plot
+    from lightning_traj.plots import layer_figures
 
-    figures = {f"{prefix}_layers/{name}": draw for name, draw in layer_plot.layer_figures(trajectory).items()}
+    figures = {f"{prefix}_layers/{name}": draw for name, draw in layer_figures(trajectory).items()}
     log_figures(loggers, figures, step, folder)
 
 
@@ -139,17 +139,17 @@ def log_figures(
 
     A figure is drawn once, and not at all if it has nowhere to go.
     """
-    from lightning_traj.plots import trajectory as plot
+    from lightning_traj.plots import save_png, to_rgb
 
     takers = [adapter for adapter in map(adapter_of, loggers) if adapter.takes_pictures]
     place = folder if folder is None or isinstance(folder, Folder) else LocalFolder(folder)
 
     def show(tag: str, draw: Callable[[], Figure]) -> None:
         if takers:
-            pixels = plot.to_rgb(draw())
+            pixels = to_rgb(draw())
             attempt_all(partial(taker.log_picture, tag, pixels, step) for taker in takers)
         elif place is not None:
-            place.write(f"{tag.replace('/', '_')}.png", partial(plot.save_png, draw()))
+            place.write(f"{tag.replace('/', '_')}.png", partial(save_png, draw()))
 
     attempt_all(partial(show, tag, draw) for tag, draw in figures.items())
 

@@ -18,7 +18,7 @@ the Gram matrix (`arrays.RESOLUTION`).
 
 The modules: `maps`, `direction`, `geometry`, `spectrum` and `windows` hold the formulas; `errors` the standard
 errors of sketched values; `basis` the changes of basis of the recorded Gram matrices; `catalogue` the measures that are
-logged, by tag.
+logged, by tag; `measure` what an entry of it says; `evaluation` their values and standard errors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from __future__ import annotations
 # All at once, unlike the other sub-packages: nothing here is slow to import.
 from lightning_traj.measures.arrays import Array
 from lightning_traj.measures.basis import DISPLACEMENT, PREVIOUS_UPDATE, THETA, UPDATE, displacement_gram, snapshot_gram
-from lightning_traj.measures.catalogue import MEASURES, evaluate, shown_in, standard_errors
+from lightning_traj.measures.catalogue import MEASURES, shown_in
 from lightning_traj.measures.direction import (
     DRIFT_WINDOW,
     SATURATED,
@@ -39,6 +39,7 @@ from lightning_traj.measures.direction import (
     saturation_index,
 )
 from lightning_traj.measures.errors import difference_angle_gradient, standard_error
+from lightning_traj.measures.evaluation import evaluate, standard_errors
 from lightning_traj.measures.geometry import (
     angle_from_difference,
     apex_angle,

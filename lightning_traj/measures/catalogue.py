@@ -6,22 +6,11 @@ Summaries, logs, charts, tables, heatmaps and the README's table of tags are mad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
-
 import numpy as np
 
 from lightning_traj.measures import errors
 from lightning_traj.measures.arrays import Array
-from lightning_traj.measures.basis import (
-    DISPLACEMENT,
-    PREVIOUS_UPDATE,
-    THETA,
-    UPDATE,
-    displacement_gram,
-    snapshot_gram,
-)
+from lightning_traj.measures.basis import DISPLACEMENT, PREVIOUS_UPDATE, THETA, UPDATE
 from lightning_traj.measures.direction import (
     DRIFT_WINDOW,
     direction_drift,
@@ -30,84 +19,10 @@ from lightning_traj.measures.direction import (
     running_similarity,
     saturation,
 )
-from lightning_traj.measures.errors import Gradient
 from lightning_traj.measures.geometry import angle_from_difference, cone_angle
+from lightning_traj.measures.measure import Measure, Place, StandardError
 from lightning_traj.measures.spectrum import effective_rank, participation_ratio, top1_share
 from lightning_traj.measures.state import SelectionState
-
-Place = Literal["card", "comparison", "curve", "heatmap", "hyperparameters", "role", "table"]
-"""Where a measure is shown besides the summary and the scalars, which have all of them.
-
-card: large, on top of a report. comparison: a row of the table that compares runs. curve: a chart over time in reports.
-heatmap: layer by time. hyperparameters: beside the hyperparameters in TensorBoard. role: curves by role in TensorBoard,
-and the picture of layers by roles. table: a column of the table of layers or roles.
-"""
-
-
-class StandardError(NamedTuple):
-    """How to compute the standard error of a sketched value.
-
-    Attributes:
-        basis: Vectors of the Gram matrix in which the measure is written: ``"snapshots"``, ``"displacements"``,
-            ``"updates"`` or ``"local"``.
-        gradient: Gradient of the measure at that Gram matrix.
-    """
-
-    basis: str
-    gradient: Callable[[SelectionState], Gradient]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A scalar of the summary, under one tag. θ are snapshots, d displacements from θ_0, u updates.
-
-    Attributes:
-        group: Chart group in which TensorBoard shows it.
-        formula: Definition, as documented.
-        range: Smallest and largest value, as documented.
-        unit: ``"degrees"``, or empty.
-        meaning: What a value tells, in a few words.
-        latest: Value at the newest snapshot, NaN where undefined; None: the last of `series`.
-        series: Values at all n snapshots in one pass, [n]; None: `latest` of the first 1, 2, …, n snapshots.
-        error: Standard error of a sketched value; None where no formula covers.
-        looks_back: Number of snapshots before the newest on which it depends, for measures of recent snapshots only.
-        shown_in: Places where it is shown besides the summary and the scalars.
-        landmark: A value worth a line in charts, and what it stands for.
-    """
-
-    group: str
-    formula: str
-    range: str
-    unit: str
-    meaning: str
-    latest: Callable[[SelectionState], float] | None = None
-    series: Callable[[SelectionState], Array] | None = None
-    error: StandardError | None = None
-    looks_back: int = 1
-    shown_in: frozenset[Place] = frozenset()
-    landmark: tuple[float, str] | None = None
-
-    def value(self, state: SelectionState) -> float:
-        """Return the value at the newest snapshot; NaN where undefined."""
-        if self.latest is not None:
-            return float(self.latest(state))
-        assert self.series is not None
-        return float(self.series(state)[-1])
-
-    def values(self, state: SelectionState, last: int | None = None) -> Array:
-        """Return the values at the snapshots as they stood then, [n], or at the `last` of them; NaN where undefined."""
-        first = 1 if last is None else max(1, len(state) + 1 - last)
-        if self.series is not None:
-            values = self.series(state)[first - 1 :].copy()
-            if len(values):
-                values[-1] = self.value(state)  # the same to the last bit, however each was summed
-            return values
-        return np.array([self.value(state.first(n)) for n in range(first, len(state) + 1)])
-
-
-def shown_in(place: Place) -> list[str]:
-    """Return the tags of the measures that are shown in a place, in the order of the catalogue."""
-    return [name for name, measure in MEASURES.items() if place in measure.shown_in]
 
 
 def _local_norm(vector: int) -> StandardError:
@@ -143,249 +58,201 @@ def _tortuosities(state: SelectionState) -> Array:
     return ratios
 
 
-def _places(*places: Place) -> frozenset[Place]:
-    return frozenset(places)
-
-
 MEASURES: dict[str, Measure] = {
     "mds": Measure(
-        "Direction",
-        "mean of C_ij = cos(θ_i, θ_j)",
-        "[0, 1]",
-        "",
-        "mean directional similarity ω: near 1, the path hardly turns as seen from the origin",
+        group="Direction",
+        formula="mean of C_ij = cos(θ_i, θ_j)",
+        range="[0, 1]",
+        meaning="mean directional similarity ω: near 1, the path hardly turns as seen from the origin",
         latest=lambda state: mean_directional_similarity(state.map),
         series=lambda state: running_similarity(state.map),
         error=StandardError("snapshots", lambda state: errors.mean_cosine_gradient(state.gram)),
-        shown_in=_places("card", "comparison", "curve", "heatmap", "hyperparameters", "role", "table"),
+        shown_in=("card", "comparison", "curve", "heatmap", "hyperparameters", "role", "table"),
     ),
     "mds_relative": Measure(
-        "Direction",
-        "mean of cos(d_i, d_j)",
-        "[0, 1]",
-        "",
-        "the same as seen from θ_0: 1 for a straight path",
+        group="Direction",
+        formula="mean of cos(d_i, d_j)",
+        range="[0, 1]",
+        meaning="the same as seen from θ_0: 1 for a straight path",
         latest=lambda state: mean_directional_similarity(state.relative_map),
         series=lambda state: _from_second(running_similarity(state.relative_map)),
         error=StandardError("displacements", lambda state: errors.mean_cosine_gradient(state.relative[1:, 1:])),
-        shown_in=_places("card", "comparison", "curve", "heatmap", "hyperparameters", "table"),
+        shown_in=("card", "comparison", "curve", "heatmap", "hyperparameters", "table"),
     ),
     "param_norm": Measure(
-        "Length",
-        "‖θ_T‖",
-        "≥ 0",
-        "",
-        "norm of the parameters",
+        group="Length",
+        formula="‖θ_T‖",
+        range="≥ 0",
+        meaning="norm of the parameters",
         series=lambda state: state.norms(THETA),
         error=_local_norm(THETA),
-        shown_in=_places("hyperparameters"),
+        shown_in=("hyperparameters",),
     ),
     "displacement": Measure(
-        "Length",
-        "‖d_T‖",
-        "≥ 0",
-        "",
-        "distance from θ_0",
+        group="Length",
+        formula="‖d_T‖",
+        range="≥ 0",
+        meaning="distance from θ_0",
         series=lambda state: state.norms(DISPLACEMENT),
         error=_local_norm(DISPLACEMENT),
-        shown_in=_places("comparison", "curve", "hyperparameters", "table"),
+        shown_in=("comparison", "curve", "hyperparameters", "table"),
     ),
     "update_length": Measure(
-        "Length",
-        "‖u_T‖",
-        "≥ 0",
-        "",
-        "distance from the snapshot before",
+        group="Length",
+        formula="‖u_T‖",
+        range="≥ 0",
+        meaning="distance from the snapshot before",
         series=lambda state: _without_first(state.norms(UPDATE)),
         error=_local_norm(UPDATE),
-        shown_in=_places("hyperparameters"),
+        shown_in=("hyperparameters",),
     ),
     "path_length": Measure(
-        "Length",
-        "L = Σ ‖u_t‖",
-        "≥ displacement",
-        "",
-        "length of the path through all scheduled snapshots",
+        group="Length",
+        formula="L = Σ ‖u_t‖",
+        range="≥ displacement",
+        meaning="length of the path through all scheduled snapshots",
         series=lambda state: state.path,
         error=StandardError("updates", lambda state: errors.path_length_gradient(state.updates)),
-        shown_in=_places("comparison", "curve", "hyperparameters"),
+        shown_in=("comparison", "curve", "hyperparameters"),
     ),
     "tortuosity": Measure(
-        "Direction",
-        "L / ‖d_T‖",
-        "≥ 1",
-        "",
-        "1 for a straight path; large where the path winds",
+        group="Direction",
+        formula="L / ‖d_T‖",
+        range="≥ 1",
+        meaning="1 for a straight path; large where the path winds",
         series=_tortuosities,
         error=StandardError("updates", lambda state: errors.tortuosity_gradient(state.updates, float(state.path[-1]))),
-        shown_in=_places("card", "comparison", "curve", "hyperparameters"),
+        shown_in=("card", "comparison", "curve", "hyperparameters"),
     ),
     "update_angle": Measure(
-        "Angle",
-        "∠(u_{T−1}, u_T)",
-        "[0, 180]",
-        "degrees",
-        "0: straight on; 90: as a random walk; 180: back again",
+        group="Angle",
+        formula="∠(u_{T−1}, u_T)",
+        range="[0, 180]",
+        meaning="0: straight on; 90: as a random walk; 180: back again",
+        unit="degrees",
         series=_update_angles,
         error=StandardError("local", lambda state: errors.angle_gradient(state.local[-1], UPDATE, PREVIOUS_UPDATE)),
-        shown_in=_places("curve", "heatmap", "hyperparameters", "table"),
+        shown_in=("curve", "heatmap", "hyperparameters", "table"),
         landmark=(90.0, "random walk"),
     ),
     "origin_angle": Measure(
-        "Angle",
-        "∠(θ_{T−1}, θ_T)",
-        "[0, 180]",
-        "degrees",
-        "turn since the snapshot before, seen from the origin",
+        group="Angle",
+        formula="∠(θ_{T−1}, θ_T)",
+        range="[0, 180]",
+        meaning="turn since the snapshot before, seen from the origin",
+        unit="degrees",
         series=lambda state: _without_first(state.angles(THETA, UPDATE)),
         error=_local_angle(THETA, UPDATE),
-        shown_in=_places("hyperparameters"),
+        shown_in=("hyperparameters",),
     ),
     "turn": Measure(
-        "Angle",
-        "∠(θ_0, θ_T)",
-        "[0, 180]",
-        "degrees",
-        "turn since initialisation, seen from the origin",
+        group="Angle",
+        formula="∠(θ_0, θ_T)",
+        range="[0, 180]",
+        meaning="turn since initialisation, seen from the origin",
+        unit="degrees",
         series=lambda state: state.angles(THETA, DISPLACEMENT),
         error=_local_angle(THETA, DISPLACEMENT),
-        shown_in=_places("curve", "hyperparameters"),
+        shown_in=("curve", "hyperparameters"),
     ),
     "apex_angle": Measure(
-        "Angle",
-        "∠(d_{T−1}, d_T)",
-        "[0, 180]",
-        "degrees",
-        "turn since the snapshot before, seen from θ_0",
+        group="Angle",
+        formula="∠(d_{T−1}, d_T)",
+        range="[0, 180]",
+        meaning="turn since the snapshot before, seen from θ_0",
+        unit="degrees",
         series=lambda state: state.angles(DISPLACEMENT, UPDATE),
         error=_local_angle(DISPLACEMENT, UPDATE),
-        shown_in=_places("hyperparameters"),
+        shown_in=("hyperparameters",),
     ),
     "cone_angle": Measure(
-        "Angle",
-        "max ∠(d_i, d_j)",
-        "[0, 180]",
-        "degrees",
-        "opening of the cone with its apex at θ_0 that the path spans",
+        group="Angle",
+        formula="max ∠(d_i, d_j)",
+        range="[0, 180]",
+        meaning="opening of the cone with its apex at θ_0 that the path spans",
+        unit="degrees",
         latest=lambda state: cone_angle(state.relative),
-        shown_in=_places("hyperparameters"),
+        shown_in=("hyperparameters",),
     ),
     "effective_rank": Measure(
-        "Spectrum",
-        "exp(entropy of λ/Σλ), λ of C",
-        "[1, n]",
-        "",
-        "number of directions that the snapshots take up",
+        group="Spectrum",
+        formula="exp(entropy of λ/Σλ), λ of C",
+        range="[1, n]",
+        meaning="number of directions that the snapshots take up",
         latest=lambda state: effective_rank(state.map),
         error=StandardError("snapshots", lambda state: state.spectrum_gradients.effective_rank),
-        shown_in=_places("card", "comparison", "curve", "hyperparameters"),
+        shown_in=("card", "comparison", "curve", "hyperparameters"),
     ),
     "participation_ratio": Measure(
-        "Spectrum",
-        "(Σλ)² / Σλ²",
-        "[1, n]",
-        "",
-        "the same, less sensitive to small directions",
+        group="Spectrum",
+        formula="(Σλ)² / Σλ²",
+        range="[1, n]",
+        meaning="the same, less sensitive to small directions",
         latest=lambda state: participation_ratio(state.map),
         error=StandardError("snapshots", lambda state: state.spectrum_gradients.participation_ratio),
-        shown_in=_places("hyperparameters"),
+        shown_in=("hyperparameters",),
     ),
     "top1_share": Measure(
-        "Spectrum",
-        "λ_1 / Σλ",
-        "[1/n, 1]",
-        "",
-        "share of the direction that the snapshots have most in common",
+        group="Spectrum",
+        formula="λ_1 / Σλ",
+        range="[1/n, 1]",
+        meaning="share of the direction that the snapshots have most in common",
         latest=lambda state: top1_share(state.map),
         error=StandardError("snapshots", lambda state: state.spectrum_gradients.top1_share),
-        shown_in=_places("hyperparameters"),
+        shown_in=("hyperparameters",),
     ),
     "saturation": Measure(
-        "Redundancy",
-        "first (s_t − s_0) / (s_T − s_0) with cos(d_t, d_T) ≥ 0.9 from t on",
-        "[0, 1]",
-        "",
-        "small: the final direction was found early, and the rest of the run is redundant",
+        group="Redundancy",
+        formula="first (s_t − s_0) / (s_T − s_0) with cos(d_t, d_T) ≥ 0.9 from t on",
+        range="[0, 1]",
+        meaning="small: the final direction was found early, and the rest of the run is redundant",
         latest=lambda state: saturation(state.relative, state.steps),
-        shown_in=_places("card", "comparison", "hyperparameters"),
+        shown_in=("card", "comparison", "hyperparameters"),
     ),
     "direction_drift": Measure(
-        "Redundancy",
-        "1 − mean cos(d_T, d_j), last 5 j",
-        "[0, 2]",
-        "",
-        "small: the direction no longer changes",
+        group="Redundancy",
+        formula="1 − mean cos(d_T, d_j), last 5 j",
+        range="[0, 2]",
+        meaning="small: the direction no longer changes",
         latest=lambda state: direction_drift(state.recent),
         series=lambda state: _from_second(running_drift(state.relative)),
         error=StandardError("displacements", lambda state: errors.direction_drift_gradient(state.relative[1:, 1:])),
         looks_back=DRIFT_WINDOW,
-        shown_in=_places("card", "comparison", "curve", "heatmap", "hyperparameters", "role", "table"),
+        shown_in=("card", "comparison", "curve", "heatmap", "hyperparameters", "role", "table"),
     ),
     "oscillation_cosine": Measure(
-        "Oscillation",
-        "mean cos(u_t, u_{t+1}) over a window of steps",
-        "[−1, 1]",
-        "",
-        "below 0: steps undo each other; u are consecutive optimizer steps",
+        group="Oscillation",
+        formula="mean cos(u_t, u_{t+1}) over a window of steps",
+        range="[−1, 1]",
+        meaning="below 0: steps undo each other; u are consecutive optimizer steps",
         latest=lambda state: state.oscillation.cosine,
-        shown_in=_places("comparison", "curve", "heatmap", "table"),
+        shown_in=("comparison", "curve", "heatmap", "table"),
         landmark=(0.0, "neither on nor back"),
     ),
     "oscillation_reversals": Measure(
-        "Oscillation",
-        "share of these cosines below 0",
-        "[0, 1]",
-        "",
-        "1: every step turns back",
+        group="Oscillation",
+        formula="share of these cosines below 0",
+        range="[0, 1]",
+        meaning="1: every step turns back",
         latest=lambda state: state.oscillation.reversals,
     ),
     "oscillation_linearity": Measure(
-        "Oscillation",
-        "‖Σu‖ / Σ‖u‖ of these steps",
-        "[0, 1]",
-        "",
-        "1: straight on; near 0: on the spot",
+        group="Oscillation",
+        formula="‖Σu‖ / Σ‖u‖ of these steps",
+        range="[0, 1]",
+        meaning="1: straight on; near 0: on the spot",
         latest=lambda state: state.oscillation.linearity,
     ),
     "oscillation_step_length": Measure(
-        "Oscillation",
-        "mean ‖u_t‖ of these steps",
-        "≥ 0",
-        "",
-        "length of a single step",
+        group="Oscillation",
+        formula="mean ‖u_t‖ of these steps",
+        range="≥ 0",
+        meaning="length of a single step",
         latest=lambda state: state.oscillation.step_length,
     ),
 }
 
 
-def evaluate(state: SelectionState, names: Iterable[str] = MEASURES) -> dict[str, float]:
-    """Return measures of a selection at the newest snapshot, by tag; NaN where undefined."""
-    return {name: MEASURES[name].value(state) for name in names}
-
-
-def standard_errors(state: SelectionState, anchored: Array, local: Array, dim: int) -> dict[str, float]:
-    """Return the standard errors of a selection's values at the newest snapshot.
-
-    Args:
-        state: Sums over all blocks of the selection.
-        anchored: Gram(θ_0, d_1, …, d_T) of each sketched block, [blocks, n, n].
-        local: Local Gram matrix of each sketched block at the newest snapshot, [blocks, 4, 4].
-        dim: Sketch length of a block.
-
-    Returns:
-        Standard errors in the measures' units, by tag, of the measures that have one and are defined.
-    """
-    relative = displacement_gram(anchored)[:, 1:, 1:]
-    # Updates are d_t − d_{t−1} with d_0 = 0: prepend it, and take differences along both axes.
-    bases = {
-        "snapshots": snapshot_gram(anchored),
-        "displacements": relative,
-        "updates": np.diff(np.diff(relative, axis=1, prepend=0.0), axis=2, prepend=0.0),
-        "local": local,
-    }
-    found = {
-        name: errors.standard_error(measure.error.gradient(state), bases[measure.error.basis], dim)
-        for name, measure in MEASURES.items()
-        if measure.error is not None and not np.isnan(measure.value(state))
-    }
-    return {name: error for name, error in found.items() if not np.isnan(error)}
+def shown_in(place: Place) -> list[str]:
+    """Return the tags of the measures that are shown in a place, in the order of the catalogue."""
+    return [name for name, measure in MEASURES.items() if place in measure.shown_in]

@@ -1,7 +1,7 @@
-"""What figures are drawn with: one style, axes in time, maps, colour bars, and words that fit.
+"""Parts that all figures share: one style, axes in time, maps, colour bars and labels.
 
-Every figure is a ``matplotlib.figure.Figure`` without pyplot, which is never imported: the user's figures and
-choice of a backend are left alone, and styles that the user has set don't reach these figures.
+Every figure is a ``matplotlib.figure.Figure``. Pyplot is never imported, so the user's figures and choice of a backend
+are left alone, and styles that the user has set don't reach these figures.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ if TYPE_CHECKING:
     from lightning_traj.trajectory import Trajectory
 
 Array = NDArray[np.float64]
-Box = tuple[float, float, float, float]  # left, bottom, width, height, as shares of the figure
+Box = tuple[float, float, float, float]  # left, bottom, width and height, as fractions of the figure
 
-# Perceptually uniform, and the same with and without colour vision; lines are of Okabe and Ito's colours.
+# Perceptually uniform, also for the colour-blind; lines have Okabe and Ito's colours.
 AGREEMENT = "viridis_r"  # bright where snapshots agree
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "0.35"
-HEAD = 0.72  # inches above panels, for a figure's title and what was counted
+HEAD = 0.72  # inches above panels, for the title of a figure and its subtitle
 _STYLE: dict[Any, Any] = {"font.size": 10.5, "axes.linewidth": 0.6, "hatch.linewidth": 0.5}
 _STYLE |= {f"{axis}tick.major.{name}": size for axis in "xy" for name, size in (("size", 2.5), ("pad", 2))}
 
-# Late in training cosines crowd near 1, and half a map is one flat square on a linear scale of cosines.
-# Angles spread that end (1 - cos goes as their square), and a scale of their roots spreads it once more.
-# Of the scales tried on runs of MDS 0.85 to 0.9997 (linear cosine; linear, root, logarithmic angle) the
-# root alone shows both the blocks of early training and those after each drop of the learning rate.
+# Late in training, cosines crowd near 1, and on a linear scale of cosines half of a map is one flat square. Angles
+# spread that end, because 1 - cos grows as their square, and a scale of their square roots spreads it once more. Of the
+# scales tried on runs with an MDS of 0.85 to 0.9997 (linear cosine; linear, root and logarithmic angle), only the root
+# shows both the blocks of early training and those after each drop of the learning rate.
 ANGLE_POWER = 0.5
-# Where no angle reaches 0.01 degrees the scale does: it would show rounding (1e-6 degrees) as structure.
+# The scale reaches at least 0.01 degrees; a smaller one would show rounding (1e-6 degrees) as structure.
 LEAST_ANGLE = 0.01
 
 
 @contextmanager
 def own_style() -> Iterator[None]:
-    """Matplotlib's defaults and these figures' own settings, while a figure is made or painted."""
+    """Set matplotlib's defaults and the style of these figures while a figure is made or painted."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
@@ -56,7 +56,14 @@ def own_style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, title: str, counted: str = "") -> Figure:
-    """An empty figure of width x height inches, with its title and what was counted."""
+    """Return an empty figure with a title.
+
+    Args:
+        width: Width in inches.
+        height: Height in inches.
+        title: Title of the figure.
+        counted: Subtitle, which says which blocks are counted; empty: there is none.
+    """
     figure = Figure(figsize=(width, height), dpi=100)
     figure.text(0.1 / width, 1 - 0.27 / height, title, fontsize=12, weight="bold")
     if counted:
@@ -66,7 +73,7 @@ def new_figure(width: float, height: float, title: str, counted: str = "") -> Fi
 
 
 def counted_in_words(trajectory: Trajectory, select: Select) -> str:
-    """What was counted, and by which selection."""
+    """Return a description of the counted blocks, and of the selection if there is one."""
     if select is None:
         return trajectory.counted()
     name = select if isinstance(select, str) else getattr(select, "__name__", "predicate")
@@ -74,21 +81,26 @@ def counted_in_words(trajectory: Trajectory, select: Select) -> str:
 
 
 def similarity_in_words(label: str, cosines: Array, error: float | None = None) -> str:
-    """The mean directional similarity of a map, with its standard error, or with the digits that tell it from 1."""
+    """Return the mean directional similarity of a map as text, with as many digits as its standard error supports.
+
+    Args:
+        label: Name of the similarity.
+        cosines: Map, [n, n].
+        error: Standard error; if it is None, the number of digits is what it takes to distinguish the value from 1.
+    """
     value = measures.mean_directional_similarity(cosines)
     if not isfinite(value):
         return f"{label} undefined"
     if error is not None and 1e-7 < error < 1:
         decimals = max(3, ceil(-log10(error)))
         return f"{label} = {value:.{decimals}f} ± {error:.{decimals}f}"
-    # As many decimals as it takes to tell the value from 1.
     return f"{label} = {value:.{max(3, ceil(1 - log10(max(1 - value, 1e-6))))}f}"
 
 
 def time_ticks(times: Times, most: int = 6) -> tuple[Array, list[str]]:
-    """Return places and labels of ticks along cells of equal size, one cell a snapshot.
+    """Return places and labels of at most `most` ticks along cells of equal size, one cell a snapshot.
 
-    Cells in proportion to time would hide most snapshots of a log-spaced run; here ticks tell the time.
+    Cells in proportion to time would hide most snapshots of a log-spaced run. Equal cells do not; ticks show the time.
     """
     n, values = len(times.values), times.values
     if n <= most or times.uneven():
@@ -103,7 +115,7 @@ def time_ticks(times: Times, most: int = 6) -> tuple[Array, list[str]]:
 
 
 def draw_map(figure: Figure, box: Box, cosines: Array, times: Times) -> None:
-    """Draw a map of angles, with its times along both sides and its colour bar."""
+    """Draw a map of angles with a colour bar, and with times along both sides."""
     axes = figure.add_axes(box)
     if len(cosines) == 0:
         axes.set(xticks=[], yticks=[])
@@ -122,13 +134,13 @@ def draw_map(figure: Figure, box: Box, cosines: Array, times: Times) -> None:
 
 
 def angle_scale(*angles: Array) -> PowerNorm:
-    """Colours of angles, in degrees: from 0 to the largest of them."""
+    """Return a scale of colours for angles in degrees, from 0 to the largest of them."""
     largest = max(float(np.max(some, initial=0.0, where=~np.isnan(some))) for some in angles)
     return PowerNorm(ANGLE_POWER, 0.0, max(largest, LEAST_ANGLE))
 
 
 def draw_angle_bar(axes: Axes, scale: PowerNorm, label: str = "angle (cosine), ") -> None:
-    """Colour bar of angles, with their cosines."""
+    """Draw a colour bar of angles, with their cosines in brackets."""
     largest = float(scale.vmax or 0.0)
     levels = [0.0, *round_levels(largest, ANGLE_POWER)]
     ticks = [(float(scale(level)), _angle_and_cosine(level)) for level in levels]
@@ -136,7 +148,14 @@ def draw_angle_bar(axes: Axes, scale: PowerNorm, label: str = "angle (cosine), "
 
 
 def paint(axes: Axes, values: Array, scale: PowerNorm, absent: NDArray[np.bool_] | None = None) -> None:
-    """Paint a matrix, cell by cell; hatched where it is NaN, and white where a cell stands for nothing."""
+    """Paint a matrix, one cell an entry; NaN is hatched.
+
+    Args:
+        axes: Axes to paint on.
+        values: Matrix, [rows, columns].
+        scale: Scale of colours.
+        absent: Cells that stand for nothing and stay white, bool [rows, columns]; None: there are none.
+    """
     rows, columns = values.shape
     cells = (-0.5, columns - 0.5, rows - 0.5, -0.5)
     undefined = np.isnan(values) if absent is None else np.isnan(values) & ~absent
@@ -149,16 +168,23 @@ def paint(axes: Axes, values: Array, scale: PowerNorm, absent: NDArray[np.bool_]
 
 
 def say_undefined(axes: Axes, why: str = "zero vector") -> None:
-    """What the hatching means, below the colour bar."""
+    """Write below the colour bar what hatched cells mean."""
     width, height = size_in_inches(axes)
     key = f"hatched: undefined\n({why})"
     axes.text(1 + 0.13 / width, -0.21 / height, key, fontsize=8, va="top", transform=axes.transAxes)
 
 
 def draw_bar(axes: Axes, colours: str, ticks: Sequence[tuple[float, str]], label: str, room: float) -> None:
-    """Colour bar to the right of the axes; ticks at shares of its height, ``room`` inches for their text.
+    """Draw a colour bar to the right of the axes.
 
-    Part of the axes: axes of its own, such as ``Figure.colorbar`` makes, take a third of a figure's time.
+    It is part of the axes, since axes of its own, as ``Figure.colorbar`` makes, take a third of the time of a figure.
+
+    Args:
+        axes: Axes to draw on.
+        colours: Name of the colour map.
+        ticks: Position of each tick, as a fraction of the height, and its text.
+        label: Label of the colour bar.
+        room: Width in inches that the texts of ticks need.
     """
     inch = axes.figure.dpi / axes.bbox.width
     left, right = 1 + 0.15 * inch, 1 + 0.3 * inch
@@ -167,35 +193,35 @@ def draw_bar(axes: Axes, colours: str, ticks: Sequence[tuple[float, str]], label
     axes.add_artist(bar)
     last = -1.0
     for share, text in sorted(ticks):
-        if share - last >= 0.15 * axes.figure.dpi / axes.bbox.height:  # or it would lie on the one below
+        if share - last >= 0.15 * axes.figure.dpi / axes.bbox.height:  # a closer one would overlap the one below
             axes.text(right, share, f"– {text}", fontsize=8, va="center_baseline", transform=axes.transAxes)
             last = share
     axes.text(right + room * inch, 0.5, label, fontsize=9, rotation=90, va="center", transform=axes.transAxes)
 
 
-# Places and words -------------------------------------------------------------------------------------------
+# Places and labels ------------------------------------------------------------------------------------------
 
 
 def size_in_inches(axes: Axes) -> tuple[float, float]:
-    """Width and height of the axes' box."""
+    """Return width and height of the axes in inches."""
     return axes.bbox.width / axes.figure.dpi, axes.bbox.height / axes.figure.dpi
 
 
 def add_panel(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Axes at a place in inches."""
+    """Add axes to a figure; their position and size are in inches."""
     whole, high = figure.get_size_inches()
     return figure.add_axes((left / whole, bottom / high, width / whole, height / high))
 
 
 def fix_labels(axes: Axes) -> None:
-    """Put axis labels at fixed distances: placing them by the extents of ticks is a tenth of the time."""
+    """Put axis labels at fixed distances; placing them by the extents of the ticks takes a tenth of a figure's time."""
     width, height = size_in_inches(axes)
     axes.xaxis.set_label_coords(0.5, -0.28 / height)
     axes.yaxis.set_label_coords(-0.47 / width, 0.5)
 
 
 def round_levels(largest: float, power: float) -> list[float]:
-    """Four round values up to ``largest``, about evenly spread on a scale of this power."""
+    """Return four round values up to `largest`, spread about evenly on a scale with this exponent."""
     targets = [largest * share ** (1 / power) for share in (0.3, 0.55, 0.78, 1.0)]
     units = [10.0 ** floor(log10(target)) for target in targets]
     digits = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
@@ -206,7 +232,7 @@ def round_levels(largest: float, power: float) -> list[float]:
 
 
 def one_less(short: float) -> str:
-    """1 − short, with the digits that tell it from 1."""
+    """Return 1 − short as text, with enough digits to distinguish it from 1."""
     if short == 0:
         return "1"
     if short < 1e-4:

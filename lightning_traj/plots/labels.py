@@ -1,4 +1,4 @@
-"""Names of modules and blocks, made to fit on figures."""
+"""Shortening names of modules and blocks so that they fit on figures."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from itertools import combinations, pairwise
 
 from lightning_traj.text import cut
 
-LONGEST = 24  # letters of the longest name that is written out
+LONGEST = 24  # letters; longer names are cut
 
 
 def shortened(names: Sequence[str], most: int = LONGEST) -> list[str]:
-    """Different names without the modules that they all lie in, and without the middle of what is still too long.
+    """Return names without the modules that contain all of them, and cut in the middle if they are still too long.
 
-    They stay different, and keep all their numbers, even if that takes more than ``most`` letters.
+    Different names stay different, and keep all their numbers, even if that takes more than `most` letters.
     """
     parts = [name.split(".") for name in names]
     shared = 0
@@ -31,7 +31,7 @@ def shortened(names: Sequence[str], most: int = LONGEST) -> list[str]:
 
 
 def apart(names: Sequence[str], short: Callable[[str, int], str], most: int) -> list[str]:
-    """Different names made ``short``, to so many letters, or to more where they would be the same."""
+    """Return names shortened to `most` letters by the function `short`, or to more where they would become the same."""
     labels = [short(name, most) for name in names]
     count = Counter(labels)
     alike = [i for i, label in enumerate(labels) if count[label] > 1]
@@ -42,7 +42,7 @@ def apart(names: Sequence[str], short: Callable[[str, int], str], most: int) -> 
 
 
 def in_lines(name: str, most: int) -> str:
-    """A block's name, in two or three lines if it is long, and cut only where that isn't enough."""
+    """Return the name of a block in up to three lines of `most` letters each; parts that are longer are cut."""
     if len(name) <= most:
         return name
     dots = [match.end() for match in re.finditer(r"\.(?!\d)", name)] or [most]
@@ -55,10 +55,13 @@ def in_lines(name: str, most: int) -> str:
 
 
 def stacks_of(names: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Indices of names that differ in numbers alone, by the name with a star for these, and by the numbers.
+    """Return the indices of names, grouped into stacks of names that differ only in numbers.
 
-    The number of the last module isn't one of them unless it is all of its name: ``attn1`` and ``attn2`` of a block
-    are different things.
+    A number at the end of the last module counts only if it is the whole name of that module, because ``attn1`` and
+    ``attn2`` of a block are different things.
+
+    Returns:
+        {name with a star for each number that differs: {numbers that differ: index}}.
     """
     groups: dict[str, list[tuple[list[str], int]]] = {}
     for i, name in enumerate(names):

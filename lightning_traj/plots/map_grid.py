@@ -1,4 +1,4 @@
-"""Maps side by side on one scale of colours, and the times of their snapshots."""
+"""Several maps side by side on one scale of colours."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ def small_maps(
     side: float,
     label: str = "MDS",
 ) -> Figure:
-    """Maps of angles in one range of colours, each below its name and its mean directional similarity.
+    """Draw maps of angles on one scale of colours, each below its name and its mean directional similarity.
 
     Args:
-        title: The figure's.
-        counted: What was counted.
-        maps: Cosines, by name.
-        times: Of the snapshots of each map, drawn below each; or a single one, for all of them, drawn at the last one
-            of the first column.
-        across: Maps side by side, at most.
-        side: Of a map, in inches.
-        label: What the similarity is called.
+        title: Title of the figure.
+        counted: Description of the counted blocks.
+        maps: Cosines of each map, [n, n], by its name.
+        times: Times of the snapshots of each map, drawn beside each; or those of all maps in a list of one, drawn
+            beside the last map of the first column.
+        across: Largest number of maps in a row.
+        side: Side of a map in inches.
+        label: Name of the similarity.
     """
     across = min(across, len(maps))
     down = ceil(len(maps) / across)
@@ -65,7 +65,7 @@ def small_maps(
     figure = new_figure(max(4.8, left + wide + 1.85), foot + high + 0.18 + lines + HEAD, title, counted)
     angles = [measures.angle_map(cosines) for cosines in maps.values()]
     scale = angle_scale(*angles)
-    frame = add_panel(figure, left, foot, wide, high)  # one for all: axes of their own take twice the time
+    frame = add_panel(figure, left, foot, wide, high)  # shared by all maps; separate axes would take twice the time
     corners = []
     for place, (name, cosines) in enumerate(zip(names, maps.values(), strict=True)):
         row, column = divmod(place, across)
@@ -94,7 +94,7 @@ def _draw_small_map(frame: Axes, x: float, y: float, side: float, angles: Array,
 
 
 def _draw_times(axes: Axes, times: Times) -> None:
-    """Times along a small map, over which these axes lie."""
+    """Draw times on transparent axes that lie over a small map."""
     axes.patch.set_visible(False)
     n = len(times.values)
     axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5))

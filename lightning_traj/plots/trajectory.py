@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from lightning_traj import measures
 from lightning_traj.blocks import Select
-from lightning_traj.files import replace_atomically
 from lightning_traj.plots.canvas import (
     BLUE,
     ORANGE,
@@ -35,7 +30,7 @@ if TYPE_CHECKING:
 _TIME = "viridis"
 
 Errors = Mapping[str, float] | None
-"""Standard errors by measure, for the titles; None: the trajectory is asked, which takes longer than a figure."""
+"""Standard errors by measure, for the titles; None: they are computed, which takes longer than drawing the figure."""
 
 
 # Figures ----------------------------------------------------------------------------------------------------
@@ -43,9 +38,9 @@ Errors = Mapping[str, float] | None
 
 @own_style()
 def trajectory_map(trajectory: Trajectory, select: Select = None, errors: Errors = None) -> Figure:
-    """Trajectory map: angles ∠(θ_i, θ_j) between all snapshots, in degrees; MDS in the title. 5 x 4 inch.
+    """Draw the trajectory map: angles ∠(θ_i, θ_j) between all snapshots, in degrees. 5 x 4 inches.
 
-    The colour bar gives their cosines too, which are what the paper draws (arXiv:2403.07379).
+    The title shows the MDS. The colour bar shows cosines too, which are what the paper draws (arXiv:2403.07379).
     """
     errors = trajectory.standard_errors(select) if errors is None else errors
     cosines = trajectory.map(select)
@@ -57,7 +52,7 @@ def trajectory_map(trajectory: Trajectory, select: Select = None, errors: Errors
 
 @own_style()
 def relative_map(trajectory: Trajectory, select: Select = None, errors: Errors = None) -> Figure:
-    """Relative map: angles ∠(θ_i − θ_0, θ_j − θ_0), in degrees; relative MDS in the title. 5 x 4 inch."""
+    """Draw the relative map: angles ∠(θ_i − θ_0, θ_j − θ_0), in degrees, with the relative MDS. 5 x 4 inches."""
     errors = trajectory.standard_errors(select) if errors is None else errors
     cosines = trajectory.relative_map(select)
     title = "map relative to θ₀   " + similarity_in_words("relative MDS", cosines, errors.get("mds_relative"))
@@ -68,7 +63,7 @@ def relative_map(trajectory: Trajectory, select: Select = None, errors: Errors =
 
 @own_style()
 def path(trajectory: Trajectory, select: Select = None) -> Figure:
-    """The path on its first two principal components, coloured by time, start and end marked. 5 x 4 inch."""
+    """Draw the path on its first two principal components, coloured by time, with start and end. 5 x 4 inches."""
     figure = new_figure(5, 4, "path on its principal components", counted_in_words(trajectory, select))
     _draw_path(figure, (0.16, 0.135, 0.65, 0.6625), trajectory, select)
     return figure
@@ -76,7 +71,7 @@ def path(trajectory: Trajectory, select: Select = None) -> Figure:
 
 @own_style()
 def path_angles(trajectory: Trajectory, select: Select = None) -> Figure:
-    """Turn since initialisation and angle between successive updates, over time. 5 x 4 inch."""
+    """Draw the turn since initialisation and the angle between successive updates over time. 5 x 4 inches."""
     figure = new_figure(5, 4, "angles along the path", counted_in_words(trajectory, select))
     _draw_angles(figure, (0.13, 0.135, 0.83, 0.6625), trajectory, select)
     return figure
@@ -84,7 +79,7 @@ def path_angles(trajectory: Trajectory, select: Select = None) -> Figure:
 
 @own_style()
 def overview(trajectory: Trajectory, select: Select = None, errors: Errors = None) -> Figure:
-    """Both maps, the path, and its angles over time, on one page of 10 x 8 inch."""
+    """Draw both maps, the path, and its angles over time on one page of 10 x 8 inches."""
     errors = trajectory.standard_errors(select) if errors is None else errors
     whole, relative = trajectory.map(select), trajectory.relative_map(select)
     figure = new_figure(10, 8, "Optimization trajectory", counted_in_words(trajectory, select))
@@ -105,32 +100,6 @@ def overview(trajectory: Trajectory, select: Select = None, errors: Errors = Non
     return figure
 
 
-# What becomes of them ---------------------------------------------------------------------------------------
-
-
-@own_style()
-def to_rgb(figure: Figure) -> NDArray[np.uint8]:
-    """The figure's pixels, uint8 [height, width, 3]."""
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
-
-
-@own_style()
-def save_png(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write the figure as PNG, replacing ``path`` in one step: whoever looks at it never sees half a file."""
-    with replace_atomically(path) as temporary:
-        figure.savefig(temporary, format="png")
-
-
-@own_style()
-def to_png(figure: Figure, scale: float = 1.0) -> bytes:
-    """The figure as the bytes of a PNG file, ``scale`` times as large as ``to_rgb`` gives it."""
-    png = BytesIO()
-    figure.savefig(png, format="png", dpi=scale * figure.dpi)
-    return png.getvalue()
-
-
 # Parts ------------------------------------------------------------------------------------------------------
 
 
@@ -138,7 +107,7 @@ def _draw_path(figure: Figure, box: Box, trajectory: Trajectory, select: Select)
     axes = figure.add_axes(box)
     coordinates, ratios = trajectory.pca(select)
     n, d = coordinates.shape
-    plane = np.zeros((n, 2))  # one snapshot, two, or a straight line span less than a plane
+    plane = np.zeros((n, 2))  # one or two snapshots, or a straight line, span less than a plane
     plane[:, : min(d, 2)] = coordinates[:, :2]
     labels = [f"PC{i + 1} ({ratios[i] if i < d else 0:.1%} of variance)" for i in range(2)]
     if n > 2:
@@ -151,7 +120,7 @@ def _draw_path(figure: Figure, box: Box, trajectory: Trajectory, select: Select)
         x, y = plane[snapshot]
         axes.plot(x, y, marker, ms=9, mfc="none", mec=ORANGE, mew=1.5)
         axes.text(x, y, f"   {name}", fontsize=9, color=ORANGE, va=side)
-    axes.margins(0.18, 0.15)  # room for the words
+    axes.margins(0.18, 0.15)  # room for "start" and "end"
     axes.locator_params(nbins=5)
     fix_labels(axes)
     shares = np.linspace(0, 1, 3 if n > 1 else 1)

@@ -1,7 +1,7 @@
-"""Pages of HTML that stand alone: nothing from elsewhere, no script, pictures inside; light or dark, wide or narrow.
+"""HTML pages that stand alone: pictures are inside, nothing is loaded, and there is no script.
 
-Functions take plain text, which they escape, and give markup; the two are of different types, so that a type checker
-sees where one is taken for the other.
+They suit light and dark, wide and narrow screens. Functions take plain text, which they escape, and return markup. The
+two have different types, so that a type checker notices when one is mistaken for the other.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from typing import NewType
 Markup = NewType("Markup", str)
 """HTML that is safe to put into a page."""
 
-_LONG = 40  # rows of a table that scrolls up and down too
+SHARPNESS = 2  # pixels of a picture for each pixel of the page, so that pictures are sharp on a phone
+
+_LONG = 40  # rows; longer tables scroll vertically, too
+_FOOTER = (
+    "θ are snapshots of the parameters, d_t = θ_t − θ_0 displacements, u_t = θ_t − θ_{t−1} updates. The measures are "
+    "those of Singh, He, Hofmann and Schölkopf, The Directionality of Optimization Trajectories in Neural Networks, "
+    "ICLR 2025 (arXiv:2403.07379). Made by lightning_traj."
+)
 _STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1b1f24; --dim: #59636e; --line: #d5dae0; --card: #f6f8fa;
   --accent: #0072b2; }
@@ -73,7 +80,7 @@ footer { margin-top: 3rem; color: var(--dim); font-size: .85rem; }
 
 
 def page(title: str, *parts: Markup) -> str:
-    """A whole document. A browser loads nothing for it, and runs nothing in it, whatever the texts in it say."""
+    """Return a whole document. Browsers load nothing for it and run nothing in it, whatever its texts say."""
     style = b64encode(sha256(_STYLE.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; base-uri 'none'; form-action 'none'"
     return "\n".join(
@@ -86,7 +93,7 @@ def page(title: str, *parts: Markup) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="color-scheme" content="light dark">',
             '<meta name="referrer" content="no-referrer">',
-            '<link rel="icon" href="data:,">',  # or a browser asks the server for one
+            '<link rel="icon" href="data:,">',  # without it a browser would ask the server for an icon
             f"<title>{text(title)}</title>",
             f"<style>{_STYLE}</style>",
             "</head>",
@@ -99,38 +106,38 @@ def page(title: str, *parts: Markup) -> str:
 
 
 def text(value: object) -> Markup:
-    """Plain text, escaped. Names of files may hold what is no Unicode; it is replaced."""
+    """Escape plain text. Bytes of file names that are not valid Unicode are replaced."""
     return Markup(escape(str(value).encode("utf-8", "replace").decode()))
 
 
 def header(title: str, lead: str) -> Markup:
-    """The page's heading, and a line that says what it is."""
+    """Return the heading of the page, with a line below that describes the page."""
     return Markup(f'<header><h1>{text(title)}</h1>\n<p class="lead">{text(lead)}</p></header>')
 
 
 def section(heading: str, *parts: Markup) -> Markup:
-    """A part of the page with its heading."""
+    """Return a section of the page with its heading."""
     return Markup("\n".join(["<section>", f"<h2>{text(heading)}</h2>", *parts, "</section>"]))
 
 
 def paragraph(words: str, kind: str = "") -> Markup:
-    """A paragraph; ``"said"`` is one that stands out."""
+    """Return a paragraph. The kind ``"said"`` stands out."""
     return Markup(f'<p class="{text(kind)}">{text(words)}</p>' if kind else f"<p>{text(words)}</p>")
 
 
 def bullets(items: Iterable[str]) -> Markup:
-    """A list."""
+    """Return a bulleted list."""
     return Markup("<ul>" + "".join(f"<li>{text(item)}</li>" for item in items) + "</ul>")
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> Markup:
-    """Names and what they stand for, a line each."""
+    """Return a list of names with their values, one line each."""
     lines = "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in pairs)
     return Markup(f'<dl class="facts">{lines}</dl>')
 
 
 def cards(items: Iterable[tuple[str, str, str]]) -> Markup:
-    """Numbers that stand out: name, value with its error after ``±``, and what it means."""
+    """Return numbers that stand out: name, value with its standard error after ``±``, and meaning of each."""
     boxes = []
     for name, value, meaning in items:
         number, sign, error = value.partition(" ±")
@@ -141,13 +148,13 @@ def cards(items: Iterable[tuple[str, str, str]]) -> Markup:
 
 
 def table(label: str, columns: Sequence[str], rows: Iterable[Sequence[object]], words: Sequence[str] = ()) -> Markup:
-    """A table that scrolls on its own where it is wider than the page; the first column stays.
+    """Return a table. If it is wider than the page, it scrolls on its own, and its first column stays in place.
 
     Args:
-        label: What it is, for readers who don't see it.
-        columns: Their headings.
-        rows: Cells of each row, its heading first.
-        words: Columns of words, which are aligned to the left; others hold numbers.
+        label: Description of the table for screen readers.
+        columns: Headings of the columns.
+        rows: Cells of each row, beginning with the heading of the row.
+        words: Headings of columns that hold words, which are aligned to the left; the other columns hold numbers.
     """
     kinds = ['class="text"' if column in words else 'class="number"' for column in columns]
     head = f'<th scope="col">{text(columns[0])}</th>' + "".join(
@@ -168,8 +175,10 @@ def table(label: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
 
 
 def picture(png: bytes, alt: str, caption: str = "") -> Markup:
-    """A picture inside the page, drawn at two pixels for each of its page's."""
-    width, height = (int.from_bytes(png[start : start + 4], "big") // 2 for start in (16, 20))  # of its header
+    """Return a picture inside the page. A PNG file has ``SHARPNESS`` pixels for each pixel of the page."""
+    width, height = (
+        int.from_bytes(png[start : start + 4], "big") // SHARPNESS for start in (16, 20)
+    )  # in the header of the PNG file
     words = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
     data = b64encode(png).decode()
     return Markup(
@@ -179,15 +188,15 @@ def picture(png: bytes, alt: str, caption: str = "") -> Markup:
 
 
 def grid(parts: Iterable[Markup], across: int = 3) -> Markup:
-    """Pictures side by side, as many as there is room for: three of them at most, two, or one."""
+    """Return pictures side by side, at most `across` in a row, and fewer on narrow screens."""
     return Markup(f'<div class="grid grid{across}">\n' + "\n".join(parts) + "\n</div>")
 
 
 def folded(label: str, *parts: Markup) -> Markup:
-    """What is shown when it is asked for."""
+    """Return parts that are hidden until the reader opens them."""
     return Markup("\n".join([f"<details><summary>{text(label)}</summary>", *parts, "</details>"]))
 
 
-def footer(words: str) -> Markup:
-    """The last words."""
-    return Markup(f"<footer><p>{text(words)}</p></footer>")
+def footer() -> Markup:
+    """Return the last words of every page: the notation, and the paper."""
+    return Markup(f"<footer><p>{text(_FOOTER)}</p></footer>")

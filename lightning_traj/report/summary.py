@@ -1,4 +1,4 @@
-"""Tables of a trajectory, for people."""
+"""Tables and sentences that sum up a trajectory."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lightning_traj.blocks import Select
 from lightning_traj.measures import MEASURES, shown_in
 from lightning_traj.trajectory import Times, Trajectory
 
-CLOSE = 0.99  # cosine: within 1 %
-DIGITS = 6  # of an exact value
+CLOSE = 0.99  # cosine between directions that differ by less than 1 %
+DIGITS = 6  # significant digits of an exact value
 
 
 def summary_table(trajectory: Trajectory, select: Select = None, title: str = "Trajectory") -> Table:
-    """The summary as a table: measure, value with standard error and unit, meaning; undefined values are left out."""
+    """Return the defined values of the summary as a table: measure, value with standard error and unit, meaning."""
     values, errors = trajectory.summary(select), trajectory.standard_errors(select)
     span = f"{len(trajectory)} snapshots, steps {trajectory.steps[0]} to {trajectory.steps[-1]}"
     table = Table(title=f"{title}: {span}\n{trajectory.counted(select)}", title_justify="left")
@@ -33,23 +33,23 @@ def summary_table(trajectory: Trajectory, select: Select = None, title: str = "T
 
 
 def format_value(name: str, value: float, errors: Mapping[str, float]) -> str:
-    """A value with its standard error, where there is one, to the digits that it supports, and its unit."""
+    """Return a value with its standard error, to the digits that the error supports, and its unit."""
     unit = "°" if MEASURES[name].unit == "degrees" else ""
     error = errors.get(name, 0.0)
     if not error:
-        # Beside sketched values, one without an error is an estimate all the same: three digits of it.
+        # If other values have errors, this one is an estimate too, although its error is unknown: show three digits.
         return f"{value:.3g}{unit}" if any(errors.values()) else f"{value:.{DIGITS}g}{unit}"
     return with_error(value, error, unit)
 
 
 def with_error(value: float, error: float, unit: str = "") -> str:
-    """A value ± its standard error: two digits of the error, and no digit of the value beyond them."""
+    """Return a value ± its standard error, with two digits of the error and the same decimals of the value."""
     decimals = max(0, 1 - int(f"{error:e}".partition("e")[2]))
     return f"{value:.{decimals}f} ± {error:.{decimals}f}{unit}"
 
 
 def group_table(trajectory: Trajectory, by: str = "layer", select: Select = None) -> Table:
-    """The measures that tell groups of blocks apart, a row a group (see ``Trajectory.table``)."""
+    """Return a table of the measures that distinguish groups of blocks, one row a group (see ``Trajectory.table``)."""
     table = Table(title=f"Trajectory by {by}\n{trajectory.counted(select)}", title_justify="left")
     columns, rows = group_rows(trajectory, by, select)
     table.add_column(columns[0], overflow="fold")
@@ -61,8 +61,8 @@ def group_table(trajectory: Trajectory, by: str = "layer", select: Select = None
 
 
 def group_rows(trajectory: Trajectory, by: str = "layer", select: Select = None) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of ``group_table`` as text; cells of undefined values are empty."""
-    # Lengths come last: they say more about the size of a group than about its direction.
+    """Return columns and rows of ``group_table`` as text; cells of undefined values are empty."""
+    # Lengths come last, because they say more about the size of a group than about its direction.
     columns = sorted(shown_in("table"), key=lambda name: MEASURES[name].group == "Length")
     rows = []
     for label, row in trajectory.table(by, select).items():
@@ -72,7 +72,7 @@ def group_rows(trajectory: Trajectory, by: str = "layer", select: Select = None)
 
 
 def suggestion(trajectory: Trajectory, select: Select = None) -> str:
-    """Say from when on the direction from θ_0 was within 1 % of its final one: a sentence, empty where undefined."""
+    """Return a sentence that says when the direction from θ_0 came within 1 % of its final one; empty if undefined."""
     index = measures.saturation_index(trajectory.displacement_gram(select), CLOSE)
     if len(trajectory) < 3 or index is None:
         return ""
@@ -97,9 +97,17 @@ def _time_of(trajectory: Trajectory, index: int) -> str:
 def print_summary(
     trajectory: Trajectory, name: str, track: str, file: str | None, event_folders: Sequence[str]
 ) -> None:
-    """Print the summary, what it suggests, and where the rest is: the file, and the folders to point TensorBoard at."""
+    """Print the summary, a suggestion that follows from it, and the places of the file and of the events.
+
+    Args:
+        trajectory: Trajectory to sum up.
+        name: Prefix of the tags in TensorBoard.
+        track: Quantity that was recorded, such as ``"weights"``.
+        file: Path of the trajectory file; None: none was written.
+        event_folders: Folders to point TensorBoard at.
+    """
     console = Console()
-    weights = track in ("weights", "average")  # of others the direction from the first is of no use
+    weights = track in ("weights", "average")  # the direction from θ_0 means nothing for other quantities
     console.print(summary_table(trajectory, title="Trajectory" if track == "weights" else f"Trajectory, {track}"))
     lines = [
         line

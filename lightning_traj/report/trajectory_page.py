@@ -1,4 +1,4 @@
-"""A report of one trajectory, in one file of HTML that can be mailed."""
+"""Report of one trajectory as a single HTML file."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_traj.measures import MEASURES, SATURATED, shown_in
-from lightning_traj.plots import Timeline, series_figures
-from lightning_traj.plots import layers as layer_plot
+from lightning_traj.plots import layer_figures, series_figures, to_png
 from lightning_traj.plots import trajectory as plot
 from lightning_traj.report import page
 from lightning_traj.report import summary as report
@@ -17,14 +16,6 @@ from lightning_traj.trajectory import Trajectory, grouped
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHARPNESS = 2.0  # pixels of a picture for each of the page's: sharp on a phone
-
-FOOTER = (
-    "θ are snapshots of the parameters, d_t = θ_t − θ_0 displacements, u_t = θ_t − θ_{t−1} updates. The measures are "
-    "those of Singh, He, Hofmann and Schölkopf, The Directionality of Optimization Trajectories in Neural Networks, "
-    "ICLR 2025 (arXiv:2403.07379). Made by lightning_traj."
-)
-
 
 def trajectory_report(
     trajectory: Trajectory,
@@ -33,17 +24,17 @@ def trajectory_report(
     source: Mapping[str, str] | None = None,
     findings: Sequence[str] | None = None,
 ) -> str:
-    """A report of one trajectory: a page of HTML that needs nothing else, pictures included.
+    """Return a report of one trajectory: an HTML page that needs no other files, with its pictures inside.
 
     Args:
-        trajectory: What it is of.
+        trajectory: Trajectory to report on.
         title: Heading of the page.
-        source: Where the snapshots come from, by a name for it, such as ``{"folder": …}``; shown as it is.
-        findings: What is wrong with the snapshots, a sentence each; None: what was found when they were read from
-            checkpoints, which is in the trajectory's settings. Of a run recorded in training nothing is said.
+        source: Facts about the origin of the snapshots, such as ``{"folder": …}``, shown as they are.
+        findings: Problems of the snapshots, one sentence each; None: those that were found when the snapshots were read
+            from checkpoints. A run that was recorded in training has none, and the page has no such section then.
 
     Returns:
-        The page, to be written as UTF-8. Texts are escaped, and browsers are told to load nothing and run nothing.
+        Source of the page, to be written as UTF-8. Texts are escaped, and browsers load and run nothing.
     """
     steps = trajectory.steps
     said = report.suggestion(trajectory)
@@ -65,17 +56,17 @@ def trajectory_report(
         page.section("The path as a whole", *_whole(trajectory, errors)),
         page.section("Over time", *_over_time(trajectory)),
         page.section("By layer and role", *_by_layer(trajectory)),
-        page.footer(FOOTER),
+        page.footer(),
     )
 
 
 def drawn(draw: Callable[[], Figure]) -> bytes:
-    """A figure as PNG for a page."""
-    return plot.to_png(draw(), SHARPNESS)
+    """Return a figure as PNG for a page."""
+    return to_png(draw(), page.SHARPNESS)
 
 
 def recorded(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
-    """How a trajectory was recorded, and what of it is counted, in words."""
+    """Yield facts about how a trajectory was recorded and which blocks are counted: name and text."""
     settings: Mapping[str, Any] = trajectory.settings
     steps, epochs = trajectory.steps, trajectory.epochs
     yield (
@@ -153,7 +144,7 @@ def _whole(trajectory: Trajectory, errors: Mapping[str, float]) -> Iterator[Mark
 
 
 def _over_time(trajectory: Trajectory) -> Iterator[Markup]:
-    figures = series_figures({"": Timeline(trajectory)}) if len(trajectory) > 1 else {}
+    figures = series_figures({"": trajectory}) if len(trajectory) > 1 else {}
     if not figures:
         yield page.paragraph("There is one snapshot: nothing to draw over time.")
         return
@@ -167,7 +158,7 @@ def _over_time(trajectory: Trajectory) -> Iterator[Markup]:
 
 
 def _by_layer(trajectory: Trajectory) -> Iterator[Markup]:
-    figures = layer_plot.layer_figures(trajectory)
+    figures = layer_figures(trajectory)
     yield page.grid(
         (page.picture(drawn(draw), f"By layer and role: {name.replace('_', ' ')}.") for name, draw in figures.items()),
         across=2,

@@ -17,7 +17,7 @@ from typing import Literal
 from jsonargparse import auto_cli
 
 from lightning_traj.files.atomic import replace_atomically
-from lightning_traj.plots.trajectory import save_png
+from lightning_traj.plots import save_png
 from recipes.hallmarks import report
 from recipes.hallmarks.claims import CLAIMS, Base
 from recipes.hallmarks.reading import reading

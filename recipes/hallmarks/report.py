@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lightning_traj.plots.canvas import GREY, add_panel, new_figure, own_style
-from lightning_traj.plots.series import COLOURS
+from lightning_traj.plots.lines import COLOURS
 from recipes.hallmarks.claims import Claim, Runs
 from recipes.hallmarks.sweep import Line
 from recipes.hallmarks.verdict import Effect, judge

@@ -23,8 +23,8 @@ from lightning_traj.checkpoints.formats.checkpoint import is_checkpoint
 from lightning_traj.cli import command as cli
 from lightning_traj.cli.results import TRAJECTORY
 from lightning_traj.files.atomic import replace_atomically
-from lightning_traj.plots import layers as layer_plot
-from lightning_traj.plots import trajectory as plot
+from lightning_traj.plots import save_png
+from lightning_traj.plots.attention import heterogeneity
 from lightning_traj.trajectory import by_layer as layers
 from recipes.pythia.revisions import PUBLISHED
 
@@ -107,7 +107,7 @@ def write_attention(trajectory: Trajectory, rows: Mapping[str, Mapping[str, floa
         writer = csv.writer(file)
         writer.writerow(["attention", *COLUMNS])
         writer.writerows([name, *(row[column] for column in COLUMNS)] for name, row in rows.items())
-    plot.save_png(layer_plot.heterogeneity(trajectory), out / "heterogeneity.png")
+    save_png(heterogeneity(trajectory), out / "heterogeneity.png")
     print(f"Heterogeneity of q, k and v: {out / 'heterogeneity.csv'}, {out / 'heterogeneity.png'}")
 
 

@@ -21,9 +21,10 @@ from lightning_traj.compare import figures as comparison_plot
 from lightning_traj.compare.divergence import PARTED, joint_partings, partings
 from lightning_traj.compare.joint import joint_gram
 from lightning_traj.compare.page import comparison_report
-from lightning_traj.compare.runs import Run, comparable, incomparability_reason, left_out, names_of
+from lightning_traj.compare.runs import Run, comparable, incomparability_reason, left_out, load_runs, names_of
+from lightning_traj.compare.table import comparison_table
 from lightning_traj.compare.words import at_a_glance
-from lightning_traj.compare.write import MADE, comparison_table, load_runs, write_comparison
+from lightning_traj.compare.write import is_made, write_comparison
 from lightning_traj.plots.series import Timeline, series
 from lightning_traj.recording.recorder import Recorder
 from lightning_traj.recording.settings import RecordingSettings
@@ -654,7 +655,7 @@ def test_tensorboard_shows_runs_in_one_table_and_one_chart(written, four):
 
 def test_writing_again_leaves_nothing_of_before(four, tmp_path, monkeypatch):
     made = comparison_plot.comparison_figures(four, joint_partings(four))
-    assert all(MADE.fullmatch(f"{name}.png") for name in [*made, "joint_relative_map_12", "series_mds"])
+    assert all(is_made(f"{name}.png") for name in [*made, "joint_relative_map_12", "series_mds"])
     monkeypatch.setattr("lightning_traj.compare.write.comparison_figures", lambda *_: {})
     mine = tmp_path / "series_mine.png"
     write_comparison(four, tmp_path)

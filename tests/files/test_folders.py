@@ -24,7 +24,7 @@ import lightning_traj.loggers.trajectory
 from launch import launch
 from lightning_traj import EveryNSteps, HybridTraining, Trajectory, TrajectoryCallback
 from lightning_traj.cli.command import main
-from lightning_traj.compare.write import load_runs
+from lightning_traj.compare.runs import load_runs
 from lightning_traj.files import folders
 from lightning_traj.files.atomic import files_in, is_remote, local_copy, local_path, replace_atomically
 from models import Failing, Module

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from figures import assert_readable, words
 from lightning_traj import measures
 from lightning_traj.blocks.block import Block
-from lightning_traj.plots import labels
+from lightning_traj.plots import labels, to_rgb
 from lightning_traj.plots import layers as layer_plot
 from lightning_traj.plots import trajectory as plot
 from lightning_traj.recording.recorder import Recorder
@@ -463,7 +463,7 @@ def test_eleven_figures_of_gpt2s_size_take_less_than_a_second() -> None:
     def seconds() -> float:
         start = time.process_time()
         for figure in drawn:
-            plot.to_rgb(figure())
+            to_rgb(figure())
         return time.process_time() - start
 
     assert min(seconds() for _ in range(3)) < 2  # 1 on a quiet machine

@@ -18,6 +18,7 @@ from PIL import Image
 
 from figures import assert_readable, words
 from lightning_traj import measures
+from lightning_traj.plots import save_png, to_rgb
 from lightning_traj.plots import trajectory as plot
 from lightning_traj.recording.recorder import Recorder
 from lightning_traj.recording.settings import RecordingSettings
@@ -194,9 +195,9 @@ def test_path_is_the_pca_with_its_shares_of_variance() -> None:
 
 def test_to_rgb_and_save_png_agree(tmp_path: Path) -> None:
     figure = plot.trajectory_map(record(walk(9)))
-    pixels = plot.to_rgb(figure)
+    pixels = to_rgb(figure)
     assert (pixels.shape, pixels.dtype) == ((400, 500, 3), np.uint8)
-    plot.save_png(figure, tmp_path / "new" / "map.png")
+    save_png(figure, tmp_path / "new" / "map.png")
     with Image.open(tmp_path / "new" / "map.png") as image:
         np.testing.assert_array_equal(np.asarray(image.convert("RGB")), pixels)
 
@@ -210,17 +211,17 @@ def test_png_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
     figure = plot.path(record(walk(3)))
     monkeypatch.setattr(Figure, "savefig", fail)
     with pytest.raises(OSError, match="disk full"):
-        plot.save_png(figure, tmp_path / "map.png")
+        save_png(figure, tmp_path / "map.png")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"map.png": b"old"}
 
 
 def test_users_style_neither_matters_nor_changes() -> None:
     trajectory = record(walk(9))
-    plain = plot.to_rgb(plot.overview(trajectory))
+    plain = to_rgb(plot.overview(trajectory))
     settings = {"axes.facecolor": "black", "axes.grid": True, "font.size": 30, "savefig.dpi": 300, "text.usetex": True}
     with matplotlib.rc_context(settings):
         before = dict(matplotlib.rcParams)
-        np.testing.assert_array_equal(plot.to_rgb(plot.overview(trajectory)), plain)
+        np.testing.assert_array_equal(to_rgb(plot.overview(trajectory)), plain)
         assert dict(matplotlib.rcParams) == before
 
 
@@ -228,6 +229,7 @@ def test_pyplot_is_never_imported() -> None:
     code = """
 import sys
 import numpy as np
+from lightning_traj.plots import to_rgb
 from lightning_traj.plots import trajectory as plot
 class Still:
     steps = epochs = np.arange(2)
@@ -236,7 +238,7 @@ class Still:
     relative_map = lambda self, select=None: np.ones((1, 1))
     pca = lambda self, select=None: (np.zeros((2, 0)), np.zeros(0))
     standard_errors = lambda self, select=None: {}
-plot.to_rgb(plot.overview(Still()))
+to_rgb(plot.overview(Still()))
 assert "matplotlib.figure" in sys.modules
 sys.exit("matplotlib.pyplot" in sys.modules)
 """

@@ -142,7 +142,7 @@ def test_every_configuration_is_tested() -> None:
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_the_configuration_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
-    for draw in ("lightning_traj.loggers.trajectory.log_figures", "lightning_traj.plots.trajectory.save_png"):
+    for draw in ("lightning_traj.loggers.trajectory.log_figures", "lightning_traj.plots.images.save_png"):
         monkeypatch.setattr(draw, lambda *_: None)  # slow, and tested elsewhere
     for draw in ("trajectory_map", "overview"):
         monkeypatch.setattr(f"lightning_traj.plots.trajectory.{draw}", lambda *_: None)
