@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import NoneType
 from typing import Any
 
@@ -23,22 +23,24 @@ from lightning_traj.recording.first_names import FirstNames
 from lightning_traj.recording.steps import with_inner
 
 
-class Parameters(Picklable, transient={"_shards": dict, "_module": NoneType}):
+class Parameters(Picklable, transient={"_shards": dict, "_module": NoneType, "_optimized": dict}):
     """The named parameters of a module: sharded ones as shards, also while FSDP2 has whole ones in their place.
 
-    After a forward pass without a backward one, as in validation, a module has plain parameters that nobody trains.
+    After a forward pass without a backward one, as in validation, such a module has plain parameters that nobody
+    trains.
 
     Attributes:
-        names: Keeps the name of a parameter that is renamed.
+        names: First names of the parameters, which their blocks keep.
     """
 
     def __init__(self) -> None:
         self.names = FirstNames()
         self._shards: dict[str, Tensor] = {}
         self._module: weakref.ref[nn.Module] | None = None  # whose they are
+        self._optimized: dict[int, list[int]] = {}  # identities of the tensors of each optimizer, at its latest step
 
     def of(self, module: nn.Module) -> dict[str, Any]:
-        """The parameters by first name. To be called first when all shards are in their places."""
+        """Return the parameters by first name. The first call has to come when all shards are in their places."""
         if self._module is None or self._module() is not module:
             if self._module is not None:
                 self.names.restart({})
@@ -51,6 +53,21 @@ class Parameters(Picklable, transient={"_shards": dict, "_module": NoneType}):
                 if (parameter.device_mesh, parameter.placements) == (known.device_mesh, known.placements):
                     self._shards[name] = parameter
         return self.names.of({name: self._shards.get(name, parameter) for name, parameter in parameters.items()})
+
+    def follow(self, module: nn.Module, optimizer: Optimizer) -> None:
+        """Look at the parameters if the optimizer has others than at its latest step; right before its step.
+
+        New tensors can only now be compared with those that they continue: after the step they have other values.
+        """
+        held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+        if self._optimized.get(id(optimizer)) != held:
+            self._optimized[id(optimizer)] = held
+            self.of(module)
+
+    def release(self) -> None:
+        """Let go of the tensors: a run is over."""
+        self.names.release()
+        self._optimized = {}
 
 
 class Quantity(ABC):
@@ -71,13 +88,13 @@ class Quantity(ABC):
         self.left_out: dict[str, str] = {}
         self._trained: set[str] = set()
 
-    def restart_names(self, aliases: Mapping[str, str]) -> None:
-        """Begin with the names that parameters have now, or with their first names by these aliases."""
-        self.parameters.names.restart(aliases)
+    def restart_names(self, aliases: Mapping[str, str], shapes: Mapping[str, Sequence[int] | None]) -> None:
+        """Begin with the names that parameters have now, or go on from the aliases and shapes of an earlier run."""
+        self.parameters.names.restart(aliases, shapes)
 
     def release(self) -> None:
         """Let go of the parameters: a run is over."""
-        self.parameters.names.release()
+        self.parameters.release()
 
     def check(self, trainer: Any, module: nn.Module) -> None:  # noqa: B027 (most have nothing to check)
         """Raise ValueError where this run does not have the quantity; before training."""
@@ -138,13 +155,13 @@ class Average(Quantity):
         super().__init__()
         self._averaged = Parameters()  # a copy of the module, whose parameters are renamed apart from its own
 
-    def restart_names(self, aliases: Mapping[str, str]) -> None:  # noqa: D102
-        super().restart_names(aliases)
-        self._averaged.names.restart(aliases)
+    def restart_names(self, aliases: Mapping[str, str], shapes: Mapping[str, Sequence[int] | None]) -> None:  # noqa: D102
+        super().restart_names(aliases, shapes)
+        self._averaged.names.restart(aliases, shapes)
 
     def release(self) -> None:  # noqa: D102
         super().release()
-        self._averaged.names.release()
+        self._averaged.release()
 
     def check(self, trainer: Any, module: nn.Module) -> None:  # noqa: D102
         callbacks = list(trainer.callbacks)
