@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.nn.parameter import is_lazy
 
 from lightning_traj.blocks import FusedLayout, Granularity, Patterns, clean_name
+from lightning_traj.callbacks.averaging import averaged_model, check_order
 from lightning_traj.callbacks.cross_angles import crossing
 from lightning_traj.callbacks.guard import Guard
 from lightning_traj.callbacks.logbook import Logbook, last_step, stem
@@ -24,7 +25,7 @@ from lightning_traj.callbacks.strategies import check_strategy
 from lightning_traj.distributed import Ranks
 from lightning_traj.files import METHODS_OF_MODULE, Picklable, folder_at, identity_of, is_remote, local_path
 from lightning_traj.loggers import trajectory as tensorboard
-from lightning_traj.recording import Recorder, StepCounter, check_arguments, quantity, zeros_like
+from lightning_traj.recording import Recorder, StepCounter, Training, check_arguments, quantity, zeros_like
 from lightning_traj.schedule import EveryNEpochs, Schedule, is_due_within_epochs, limit
 from lightning_traj.text import stable_repr
 from lightning_traj.trajectory import Trajectory
@@ -219,7 +220,9 @@ class TrajectoryCallback(
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         settle_logged_metrics(trainer)
         # Only here is everything restored, under every strategy, and nothing trained yet.
-        self._quantity.check(trainer, pl_module)
+        self._quantity.check(self._training(trainer, pl_module))
+        if self.track == "average":
+            check_order(trainer.callbacks)
         recorder = self._recorder
         restored, self._restored = self._restored, None
         if recorder.snapshot == "full":
@@ -482,14 +485,14 @@ class TrajectoryCallback(
 
     def _read(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """What is to be recorded, by parameter."""
-        tensors = self._quantity.read(trainer, pl_module)
+        tensors = self._quantity.read(self._training(trainer, pl_module))
         if self._quantity.left_out:
             names = ", ".join(f"{name} ({why})" for name, why in self._quantity.left_out.items())
             self._guard.warn("left out", f"the {self.track} of these parameters is left out: {names}")
         if not self._quantity.at_steps:
             return tensors
         known = {piece.parameter for pieces in self._recorder.partition.pieces for piece in pieces}
-        waiting = self._quantity.waiting(trainer, pl_module)
+        waiting = self._quantity.waiting(self._training(trainer, pl_module))
         zeros = {}
         for name, parameter in self._parameters(trainer, pl_module).items():
             if name in tensors:
@@ -519,11 +522,15 @@ class TrajectoryCallback(
                 "optimizer step; use EveryNSteps",
             )
 
+    @staticmethod
+    def _training(trainer: Trainer, pl_module: LightningModule) -> Training:
+        return Training(pl_module, trainer.optimizers, averaged_model(trainer.callbacks))
+
     def _parameters(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Tensors of the names and shapes that are going to be recorded."""
         if self._quantity.at_steps:
             return self._quantity.parameters.of(pl_module)
-        return self._quantity.read(trainer, pl_module)
+        return self._quantity.read(self._training(trainer, pl_module))
 
     def _before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any, has_gradients: bool) -> None:
         settle_logged_metrics(trainer)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from lightning_traj.blocks import GRANULARITIES, as_layouts
 from lightning_traj.files import is_remote
-from lightning_traj.recording.quantities import QUANTITIES
+from lightning_traj.recording.quantities.registry import QUANTITIES
 from lightning_traj.schedule import EveryNEpochs, Schedule
 
 

@@ -43,7 +43,7 @@ from launched import by_itself
 from layouts import LAYOUTS
 from lightning_traj import EveryNSteps, FusedLayout, Trajectory, TrajectoryCallback
 from lightning_traj.gram.growing_gram import GrowingGram
-from lightning_traj.recording.quantities import Gradient
+from lightning_traj.recording.quantities.step_quantities import Gradient
 from lightning_traj.recording.recorder import Recorder
 from lightning_traj.recording.snapshot_files import SnapshotFiles
 from models import INPUTS, Training, fit

@@ -29,7 +29,7 @@ from lightning_traj import CountSketch, FusedLayout, Trajectory
 from lightning_traj.blocks.partition import Partition
 from lightning_traj.blocks.shares import LocalEntries, held_share, local_tensor
 from lightning_traj.distributed.process_group import Ranks
-from lightning_traj.recording.quantities import _added_up
+from lightning_traj.recording.quantities.step_quantities import _added_up
 from lightning_traj.recording.recorder import Recorder
 from lightning_traj.recording.snapshot_files import SnapshotFiles
 
