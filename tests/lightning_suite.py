@@ -93,9 +93,7 @@ def run(checkout: Path, arguments: list[str], callback: str) -> Outcomes:
         subprocess.run(command, cwd=checkout / "tests", env=environment)
         outcomes: Outcomes = {}
         for test, outcome, message in map(json.loads, file.read_text().splitlines()):
-            if (
-                outcomes.get(test, ("passed", ""))[0] == "passed"
-            ):  # of a test and its teardown, the first failure counts
+            if outcomes.get(test, ("passed", ""))[0] == "passed":  # a failing teardown hides no failure
                 outcomes[test] = outcome, message
         return outcomes
 

@@ -1,4 +1,4 @@
-"""Reading the values of a tensor: of ordinary ones, of compressed ones, and why some cannot be read."""
+"""Values of parameter tensors, ordinary or compressed, and the reasons why some cannot be read."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _ORDINARY |= {torch.complex32, torch.complex64, torch.complex128}
 
 
 class UnreadableError(RuntimeError):
-    """The values of a parameter cannot be read.
+    """The values of some parameters cannot be read.
 
     Args:
-        reasons: Why, by the parameter's name.
+        reasons: Reason for each parameter, by its name.
     """
 
     def __init__(self, reasons: dict[str, str]) -> None:
@@ -24,7 +24,7 @@ class UnreadableError(RuntimeError):
 
 
 def is_ordinary(tensor: Tensor) -> bool:
-    """Whether a tensor on this process is dense and of a dtype that all operations know; nearly all are."""
+    """Whether a tensor is local, dense and of a dtype that all operations support, as nearly all tensors are."""
     return (
         (type(tensor) is Tensor or type(tensor) is nn.Parameter)
         and tensor.dtype in _ORDINARY
@@ -33,13 +33,13 @@ def is_ordinary(tensor: Tensor) -> bool:
 
 
 def read(tensor: Tensor) -> Tensor:
-    """Return the values of a tensor as an ordinary one, without gradient: a view where it is one, else a copy.
+    """Return the values of a tensor as an ordinary tensor without gradient.
 
-    Quantised tensors are dequantised, sparse ones made dense, and floating-point numbers of one byte go to bfloat16,
-    which holds them all exactly.
+    The result is a view of an ordinary tensor, and a copy of any other. Quantised tensors are dequantised, sparse ones
+    are made dense, and floating-point numbers of one byte are converted to bfloat16, which holds all of them exactly.
 
     Raises:
-        RuntimeError, TypeError, ValueError, …: the tensor's class lacks what this takes.
+        RuntimeError, TypeError, ValueError, …: the tensor's class does not support these conversions.
     """
     if is_ordinary(tensor):
         return tensor.detach()
@@ -49,7 +49,7 @@ def read(tensor: Tensor) -> Tensor:
         found = found.to_dense()
     if found.is_floating_point() and found.element_size() == 1:
         found = found.to(torch.bfloat16)
-    if type(found) is not Tensor:  # what its class does to views and sums is anyone's guess
+    if type(found) is not Tensor:  # a subclass may change what views and sums do
         plain = torch.empty(found.shape, dtype=found.dtype, device=found.device)
         plain.copy_(found)
         found = plain
@@ -59,11 +59,11 @@ def read(tensor: Tensor) -> Tensor:
 
 
 def unreadable_reason(tensor: Tensor, meta: bool = False) -> str:
-    """Say why the values of a tensor cannot be read; empty where they can, or where nothing is to be read.
+    """Return the reason why the values of a tensor cannot be read; empty where they can, or where it has no entries.
 
     Args:
-        tensor: A parameter, or what is here of a sharded one.
-        meta: Whether all of the model is on the meta device, where nothing has values.
+        tensor: Parameter, or the local shard of one.
+        meta: Whether the whole model is on the meta device, where no tensor has values.
     """
     try:
         if not has_entries(tensor):
@@ -74,19 +74,19 @@ def unreadable_reason(tensor: Tensor, meta: bool = False) -> str:
             return ""
         read(tensor).reshape(-1)[:1].to(torch.float64)
     except (MemoryError, torch.OutOfMemoryError):
-        return ""  # another time it may fit
+        return ""  # the values may fit into memory at another time
     except Exception as error:
         return describe(tensor, error)
     return ""
 
 
 def describe(tensor: Tensor, error: Exception) -> str:
-    """Say in one line what kind of tensor could not be read, and why."""
+    """Describe in one line which kind of tensor could not be read, and why."""
     kind = type(tensor).__name__ if type(tensor) not in (Tensor, nn.Parameter) else str(tensor.dtype)
     reason = str(error).strip().partition("\n")[0]
     return f"{kind}: {reason[:160] or type(error).__name__}"
 
 
 def _dequantises(tensor: Tensor) -> bool:
-    """Whether the tensor's class has a way of its own to dequantise: any tensor has a method of that name."""
+    """Whether the tensor's class defines its own ``dequantize``; the method that all tensors inherit does not count."""
     return type(tensor).dequantize is not Tensor.dequantize

@@ -1,4 +1,4 @@
-"""Step hooks on optimizers: they tell when a step is about to change the parameters, and when it has."""
+"""Hooks on optimizers that tell when a step is about to change the parameters, and when it has changed them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ class StepHooks:
     """Hooks on those of some optimizers whose ``step`` runs them.
 
     Args:
-        on_ready: Called with the optimizer when the gradients of its step are there and nothing has moved yet. A
-            closure that is evaluated several times calls it each time.
-        on_step: Called with the optimizer right after its step, once also where ``step`` calls that of a parent class.
+        on_ready: Function that is called with the optimizer when the gradients of its step are there and nothing has
+            moved yet; several times if the step evaluates its closure several times.
+        on_step: Function that is called with the optimizer right after its step; once also where ``step`` calls that
+            of its parent class.
     """
 
     def __init__(self, on_ready: Callable[[Any], None], on_step: Callable[[Any], None]) -> None:

@@ -567,6 +567,25 @@ def test_a_layer_is_changed_between_two_fits(fit: Any, change: str, snapshot: An
     assert (trajectory.local[-1, :, 2, 2] > 0).all()  # none of them rests
 
 
+@pytest.mark.parametrize("then", ["a second fit", "another Trainer"])
+def test_lightning_prunes_and_the_run_goes_on(fit: Any, tmp_path: Path, then: str) -> None:
+    def pruning() -> ModelPruning:
+        return ModelPruning("l1_unstructured", amount=0.2)
+
+    first = callback = TrajectoryCallback()
+    trainer = fit(first, pruning(), max_epochs=2)
+    if then == "a second fit":
+        trainer.fit_loop.max_epochs = 4
+        trainer.fit(trainer.lightning_module, batches())
+    else:
+        trainer.save_checkpoint(tmp_path / "run.ckpt")
+        callback = TrajectoryCallback()
+        fit(callback, pruning(), max_epochs=4, ckpt_path=tmp_path / "run.ckpt")
+    assert [block.name for block in callback.trajectory.blocks] == FIRST
+    assert callback.trajectory.steps.tolist() == [0, 4, 8, 12, 16]
+    assert (callback.trajectory.local[-1, :, 2, 2] > 0).all()
+
+
 @pytest.mark.parametrize("snapshot", ["sketch", "full"])
 @pytest.mark.parametrize("shapes", ["saved", "not saved"])
 @pytest.mark.parametrize("change", BETWEEN)
