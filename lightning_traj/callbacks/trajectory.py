@@ -534,7 +534,7 @@ class TrajectoryCallback(
 
     def _before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any, has_gradients: bool) -> None:
         settle_logged_metrics(trainer)
-        self._guard("following", self._quantity.parameters.follow, pl_module, optimizer)
+        self._guard("following parameters", self._quantity.parameters.follow, pl_module, optimizer)
         if self._quantity.at_steps:
             self._guard("recording", self._prepare_step, trainer, pl_module, optimizer, has_gradients)
             return

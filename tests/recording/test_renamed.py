@@ -22,6 +22,7 @@ from launch import launch
 from lightning_traj import EveryNEpochs, EveryNSteps, TrajectoryCallback
 from lightning_traj.recording import first_names
 from lightning_traj.recording.first_names import FirstNames
+from lightning_traj.recording.parameters import Parameters
 from models import Module, batches
 from models import fit as train
 
@@ -375,6 +376,24 @@ def test_what_is_compared_grows_with_the_number_of_new_tensors(monkeypatch: pyte
     assert counts == {"_memory": 400, "_are_equal": 100}
     names.of(new)
     assert counts == {"_memory": 400, "_are_equal": 100}  # nothing is compared where nothing is new
+
+
+def test_steps_with_the_same_tensors_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[nn.Module] = []
+    monkeypatch.setattr(Parameters, "of", lambda self, module: looks.append(module))
+    layer, parameters = nn.Linear(2, 2), Parameters()
+    optimizers = [torch.optim.SGD([p]) for p in layer.parameters()]
+    for _ in range(3):
+        for optimizer in optimizers:
+            parameters.follow(layer, optimizer)
+    assert len(looks) == 2
+    optimizers[0].param_groups[0]["params"] = [nn.Parameter(torch.ones(2, 2))]
+    for optimizer in optimizers:
+        parameters.follow(layer, optimizer)
+    assert len(looks) == 3
+    parameters.release()
+    parameters.follow(layer, optimizers[0])
+    assert len(looks) == 4
 
 
 def test_only_directions_go_by_their_values() -> None:
