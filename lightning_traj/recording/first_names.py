@@ -91,39 +91,42 @@ class FirstNames:
 
     def _with_new(self, parameters: Mapping[str, Tensor], followed: Mapping[str, str]) -> dict[str, str]:
         """Return the first names of all parameters, given those of the parameters that were followed."""
+        found = self._with_own_names(parameters, followed)
+        new = {name: p for name, p in parameters.items() if name not in found}
+        taken = set(found.values())
+        gone = {first: tensor for first, tensor in self._tensors.items() if first not in taken}
+        if self._tensors:
+            found |= _by_memory(new, gone)
+            taken.update(found.values())
+            unmatched = {name: p for name, p in new.items() if name not in found}
+            found |= self._by_values(unmatched, {first: p for first, p in gone.items() if first not in taken})
+        else:
+            present = {clean_name(name) for name in parameters}
+            lacking = [first for first in self.shapes if first not in taken and clean_name(first) not in present]
+            found |= self._by_name(new, lacking)
+        taken.update(found.values())
+        ended, began = [first for first in gone if first not in taken], []
+        taken |= self.shapes.keys()
+        for name in new:
+            if name not in found:
+                found[name] = name if name not in taken else _unused(name, taken)
+                taken.add(found[name])
+                began.append(found[name])
+        if began and ended:
+            self.ended, self.began = (*self.ended, *ended), (*self.began, *began)
+        return found
+
+    def _with_own_names(self, parameters: Mapping[str, Tensor], followed: Mapping[str, str]) -> dict[str, str]:
+        """Return ``followed`` with the parameters that have a first name, or an alias of one, that is not taken."""
         found, taken = dict(followed), set(followed.values())
         is_start = not self.shapes  # nothing was seen before, and so all names are first names
-        new: dict[str, Tensor] = {}
         unknown = [name for name in parameters if name not in found]
         for name in sorted(unknown, key=lambda name: clean_name(name) in self.aliases):  # own names come first
             first = self.aliases.get(clean_name(name), name)
             if first not in taken and (first in self.shapes or is_start):
                 found[name] = first
                 taken.add(first)
-            else:
-                new[name] = parameters[name]
-        gone = {first: tensor for first, tensor in self._tensors.items() if first not in taken}
-        if self._tensors:
-            continued = _by_memory(new, gone)
-            left = gone.keys() - set(continued.values())
-            unmatched = {name: p for name, p in new.items() if name not in continued}
-            continued |= self._by_values(unmatched, {first: gone[first] for first in left})
-        else:
-            present = {clean_name(name) for name in parameters}
-            lacking = [first for first in self.shapes if first not in taken and clean_name(first) not in present]
-            continued = self._by_name(new, lacking)
-        taken |= self.shapes.keys()
-        began = []
-        for name in new:
-            if name not in continued:
-                continued[name] = name if name not in taken else _unused(name, taken)
-                taken.add(continued[name])
-                began.append(continued[name])
-        resumed = set(continued.values())
-        ended = [first for first in gone if first not in resumed]
-        if began and ended:
-            self.ended, self.began = (*self.ended, *ended), (*self.began, *began)
-        return found | continued
+        return found
 
     def _by_values(self, new: Mapping[str, Tensor], gone: Mapping[str, Tensor]) -> dict[str, str]:
         """Find the weights that are gone and of which weight normalisation has made new tensors of the same values."""
