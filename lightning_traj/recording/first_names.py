@@ -129,7 +129,7 @@ class FirstNames:
         return found
 
     def _by_values(self, new: Mapping[str, Tensor], gone: Mapping[str, Tensor]) -> dict[str, str]:
-        """Find the weights that are gone and of which weight normalisation has made new tensors of the same values."""
+        """Find the weights that are gone and whose values weight normalisation has put into new tensors."""
         continued: dict[str, str] = {}
         left = dict(gone)
         for name, parameter in new.items():

@@ -1,4 +1,4 @@
-"""Base class of the quantities, and what they are read from. Knows no Lightning."""
+"""Base class of the quantities, and the training that they are read from. Knows no Lightning."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_traj.recording.parameters import Parameters
 
 @dataclass(frozen=True)
 class Training:
-    """What is being trained, as far as quantities are read from it.
+    """Module in training, with its optimizers and its average.
 
     Attributes:
         module: Module that has the parameters.

@@ -1,4 +1,4 @@
-"""What belongs to an optimizer's step: the gradient before it, and the update that it makes."""
+"""Quantities of an optimizer's step: the gradient before it, and the update that it makes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class StepQuantity(Quantity):
         """
 
     def keep_late(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        """Return what can still be had after a step that was not announced, in place of ``keep``."""
+        """Return copies as ``keep`` does, as far as possible after the step; for steps that were not announced."""
         return {}
 
     def before_step(self, module: nn.Module, optimizer: Optimizer, has_gradients: bool = True) -> None:  # noqa: D102
