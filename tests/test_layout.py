@@ -63,7 +63,8 @@ def test_the_check_of_what_is_loaded_can_fail():
 
 
 def test_recording_needs_no_lightning():
-    loaded = loaded_by("from lightning_traj.recording import Recorder; from lightning_traj import Trajectory; Recorder")
+    names = "Recorder, StepCounter, Training, quantity"
+    loaded = loaded_by(f"from lightning_traj.recording import {names}; from lightning_traj import Trajectory; Recorder")
     assert not loaded & {"lightning", "pytorch_lightning", "torchmetrics"}
 
 

@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_traj import loggers as tensorboard
 from lightning_traj.blocks import FusedLayout, Granularity, Patterns, clean_name
+from lightning_traj.callbacks.averaging import averaged_model, check_order
 from lightning_traj.callbacks.cross_angles import crossing
 from lightning_traj.callbacks.guard import Guard
 from lightning_traj.callbacks.logbook import Logbook, last_step, stem
@@ -28,6 +29,7 @@ from lightning_traj.recording import (
     Recorder,
     RecordingSettings,
     StepCounter,
+    Training,
     attempt,
     check_output,
     check_schedules,
@@ -213,7 +215,9 @@ class TrajectoryCallback(
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         settle_logged_metrics(trainer)
         # Only here is everything restored, under every strategy, and nothing trained yet.
-        self._quantity.check(trainer, pl_module)
+        self._quantity.check(self._training(trainer, pl_module))
+        if self.track == "average":
+            check_order(trainer.callbacks)
         recorder = self._recorder
         restored, self._restored = self._restored, None
         if recorder.options.snapshot == "full":
@@ -333,11 +337,13 @@ class TrajectoryCallback(
             return dict(self._restored)
         if not len(self._recorder):
             return {}
+        names = self._quantity.parameters.names
         return {
             **self._recorder.state_dict(),
             "schedules": self._schedules,
             "optimizer_steps": self._steps,
-            "aliases": dict(self._quantity.parameters.names.aliases),
+            "aliases": dict(names.aliases),
+            "shapes": {clean_name(first): shape for first, shape in names.shapes.items()},
             "ended": sorted(self._recorder.ended | self._ended_names),
         }
 
@@ -377,8 +383,9 @@ class TrajectoryCallback(
         epoch: int = trainer.current_epoch
         return _completed_epochs(trainer, starting=True) == epoch
 
-    def _begin(self, aliases: Mapping[str, str] | None = None) -> None:
-        self._quantity.restart_names(aliases or {})
+    def _begin(self, state: Mapping[str, Any] | None = None) -> None:
+        aliases, shapes = ({}, {}) if state is None else _known_parameters(state)
+        self._quantity.restart_names(aliases, shapes)
         self._recorder.clear()
         self._book.clear()
         self._counter.count = 0
@@ -391,7 +398,7 @@ class TrajectoryCallback(
                     f"{argument}={ours} differs from {argument}={theirs}, with which the trajectory in the checkpoint "
                     f"was recorded: pass {argument}={theirs} to go on with it, or another name= to begin a new one."
                 )
-        self._begin(state.get("aliases"))  # which older checkpoints lack
+        self._begin(state)
         self._recorder.load_state_dict(state, self._parameters(trainer, pl_module))
         self._recorder.ended = set(state.get("ended", ()))
         self._counter.count = state["optimizer_steps"]
@@ -465,20 +472,20 @@ class TrajectoryCallback(
         if ended := [name for name in map(clean_name, names.ended) if name in recorded]:
             self._guard.warn(
                 "names",
-                f"{', '.join(ended)} left the model, where the blocks end; {', '.join(map(clean_name, names.began))} "
-                "came and do not share their memory, and begin blocks of their own",
+                f"{', '.join(ended)} left the model, where their blocks end; {', '.join(map(clean_name, names.began))} "
+                "came with memory and values of their own, and begin new blocks",
             )
 
     def _read(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """What is to be recorded, by parameter."""
-        tensors = self._quantity.read(trainer, pl_module)
+        tensors = self._quantity.read(self._training(trainer, pl_module))
         if self._quantity.left_out:
             names = ", ".join(f"{name} ({why})" for name, why in self._quantity.left_out.items())
             self._guard.warn("left out", f"the {self.track} of these parameters is left out: {names}")
         if not self._quantity.at_steps:
             return tensors
         known = {piece.parameter for pieces in self._recorder.state.partition.pieces for piece in pieces}
-        waiting = self._quantity.waiting(trainer, pl_module)
+        waiting = self._quantity.waiting(self._training(trainer, pl_module))
         zeros = {}
         for name, parameter in self._parameters(trainer, pl_module).items():
             if name in tensors:
@@ -508,14 +515,19 @@ class TrajectoryCallback(
                 "optimizer step; use EveryNSteps",
             )
 
+    @staticmethod
+    def _training(trainer: Trainer, pl_module: LightningModule) -> Training:
+        return Training(pl_module, trainer.optimizers, averaged_model(trainer.callbacks))
+
     def _parameters(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Tensors of the names and shapes that are going to be recorded."""
         if self._quantity.at_steps:
             return self._quantity.parameters.of(pl_module)
-        return self._quantity.read(trainer, pl_module)
+        return self._quantity.read(self._training(trainer, pl_module))
 
     def _before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any, has_gradients: bool) -> None:
         settle_logged_metrics(trainer)
+        self._guard("following parameters", self._quantity.parameters.follow, pl_module, optimizer)
         if self._quantity.at_steps:
             self._guard("recording", self._prepare_step, trainer, pl_module, optimizer, has_gradients)
             return
@@ -662,6 +674,12 @@ def epochs_may_not_end(trainer: Trainer) -> bool:
     """Whether the training data have no length, and the run is not one of so many epochs."""
     by_epochs = limit(trainer.max_epochs) < inf and limit(trainer.max_steps) == inf
     return bool(trainer.num_training_batches == inf and not by_epochs and not trainer.fast_dev_run)
+
+
+def _known_parameters(state: Mapping[str, Any]) -> tuple[Mapping[str, str], Mapping[str, Any]]:
+    """Return the aliases and shapes of the parameters in a saved state; older states lack shapes, or both."""
+    recorded = [piece["parameter"] for pieces in state["pieces"] for piece in pieces]
+    return state.get("aliases", {}), state.get("shapes") or dict.fromkeys(recorded)
 
 
 def _is_resumed(trainer: Trainer) -> bool:

@@ -8,22 +8,26 @@ from lightning_traj.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from lightning_traj.recording.process import attempt as attempt
-    from lightning_traj.recording.quantities import quantity as quantity
-    from lightning_traj.recording.quantities import zeros_like as zeros_like
+    from lightning_traj.recording.quantities.quantity import Training as Training
+    from lightning_traj.recording.quantities.registry import quantity as quantity
+    from lightning_traj.recording.quantities.values import zeros_like as zeros_like
     from lightning_traj.recording.recorder import Recorder as Recorder
     from lightning_traj.recording.settings import RecordingSettings as RecordingSettings
     from lightning_traj.recording.settings import check_output as check_output
     from lightning_traj.recording.settings import check_schedules as check_schedules
+    from lightning_traj.recording.step_hooks import with_inner as with_inner
     from lightning_traj.recording.steps import StepCounter as StepCounter
-    from lightning_traj.recording.steps import with_inner as with_inner
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "process": ("attempt",),
-        "quantities": ("quantity", "zeros_like"),
+        "quantities.quantity": ("Training",),
+        "quantities.registry": ("quantity",),
+        "quantities.values": ("zeros_like",),
         "recorder": ("Recorder",),
         "settings": ("RecordingSettings", "check_output", "check_schedules"),
-        "steps": ("StepCounter", "with_inner"),
+        "step_hooks": ("with_inner",),
+        "steps": ("StepCounter",),
     },
 )

@@ -1,4 +1,4 @@
-"""A trajectory without some of its blocks, such as those that could not be read to the end."""
+"""Trajectories without some of their blocks, such as those that could not be read to the end of a run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from lightning_traj.trajectory import Trajectory
 
 
 def without_blocks(trajectory: Trajectory, left_out: Collection[int]) -> Trajectory:
-    """Return the trajectory of the other blocks, as if these had never been recorded.
+    """Return the trajectory without some blocks, as if they had never been recorded.
 
-    Path lengths of groups that had one of them are those between the kept snapshots.
+    Path lengths accumulate over all snapshots, also those that were dropped later. For groups that had one of these
+    blocks, they are measured anew between the kept snapshots.
 
     Args:
-        trajectory: A trajectory without rows of sketches.
-        left_out: Indices of the blocks that are left out; not all of them.
+        trajectory: Trajectory that holds no rows of sketches.
+        left_out: Indices of the blocks to leave out. At least one block has to stay.
     """
     if not left_out:
         return trajectory

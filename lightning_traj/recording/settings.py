@@ -11,7 +11,7 @@ from typing import Any
 from lightning_traj.blocks import GRANULARITIES, BlockRules, FusedLayout, Granularity, Partition, Patterns, as_layouts
 from lightning_traj.checks import check_int
 from lightning_traj.files import is_remote
-from lightning_traj.recording.quantities import QUANTITIES
+from lightning_traj.recording.quantities.registry import QUANTITIES
 from lightning_traj.schedule import EveryNEpochs, Schedule
 
 DEFAULT_WINDOW = 8  # optimizer steps

@@ -44,7 +44,7 @@ from layouts import LAYOUTS
 from lightning_traj import EveryNSteps, FusedLayout, Trajectory, TrajectoryCallback
 from lightning_traj.gram.exact_gram import ExactGram
 from lightning_traj.gram.sketched_gram import SketchedGram
-from lightning_traj.recording.quantities import Gradient
+from lightning_traj.recording.quantities.step_quantities import Gradient
 from lightning_traj.recording.recorder import Recorder
 from lightning_traj.recording.settings import RecordingSettings
 from lightning_traj.recording.snapshot_files import SnapshotFiles

@@ -32,7 +32,7 @@ from lightning_traj.recording import sketch_store
 from lightning_traj.recording.history import History
 from lightning_traj.recording.path_lengths import PathLengths
 from lightning_traj.recording.process import Process
-from lightning_traj.recording.quantities import _added_up
+from lightning_traj.recording.quantities.step_quantities import _added_up
 from lightning_traj.recording.recorder import Recorder
 from lightning_traj.recording.settings import RecordingSettings
 from lightning_traj.recording.snapshot_files import SnapshotFiles

@@ -6,7 +6,6 @@ The expected values are those of a witness in the module itself, which copies th
 from __future__ import annotations
 
 import logging
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_traj import AtSteps, EveryNEpochs, EveryNSteps, HybridTraining, Trajectory, TrajectoryCallback
-from lightning_traj.recording.quantities import quantity
+from lightning_traj.recording import Training, quantity
 from models import BATCHES
 from optimizers import REGISTRY, REQUIRED, SPARSE, TORCH, Entry, Stepping, dense_torch_classes
 
@@ -109,10 +108,10 @@ def test_freezing_by_steps(fit: Any, entry: Entry) -> None:
 
 def test_moments_that_are_not_kept_are_refused_before_training(entry: Entry) -> None:
     module = entry.module(entry.make)
-    trainer = SimpleNamespace(optimizers=[module.configure_optimizers()])
+    training = Training(module, [module.configure_optimizers()])
     for track in ("first_moment", "second_moment"):
         if track in entry.moments:
-            quantity(track).check(trainer, module)
+            quantity(track).check(training)
         else:
             with pytest.raises(ValueError, match=f"track='{track}': .* keeps no such moment; use an optimizer that"):
-                quantity(track).check(trainer, module)
+                quantity(track).check(training)

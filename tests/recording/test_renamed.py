@@ -20,7 +20,9 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from launch import launch
 from lightning_traj import EveryNEpochs, EveryNSteps, TrajectoryCallback
+from lightning_traj.recording import first_names
 from lightning_traj.recording.first_names import FirstNames
+from lightning_traj.recording.parameters import Parameters
 from models import Module, batches
 from models import fit as train
 
@@ -168,6 +170,41 @@ def test_pruning_by_lightning(fit: Any) -> None:
     assert trajectory.summary()["displacement"] == pytest.approx(float((theta[-1] - theta[0]).norm()), rel=1e-5)
 
 
+class Copied(nn.Module):
+    """Weight normalisation whose direction begins with a copy of the weight, and not with its memory."""
+
+    def forward(self, scale: Tensor, direction: Tensor) -> Tensor:
+        return scale * direction / direction.norm()
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return weight.norm(), weight.clone()
+
+
+@pytest.mark.parametrize("schedule", [EveryNEpochs(1), EveryNSteps(1)])
+@pytest.mark.parametrize("batch", [0, 2])
+def test_a_direction_with_the_values_of_the_weight_goes_on(fit: Any, batch: int, schedule: Any) -> None:
+    """Its values are those of the weight at the switch only: before it is first trained, at the end of no epoch."""
+
+    class Switched(Renaming):
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            pass
+
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, _: Any, batch_idx: int) -> None:
+            if (trainer.current_epoch, batch_idx) == (1, batch):
+                super().on_train_epoch_start(trainer, pl_module)
+
+    renaming = Switched(
+        lambda layer: parametrize.register_parametrization(layer, "weight", Copied()),
+        lambda layer: layer.parametrizations.weight.original1,
+    )
+    callback = TrajectoryCallback(schedule=schedule, window=0)
+    fit(callback, renaming, max_epochs=3)
+    trajectory = callback.trajectory
+    assert [block.name for block in trajectory.blocks] == [*FIRST, "net.0.parametrizations.weight.original0"]
+    ends = np.flatnonzero(trajectory.steps % 4 == 0)
+    np.testing.assert_allclose(trajectory.gram("net.0.weight")[np.ix_(ends, ends)], renaming.gram, rtol=1e-5)
+
+
 def test_two_tensors_of_other_values_are_new_blocks_and_this_is_said_once(fit: Any) -> None:
     callback = TrajectoryCallback()
     renaming = Renaming(
@@ -309,6 +346,89 @@ def test_names_outlive_the_process_and_the_run() -> None:
         assert list(some.of({"weight_orig": nn.Parameter(torch.ones(3)), "bias": bias})) == ["weight", "bias"]
 
 
+def pairs(count: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights, and the tensors that take their places: half of them with the same memory, the others with copies."""
+    old: dict[str, Tensor] = {f"{i}.weight": nn.Parameter(torch.full((2,), float(i))) for i in range(count)}
+    new: dict[str, Tensor] = {}
+    for i, p in enumerate(old.values()):
+        values = p.detach().clone() if i % 2 else p.data
+        new[f"{i}.parametrizations.weight.original1"] = nn.Parameter(values)
+    return old, new
+
+
+def test_what_is_compared_grows_with_the_number_of_new_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {"_memory": 0, "_are_equal": 0}
+
+    def counted(name: str, original: Any) -> Any:
+        def count(*tensors: Tensor) -> Any:
+            counts[name] += 1
+            return original(*tensors)
+
+        return count
+
+    for name in counts:
+        monkeypatch.setattr(first_names, name, counted(name, getattr(first_names, name)))
+    old, new = pairs(200)
+    names = FirstNames()
+    names.of(old)
+    assert counts == {"_memory": 0, "_are_equal": 0}
+    assert list(names.of(new)) == list(old)
+    assert counts == {"_memory": 400, "_are_equal": 100}
+    names.of(new)
+    assert counts == {"_memory": 400, "_are_equal": 100}  # nothing is compared where nothing is new
+
+
+def test_steps_with_the_same_tensors_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[nn.Module] = []
+    monkeypatch.setattr(Parameters, "of", lambda self, module: looks.append(module))
+    layer, parameters = nn.Linear(2, 2), Parameters()
+    optimizers = [torch.optim.SGD([p]) for p in layer.parameters()]
+    for _ in range(3):
+        for optimizer in optimizers:
+            parameters.follow(layer, optimizer)
+    assert len(looks) == 2
+    optimizers[0].param_groups[0]["params"] = [nn.Parameter(torch.ones(2, 2))]
+    for optimizer in optimizers:
+        parameters.follow(layer, optimizer)
+    assert len(looks) == 3
+    parameters.release()
+    parameters.follow(layer, optimizers[0])
+    assert len(looks) == 4
+
+
+def test_only_directions_go_by_their_values() -> None:
+    """Many tensors begin with equal values: biases, and what adapters begin with."""
+    names = FirstNames()
+    names.of({"net.bias": nn.Parameter(torch.zeros(3))})
+    assert list(names.of({"net.lora": nn.Parameter(torch.zeros(3))})) == ["net.lora"]
+    assert (names.ended, names.began) == (("net.bias",), ("net.lora",))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("net.weight", "net.weight_orig"),
+        ("net.weight_orig", "net.weight"),
+        ("net.weight", "net.parametrizations.weight.original"),
+        ("net.parametrizations.weight.original", "net.weight"),
+        ("weight", "parametrizations.weight.original"),
+        ("net.weight", "net._orig_mod.weight_orig"),
+    ],
+)
+def test_without_tensors_to_compare_names_and_shapes_tell(before: str, after: str) -> None:
+    def names() -> FirstNames:
+        names = FirstNames()
+        names.of({before: nn.Parameter(torch.ones(3)), "net.bias": nn.Parameter(torch.ones(3))})
+        return pickle.loads(pickle.dumps(names))
+
+    bias = nn.Parameter(torch.ones(3))
+    assert list(names().of({after: nn.Parameter(torch.ones(3)), "net.bias": bias})) == [before, "net.bias"]
+    # Not a tensor of another shape, and none beside that of the first name itself.
+    assert list(names().of({after: nn.Parameter(torch.ones(4)), "net.bias": bias})) == [after, "net.bias"]
+    both = {after: nn.Parameter(torch.ones(3)), before: nn.Parameter(torch.ones(3))}
+    assert list(names().of(both)) == [after, before]
+
+
 def test_a_tensor_of_another_name_and_shape_is_new() -> None:
     names, weight = FirstNames(), nn.Parameter(torch.ones(4, 4))
     names.of({"weight": weight})
@@ -417,6 +537,122 @@ def test_a_resumed_run_goes_on_with_the_same_blocks(fit: Any, tmp_path: Path, sn
     np.testing.assert_allclose(ours.anchored, theirs.anchored, rtol=1e-6, atol=1e-9)
     again = torch.load(tmp_path / "again.ckpt", weights_only=True)
     assert again["callbacks"][resumed.state_key]["aliases"] == state["aliases"]
+
+
+# In the second of two fits, or in a run that is resumed: how a layer is before and after.
+BETWEEN: dict[str, tuple[Any, Any]] = {
+    "pruned": (lambda layer: None, pruned),
+    "no more pruned": (pruned, lambda layer: prune.remove(layer, "weight")),
+    "parametrized": (lambda layer: None, CHANGES["parametrized"][0]),
+    "no more parametrized": (
+        CHANGES["parametrized"][0],
+        lambda layer: parametrize.remove_parametrizations(layer, "weight"),
+    ),
+    "pruned instead of parametrized": (
+        CHANGES["parametrized"][0],
+        lambda layer: (parametrize.remove_parametrizations(layer, "weight"), pruned(layer)),
+    ),
+}
+
+
+def made(*changes: Callable[[nn.Module], object]) -> Callable[[], Module]:
+    """A module whose first layer was changed, and whose optimizer has its parameters in one order for all."""
+
+    class Made(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for change in changes:
+                change(self.net[0])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(sorted(self.parameters(), key=lambda p: (p.dim(), len(p))), lr=0.1, momentum=0.9)
+
+    return Made
+
+
+@pytest.mark.parametrize("snapshot", ["sketch", "full"])
+@pytest.mark.parametrize("change", BETWEEN)
+def test_a_layer_is_changed_between_two_fits(fit: Any, change: str, snapshot: Any) -> None:
+    before, after = BETWEEN[change]
+    callback = TrajectoryCallback(snapshot=snapshot)
+    trainer = fit(callback, module=made(before), max_epochs=2)
+    names = [block.name for block in callback.trajectory.blocks]
+    after(trainer.lightning_module.net[0])
+    trainer.fit_loop.max_epochs = 4
+    trainer.fit(trainer.lightning_module, batches())
+    trajectory = callback.trajectory
+    assert [block.name for block in trajectory.blocks] == names
+    assert trajectory.steps.tolist() == [0, 4, 8, 12, 16]
+    assert (trajectory.local[-1, :, 2, 2] > 0).all()  # none of them rests
+
+
+@pytest.mark.parametrize("then", ["a second fit", "another Trainer"])
+def test_lightning_prunes_and_the_run_goes_on(fit: Any, tmp_path: Path, then: str) -> None:
+    def pruning() -> ModelPruning:
+        return ModelPruning("l1_unstructured", amount=0.2)
+
+    first = callback = TrajectoryCallback()
+    trainer = fit(first, pruning(), max_epochs=2)
+    if then == "a second fit":
+        trainer.fit_loop.max_epochs = 4
+        trainer.fit(trainer.lightning_module, batches())
+    else:
+        trainer.save_checkpoint(tmp_path / "run.ckpt")
+        callback = TrajectoryCallback()
+        fit(callback, pruning(), max_epochs=4, ckpt_path=tmp_path / "run.ckpt")
+    assert [block.name for block in callback.trajectory.blocks] == FIRST
+    assert callback.trajectory.steps.tolist() == [0, 4, 8, 12, 16]
+    assert (callback.trajectory.local[-1, :, 2, 2] > 0).all()
+
+
+@pytest.mark.parametrize("snapshot", ["sketch", "full"])
+@pytest.mark.parametrize("shapes", ["saved", "not saved"])
+@pytest.mark.parametrize("change", BETWEEN)
+def test_a_run_is_resumed_with_a_changed_layer(
+    fit: Any, tmp_path: Path, change: str, shapes: str, snapshot: Any
+) -> None:
+    before, after = BETWEEN[change]
+    first = TrajectoryCallback(snapshot=snapshot, dirpath=tmp_path)
+    fit(first, module=made(before), max_epochs=2).save_checkpoint(tmp_path / "run.ckpt")
+    checkpoint = torch.load(tmp_path / "run.ckpt", weights_only=True)
+    if shapes == "not saved":  # as by the first releases
+        del checkpoint["callbacks"][first.state_key]["shapes"]
+    checkpoint["state_dict"] = made(before, after)().state_dict()  # the user's own task: weights in the new form
+    torch.save(checkpoint, tmp_path / "run.ckpt")
+    resumed = TrajectoryCallback(snapshot=snapshot, dirpath=tmp_path)
+    fit(resumed, module=made(before, after), max_epochs=3, ckpt_path=tmp_path / "run.ckpt")
+    assert resumed.trajectory.blocks == first.trajectory.blocks
+    assert resumed.trajectory.steps.tolist() == [0, 4, 8, 12]
+    assert (resumed.trajectory.local[-1, :, 2, 2] > 0).all()
+
+
+def test_what_was_left_out_is_left_out_when_it_is_renamed(fit: Any, tmp_path: Path) -> None:
+    def callback() -> TrajectoryCallback:
+        return TrajectoryCallback(exclude="*.weight")
+
+    first, resumed = callback(), callback()
+    fit(first, module=made(), max_epochs=2).save_checkpoint(tmp_path / "run.ckpt")
+    checkpoint = torch.load(tmp_path / "run.ckpt", weights_only=True)
+    checkpoint["state_dict"] = made(pruned)().state_dict()
+    torch.save(checkpoint, tmp_path / "run.ckpt")
+    fit(resumed, module=made(pruned), max_epochs=3, ckpt_path=tmp_path / "run.ckpt")
+    assert [block.name for block in resumed.trajectory.blocks] == FIRST[1::2]
+
+
+def test_a_parametrization_of_another_shape_does_not_go_on(fit: Any) -> None:
+    class Doubled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[::2]
+
+        def right_inverse(self, x: Tensor) -> Tensor:
+            return x.repeat_interleave(2, 0)
+
+    callback = TrajectoryCallback()
+    trainer = fit(callback, max_epochs=1)
+    parametrize.register_parametrization(trainer.lightning_module.net[0], "weight", Doubled())
+    trainer.fit_loop.max_epochs = 2
+    with pytest.raises(ValueError, match=r"has the parameter 'net\.0\.weight', which the model lacks"):
+        trainer.fit(trainer.lightning_module, batches())
 
 
 def test_training_is_left_alone(fit: Any) -> None:

@@ -18,7 +18,8 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from lightning_traj import AtSteps, EveryNSteps, HybridTraining, TrajectoryCallback
-from lightning_traj.recording.steps import StepCounter, runs_hooks, with_inner
+from lightning_traj.recording.step_hooks import runs_hooks, with_inner
+from lightning_traj.recording.steps import StepCounter
 from models import BATCHES, Module, TwoOptimizers, batches
 from optimizers import SGD, Bare, Deaf, Lookahead, Manual, Sam, Stepping
 
