@@ -20,11 +20,11 @@ from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, Checkpoint
 from lightning_traj.checkpoints.grouping import reopen_series
 from lightning_traj.checkpoints.parameters import parameters_of
 from lightning_traj.checkpoints.resumption import Resumption, stamps
-from lightning_traj.checkpoints.series import LEAST, SKIPPED, Order, Series, find, open_series
+from lightning_traj.checkpoints.series import LEAST, Order, Series, find, open_series, unread
 from lightning_traj.checkpoints.streaming import Advance, UpdateGram, anchored_gram, local_grams, update_grams
 from lightning_traj.measures import UPDATE
 from lightning_traj.recording import Recorder
-from lightning_traj.trajectory import Trajectory, Windows
+from lightning_traj.trajectory import CheckpointSource, Finding, Trajectory, Windows
 
 __all__ = ["CheckpointError", "from_checkpoints"]
 
@@ -101,7 +101,7 @@ def from_checkpoints(
     """
     _check(order=order, weights=weights, snapshot=snapshot, processes=processes)
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    left, skipped, explicit = find(paths), list[str](), {Path(path) for path in paths}
+    left, skipped, explicit = find(paths), list[Finding](), {Path(path) for path in paths}
     while True:
         try:
             opened = open_series(
@@ -133,7 +133,7 @@ def from_checkpoints(
             if not skip_bad or error.path not in left:
                 raise
             left.remove(error.path)
-            skipped.append(f"{SKIPPED}{error}")
+            skipped.append(unread(error))
 
 
 def _trajectory(
@@ -155,8 +155,11 @@ def _trajectory(
         present = {name: like for name, like in parameters.items() if name in checkpoint.shapes}
         partition = partition.extended(present, model)
     notes += [
-        f"{name} looks like fused parts (q, k and v, or a gate and its input) in an unknown layout, and stays one "
-        "block: declare it, or pass a model."
+        Finding(
+            "parameters",
+            f"{name} looks like fused parts (q, k and v, or a gate and its input) in an unknown layout, and stays one "
+            "block: declare it, or pass a model.",
+        )
         for name in partition.undeclared
     ]
     inputs = [(stamps(c.path), step) for c, step in zip(series.checkpoints, series.steps.tolist(), strict=True)]
@@ -169,18 +172,18 @@ def _trajectory(
             trajectory, kept = _sketched(series, recorder, parameters, resumption, advance)
     checkpoints = [series.checkpoints[i] for i in kept]
     lost = [c for i, c in enumerate(series.checkpoints) if i not in kept]
-    notes += [f"{label(checkpoint)} has non-finite entries, and is left out." for checkpoint in lost]
+    notes += [Finding("left out", f"{label(c)} has non-finite entries, and is left out.") for c in lost]
     notes += objects_left_out(checkpoints)
     clock = None if series.clock is None else series.clock.at(kept)
     notes += in_files(checkpoints, parameters, clock) + in_trajectory(trajectory, checkpoints, parameters)
-    about = {
-        "checkpoints": [str(checkpoint.path) for checkpoint in checkpoints],
-        "hyperparameters": hyperparameters,
-        "left_out": left_out,
-        "rounding": _rounding(checkpoints, parameters),
-        "findings": [*series.findings, *notes],
-    }
-    return replace(trajectory, settings={**trajectory.settings, **about})
+    source = CheckpointSource(
+        paths=tuple(str(checkpoint.path) for checkpoint in checkpoints),
+        hyperparameters=hyperparameters,
+        left_out=left_out,
+        rounding=_rounding(checkpoints, parameters),
+        findings=(*series.findings, *notes),
+    )
+    return replace(trajectory, settings={**trajectory.settings, **source.to_settings()})
 
 
 def _rounding(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> float:

@@ -11,6 +11,7 @@ from lightning_traj.blocks import has_entries
 from lightning_traj.checkpoints.findings import label
 from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, Weights, folder_and_name, open_checkpoint
 from lightning_traj.text import join_names
+from lightning_traj.trajectory import Finding
 
 SHARED = 2 / 3  # share of the tensors of the larger of two checkpoints that the other one needs for the same series
 MATCHED = 0.5  # share of a checkpoint's parameters that others have to hold in the same shape
@@ -58,11 +59,11 @@ def canonical_names(checkpoint: Checkpoint) -> dict[str, str]:
     return found if len(set(found.values())) == len(found) else {name: name for name in found}
 
 
-def unify_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
+def unify_names(checkpoints: Sequence[Checkpoint]) -> list[Finding]:
     """Rename tensors that only some checkpoints of a series have under a wrapper's prefix, as most have them.
 
     Returns:
-        What was renamed, in sentences.
+        Findings that say what was renamed.
     """
     compiled = [label(checkpoint) for checkpoint in checkpoints if checkpoint.compiled]
     canonical = [canonical_names(checkpoint) for checkpoint in checkpoints]
@@ -83,7 +84,8 @@ def unify_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
         short = names[first]
         changed.setdefault((first.removesuffix(short), new.removesuffix(short)), []).append(label(checkpoint))
     notes = [f"'_orig_mod.' in names of parameters in {join_names(compiled, MOST)} is left aside."] if compiled else []
-    return [*(notes if len(compiled) < len(checkpoints) else []), *_prefixes(changed)]
+    texts = [*(notes if len(compiled) < len(checkpoints) else []), *_prefixes(changed)]
+    return [Finding("names", text) for text in texts]
 
 
 def _prefixes(changed: Mapping[tuple[str, str], Sequence[str]]) -> list[str]:

@@ -27,6 +27,7 @@ from lightning_traj.checkpoints.clock import Clock
 from lightning_traj.checkpoints.findings import label
 from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, folder_and_name
 from lightning_traj.checkpoints.names import Counter, Number, counter, is_start, other_counts, parse, settings
+from lightning_traj.trajectory import Finding
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,12 @@ class Dates:
     Attributes:
         unit: What is counted: ``"step"``, ``"epoch"``, or ``"number"`` where the names do not tell.
         values: A value for each checkpoint; None where it is not known.
-        notes: What was guessed, in sentences.
+        notes: What was guessed.
     """
 
     unit: Literal["step", "epoch", "number"]
     values: tuple[int | float | None, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[Finding, ...] = ()
 
     @property
     def known(self) -> list[int]:
@@ -160,7 +161,7 @@ def _by_counter(checkpoints: Sequence[Checkpoint]) -> Dates | None:
             for i, value in zip(family.members, family.counter.values, strict=True):
                 values[i] = value
     assert largest.counter is not None
-    return Dates(largest.counter.unit, tuple(values), (_guess(largest, checkpoints),))
+    return Dates(largest.counter.unit, tuple(values), (Finding("guess", _guess(largest, checkpoints)),))
 
 
 def _guess(family: Family, checkpoints: Sequence[Checkpoint]) -> str:
@@ -175,11 +176,13 @@ def _guess(family: Family, checkpoints: Sequence[Checkpoint]) -> str:
     return f"the order is that of {among}, such as {where}; it is taken to count {counts}."
 
 
-def _notes(found: Dates, checkpoints: Sequence[Checkpoint]) -> tuple[str, ...]:
+def _notes(found: Dates, checkpoints: Sequence[Checkpoint]) -> tuple[Finding, ...]:
     if found.unit == "epoch":
-        return ("steps are not known, epochs are: these are what is counted as steps.",)
+        return (Finding("guess", "steps are not known, epochs are: these are what is counted as steps."),)
     if found.unit == "number" and (guessed := [c for c in checkpoints if c.step is None and c.number is not None]):
-        return (f"steps are guessed from the numbers of names, such as {label(guessed[0])}: they may be epochs.",)
+        example = label(guessed[0])
+        text = f"steps are guessed from the numbers of names, such as {example}: they may be epochs."
+        return (Finding("guess", text),)
     return ()
 
 
@@ -195,9 +198,10 @@ def _with_start(found: Dates, checkpoints: Sequence[Checkpoint]) -> Dates:
     first = label(checkpoints[starts[0]])
     if found.unit != "step" and 0 in values and not same_weights(checkpoints[values.index(0)], checkpoints[starts[0]]):
         values = [None if value is None else value + 1 for value in values]  # epoch 0 was the first one
-        notes.append(f"{first} is taken for step 0, and the others are counted from 1: one of them is called 0.")
+        text = f"{first} is taken for step 0, and the others are counted from 1: one of them is called 0."
     else:
-        notes.append(f"{first} is taken for step 0, as its name says.")
+        text = f"{first} is taken for step 0, as its name says."
+    notes.append(Finding("guess", text))
     for i in starts:
         values[i] = 0
     return replace(found, values=tuple(values), notes=tuple(notes))

@@ -20,6 +20,7 @@ from lightning_traj.checkpoints.findings import changed_shapes
 from lightning_traj.checkpoints.formats.checkpoint import Checkpoint
 from lightning_traj.checkpoints.grouping import check_matched
 from lightning_traj.text import join_names
+from lightning_traj.trajectory import Finding
 
 # What of a config.json is not taken: what names code, kernels or weights elsewhere.
 ELSEWHERE = re.compile(r"auto_map|implementation|kernels|backbone|timm|pretrained|quantization|_name_or_path")
@@ -37,7 +38,7 @@ MASKS = ("mask", "tril", "triu", "causal_mask", "attn_mask", "attention_mask", "
 
 def parameters_of(
     checkpoints: Sequence[Checkpoint], model: nn.Module | None, partial: bool = False
-) -> tuple[dict[str, Tensor], nn.Module | None, str, list[str]]:
+) -> tuple[dict[str, Tensor], nn.Module | None, str, list[Finding]]:
     """The floating-point parameters of a run.
 
     Args:
@@ -78,7 +79,10 @@ def parameters_of(
     _check_shapes(type(model).__name__, parameters, {name: tensors[name] for name in names if name not in changed})
     twice = tied(checkpoints, [name for name in names if name not in changed])
     notes = list(changed.values())
-    notes += [f"{other} and {first} are one parameter, saved twice: counted once." for other, first in twice.items()]
+    notes += [
+        Finding("parameters", f"{other} and {first} are one parameter, saved twice: counted once.")
+        for other, first in twice.items()
+    ]
     return {name: tensors[name] for name in names if name not in changed and name not in twice}, model, kinds, notes
 
 

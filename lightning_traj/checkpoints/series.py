@@ -33,13 +33,11 @@ from lightning_traj.checkpoints.names import is_end, is_start
 from lightning_traj.checkpoints.ordering import Dates, checkpoint_names, dates, shared_name, split_runs
 from lightning_traj.checkpoints.parameters import parameter_count
 from lightning_traj.text import join_names
-from lightning_traj.trajectory import is_trajectory
+from lightning_traj.trajectory import Finding, is_trajectory
 
 Order = Literal["step", "given"]
 FOLDERS = ("", "checkpoints")  # where in a folder checkpoints are looked for; Lightning's logs have the second
 LEAST = 2
-SKIPPED = "skipped: "  # begins the finding of a checkpoint that could not be read
-CONTRADICTED = "the order given contradicts the numbers in names"  # begins the finding that says where
 MOST = 4  # names in a sentence
 
 
@@ -52,14 +50,14 @@ class Series:
         steps: Optimizer steps, int64 [n], increasing; of files that say only epochs, those; where the order is all that
             is known, 0 to n - 1.
         epochs: Completed epochs, float64 [n]; zeros where nothing is known of them.
-        findings: What was left out or guessed, in sentences.
+        findings: What was left out or guessed.
         clock: When the checkpoints were written; None where only their order is known.
     """
 
     checkpoints: tuple[Checkpoint, ...]
     steps: NDArray[np.int64]
     epochs: NDArray[np.float64]
-    findings: tuple[str, ...]
+    findings: tuple[Finding, ...]
     clock: Clock | None = None
 
 
@@ -119,7 +117,7 @@ def open_series(
     series: str | None = None,
     partial: bool = False,
     skip_bad: bool = False,
-    skipped: Sequence[str] = (),
+    skipped: Sequence[Finding] = (),
     explicit: Collection[Path] | None = None,
 ) -> Series:
     """Open these checkpoints, group them into series, and put the one that is asked for in order.
@@ -132,7 +130,7 @@ def open_series(
         series: Name of the series, where there are several.
         partial: Whether to take all files for one series, however little they share.
         skip_bad: Leave out checkpoints that cannot be read.
-        skipped: What is said of checkpoints that have been left out already.
+        skipped: Findings about checkpoints that have been left out already.
         explicit: Paths that were named one by one, and not found in a folder; None if all were. In the given order they
             are never left out.
 
@@ -147,7 +145,8 @@ def open_series(
         if series not in found:
             raise several_series(found, [parameter_count(members[-1]) for members in found.values()], series)
         others = [name for name in found if name != series]
-        notes.append(f"of {len(found)} series this is {series}; the others are {join_names(others, MOST)}.")
+        text = f"of {len(found)} series this is {series}; the others are {join_names(others, MOST)}."
+        notes.append(Finding("left out", text))
     members = found[next(iter(found)) if series is None else series]
     notes += _left_out_strays(strays, members)
     _check_count(members)
@@ -175,28 +174,37 @@ def series_in(
 
 
 def _open(
-    paths: Sequence[Path], key: str | None, weights: Weights, skip_bad: bool, skipped: Sequence[str]
-) -> tuple[list[Checkpoint], list[str]]:
+    paths: Sequence[Path], key: str | None, weights: Weights, skip_bad: bool, skipped: Sequence[Finding]
+) -> tuple[list[Checkpoint], list[Finding]]:
     notes, opened = list(skipped), []
     for path in paths:
         try:
             opened.append(open_checkpoint(path, key, weights))
         except CheckpointError as error:
             if isinstance(error.__cause__, NoWeights):
-                notes.append(f"{path.name} is left out: {error.__cause__}.")
+                notes.append(Finding("left out", f"{path.name} is left out: {error.__cause__}."))
             elif skip_bad:
-                notes.append(f"{SKIPPED}{error}")
+                notes.append(unread(error))
             else:
                 raise
     weighty = [c for c in opened if any(map(has_entries, c.shapes.values()))]
     if 0 < len(weighty) < len(opened):
-        notes += [f"{label(c)} is left out: it holds no floating-point tensors." for c in opened if c not in weighty]
+        notes += [
+            Finding("left out", f"{label(c)} is left out: it holds no floating-point tensors.")
+            for c in opened
+            if c not in weighty
+        ]
         opened = weighty
     _check_count(opened, notes)
     return opened, notes
 
 
-def _check_count(opened: Sequence[Checkpoint], notes: Sequence[str] = ()) -> None:
+def unread(error: CheckpointError) -> Finding:
+    """Return the finding for a checkpoint that could not be read."""
+    return Finding("unreadable", f"skipped: {error}")
+
+
+def _check_count(opened: Sequence[Checkpoint], notes: Sequence[Finding] = ()) -> None:
     if len(opened) < LEAST:
         why = f" ({len(notes)} could not be read; {notes[0]})" if notes else ""
         raise ValueError(f"{len(opened)} checkpoint(s) to analyse{why}: a trajectory takes two at least.")
@@ -214,19 +222,20 @@ def _series_in(
     return series_by_name(kept, [shared_name(group) for group in kept]), [opened[i] for i in strays]
 
 
-def _left_out_strays(strays: Sequence[Checkpoint], members: Sequence[Checkpoint]) -> list[str]:
+def _left_out_strays(strays: Sequence[Checkpoint], members: Sequence[Checkpoint]) -> list[Finding]:
     if not strays:
         return []
     holds = "holds" if len(strays) == 1 else "hold"
     listed = join_names([label(stray) for stray in strays], MOST)
     is_are = "is" if len(strays) == 1 else "are"
-    return [f"{listed} {holds} other tensors than {label(members[0])} and the like, and {is_are} left out."]
+    text = f"{listed} {holds} other tensors than {label(members[0])} and the like, and {is_are} left out."
+    return [Finding("left out", text)]
 
 
 def _given(
     opened: list[Checkpoint], explicit: Collection[Path] | None
-) -> tuple[list[Checkpoint], list[int], Clock | None, list[str]]:
-    notes = []
+) -> tuple[list[Checkpoint], list[int], Clock | None, list[Finding]]:
+    notes: list[Finding] = []
     if explicit is not None and len(known := dates(opened).known) >= LEAST:
         left = [c for i, c in enumerate(opened) if i not in known and c.path not in explicit]
         opened = [c for c in opened if c not in left]
@@ -235,11 +244,11 @@ def _given(
     found = dates(opened)
     if len(found.known) == len(opened) and (clock := found.clock(found.known)).increases and clock.is_whole:
         return opened, clock.steps, clock, [*notes, *found.notes]
-    counted = "steps are not those of the optimizer: checkpoints are counted as given."
+    counted = Finding("guess", "steps are not those of the optimizer: checkpoints are counted as given.")
     return opened, list(range(len(opened))), None, [*_contradictions(found, opened), counted, *notes]
 
 
-def _by_step(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[int], Clock, list[str]]:
+def _by_step(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[int], Clock, list[Finding]]:
     found = dates(opened)
     unknown = [c for i, c in enumerate(opened) if i not in found.known]
     if unknown and len(found.known) < LEAST:
@@ -257,7 +266,7 @@ def _by_step(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[int], Clo
     for i in by_time:
         if kept and clock.values[kept[-1]] == clock.values[i]:
             both = f"{label(dated[kept[-1]])} is taken, {label(dated[i])} left out"
-            notes.append(f"{clock.unit} {clock.values[i]:,} occurs twice: {both}.")
+            notes.append(Finding("left out", f"{clock.unit} {clock.values[i]:,} occurs twice: {both}."))
         else:
             kept.append(i)
     if len(kept) < LEAST:
@@ -267,21 +276,22 @@ def _by_step(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[int], Clo
         )
     clock = clock.at(kept)
     if not clock.is_whole:
-        notes.append("epochs are fractional: checkpoints are counted instead of steps.")
+        notes.append(Finding("guess", "epochs are fractional: checkpoints are counted instead of steps."))
     return [dated[i] for i in kept], clock.steps, clock, notes
 
 
-def _undated(left_out: Sequence[Checkpoint]) -> list[str]:
+def _undated(left_out: Sequence[Checkpoint]) -> list[Finding]:
     if not left_out:
         return []
     listed, is_are = join_names([label(c) for c in left_out], MOST), "is" if len(left_out) == 1 else "are"
-    return [
+    text = (
         f"{listed} {is_are} left out: neither a file nor its name says when it was written, as others do. To have all "
         'files counted, name them one by one in their order, with order="given" (--order given).'
-    ]
+    )
+    return [Finding("left out", text)]
 
 
-def _contradictions(found: Dates, opened: Sequence[Checkpoint]) -> list[str]:
+def _contradictions(found: Dates, opened: Sequence[Checkpoint]) -> list[Finding]:
     """Say where the given order contradicts what the files or their names say, since every measure depends on it."""
     known, names = found.known, checkpoint_names(opened)
     in_folders = [[i for i in known if names[i][0] == folder] for folder in {folder for folder, _ in names}]
@@ -296,10 +306,11 @@ def _contradictions(found: Dates, opened: Sequence[Checkpoint]) -> list[str]:
         said = f"{label(opened[ends[0]])} comes before {label(opened[ends[0] + 1])}"
     else:
         return []
-    return [
-        f'{CONTRADICTED}: {said}. All measures depend on the order: leave out order="given" (--order given), or '
-        "name the files one by one in the order in which they were written."
-    ]
+    text = (
+        f"the order given contradicts the numbers in names: {said}. All measures depend on the order: leave out "
+        'order="given" (--order given), or name the files one by one in the order in which they were written.'
+    )
+    return [Finding("order", text)]
 
 
 def _epochs(checkpoints: Sequence[Checkpoint], steps: Sequence[int], clock: Clock | None) -> NDArray[np.float64]:

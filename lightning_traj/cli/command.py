@@ -138,20 +138,19 @@ def _analyze(options: argparse.Namespace) -> int:
 def _write(trajectory: Trajectory, out: Path, options: argparse.Namespace) -> int:
     """Write the results of one series, and print what matters."""
     # Pictures and tables are imported after the first file has been read: whoever mistyped a name is told sooner.
-    from lightning_traj.checkpoints import CONTRADICTED
-    from lightning_traj.checkpoints import SKIPPED as SKIPPED_BAD
     from lightning_traj.cli.results import EVENTS, TRAJECTORY, write_analysis
     from lightning_traj.report import print_summary
 
     report = write_analysis(trajectory, out, csv=options.csv, overwrite=options.overwrite)[0]
-    findings, track = trajectory.settings["findings"], trajectory.settings["track"]
-    print_summary(trajectory, "traj", track, str(out / TRAJECTORY), [str(out / EVENTS)])
+    print_summary(trajectory, "traj", trajectory.provenance.track, str(out / TRAJECTORY), [str(out / EVENTS)])
+    source = trajectory.provenance.source
+    findings = source.findings if source else ()
     for finding in findings:
-        if finding.startswith(CONTRADICTED):
-            print(f"lightning-traj: warning: {finding}", file=sys.stderr)
-        print(f"Note: {finding}")
+        if finding.severity == "warning":
+            print(f"lightning-traj: warning: {finding.text}", file=sys.stderr)
+        print(f"Note: {finding.text}")
     print(f"Report: {report}")
-    return SKIPPED if any(finding.startswith(SKIPPED_BAD) for finding in findings) else DONE
+    return SKIPPED if any(finding.severity == "error" for finding in findings) else DONE
 
 
 def _compare(options: argparse.Namespace) -> int:

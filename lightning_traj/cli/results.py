@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from lightning_traj.files import replace_together
 from lightning_traj.loggers import trajectory as tensorboard
 from lightning_traj.plots import trajectory as plot
 from lightning_traj.report import trajectory_report
-from lightning_traj.trajectory import Trajectory
+from lightning_traj.trajectory import CheckpointSource, Trajectory
 
 EVENTS = "tensorboard"
 TRAJECTORY = "trajectory.safetensors"
@@ -48,7 +48,7 @@ def write_analysis(
     present = [name for name in RESULTS if (out / name).exists()]
     if present and not overwrite:
         raise FileExistsError(f"{out} has {', '.join(present)} already: name another folder, or pass overwrite=True.")
-    if TRAJECTORY in present and "checkpoints" not in Trajectory.load(out / TRAJECTORY).settings:
+    if TRAJECTORY in present and Trajectory.load(out / TRAJECTORY).provenance.source is None:
         raise FileExistsError(f"{out / TRAJECTORY} was recorded in training, and is not replaced: name another folder.")
     with replace_together(out, present) as folder:
         _write(trajectory, folder, csv)
@@ -70,14 +70,14 @@ def _write(trajectory: Trajectory, out: Path, csv: bool) -> None:
     for name, figure in figures.items():
         plot.save_png(figure, out / f"{name}.png")
     _write_events(trajectory, out)
-    settings = trajectory.settings
+    source = trajectory.provenance.source or CheckpointSource()
     report = trajectory_report(
         trajectory,
-        title=f"Trajectory of {_common_folder(settings['checkpoints']).name}",
+        title=f"Trajectory of {_common_folder(source.paths).name}",
         source={
-            "checkpoints": _span(settings["checkpoints"]),
-            "weights": "averaged" if settings["track"] == "average" else "as they were trained",
-            "left out (buffers)": settings["left_out"] or "nothing",
+            "checkpoints": _span(source.paths),
+            "weights": "averaged" if trajectory.provenance.track == "average" else "as they were trained",
+            "left out (buffers)": source.left_out or "nothing",
         },
     )
     (out / "report.html").write_text(report, encoding="utf-8")
@@ -105,11 +105,11 @@ class _Events:
             self.experiment.add_scalar(tag, value, step)
 
 
-def _common_folder(paths: list[str]) -> Path:
+def _common_folder(paths: Sequence[str]) -> Path:
     """The folder that holds all checkpoints, seen from where they are not called so."""
     folder = Path(paths[0]).absolute().parent
     return folder.parent if folder.name == "checkpoints" else folder
 
 
-def _span(paths: list[str]) -> str:
+def _span(paths: Sequence[str]) -> str:
     return f"{len(paths)}, {paths[0]} … {paths[-1]}"

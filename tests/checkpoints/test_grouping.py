@@ -14,7 +14,7 @@ import torch
 import reference
 from lightning_traj import Trajectory, from_checkpoints
 from lightning_traj.checkpoints.grouping import SeveralSeries
-from lightning_traj.checkpoints.series import CONTRADICTED, find, open_series, series_in
+from lightning_traj.checkpoints.series import find, open_series, series_in
 from lightning_traj.cli.command import SEVERAL, main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -23,6 +23,8 @@ SHAPES = {"fc1.weight": (6, 5), "fc1.bias": (6,), "fc2.weight": (4, 6), "fc2.bia
 WIDER = {"fc1.weight": (12, 5), "fc1.bias": (12,), "fc2.weight": (4, 12), "fc2.bias": (4,)}
 OTHER = {"conv.weight": (3, 2, 3, 3), "conv.bias": (3,), "out.weight": (1, 3)}
 NUMBERS = (1, 2, 10, 20)
+
+CONTRADICTED = "the order given contradicts the numbers in names"
 
 # How frameworks name files, how they wrap weights, and what else lies in their folders.
 NAMES: Mapping[str, Callable[[int], str]] = {
@@ -119,7 +121,9 @@ def test_folders_of_one_series(tmp_path: Path, states: Any, layout: str, content
     assert first_entries(mixed) == entries
     assert mixed.steps.tolist() == alone.steps.tolist()
     for name, (_, said) in BESIDE.items():
-        assert any(said in finding and (name in finding or "more" in finding) for finding in mixed.findings), name
+        assert any(
+            said in finding and (name in finding or "more" in finding) for finding in map(str, mixed.findings)
+        ), name
 
 
 def test_an_untrained_model_is_step_0(tmp_path: Path, states: Any, stacked: Any) -> None:
@@ -146,11 +150,11 @@ def test_an_untrained_model_is_before_epoch_0(tmp_path: Path, states: Any) -> No
     series = read(write(tmp_path, files))
     assert series.steps.tolist() == series.epochs.tolist() == [0, 1, 2, 3]
     assert first_entries(series) == [float(state["fc1.bias"][0]) for state in expected.values()]
-    assert any("the others are counted from 1: one of them is called 0" in finding for finding in series.findings)
+    assert any("the others are counted from 1: one of them is called 0" in finding.text for finding in series.findings)
     write(tmp_path, {"net_epoch0.pt": expected[0]})  # the same as init.pt
     series = read(tmp_path)
     assert series.steps.tolist() == [0, 1, 2]
-    assert any("epoch 0 occurs twice: net_epoch0.pt is taken" in finding for finding in series.findings)
+    assert any("epoch 0 occurs twice: net_epoch0.pt is taken" in finding.text for finding in series.findings)
 
 
 def test_an_untrained_model_that_is_given_last(tmp_path: Path, states: Any) -> None:
@@ -158,9 +162,12 @@ def test_an_untrained_model_that_is_given_last(tmp_path: Path, states: Any) -> N
     write(tmp_path, {"epoch_init.pt": expected[0], **{f"epoch_{n}.pt": expected[n] for n in range(1, 5)}})
     by_letters = sorted(tmp_path.iterdir())
     assert by_letters[-1].name == "epoch_init.pt"
-    said = from_checkpoints(by_letters, order="given").settings["findings"]
-    assert said[0].startswith(f"{CONTRADICTED}: epoch_4.pt comes before")
-    assert "epoch_init.pt, epoch 4 before 0. All measures depend on the order" in said[0]
+    source = from_checkpoints(by_letters, order="given").provenance.source
+    assert source is not None
+    first = source.findings[0]
+    assert (first.kind, first.severity) == ("order", "warning")
+    assert first.text.startswith(f"{CONTRADICTED}: epoch_4.pt comes before")
+    assert "epoch_init.pt, epoch 4 before 0. All measures depend on the order" in first.text
 
 
 def test_a_last_checkpoint_that_is_given_first(tmp_path: Path, states: Any) -> None:
@@ -172,7 +179,7 @@ def test_a_last_checkpoint_that_is_given_first(tmp_path: Path, states: Any) -> N
     assert "last.pt comes before net_1.pt" in said[0]
     in_order = from_checkpoints([*files[1:], files[0]], order="given")
     assert in_order.steps.tolist() == [0, 1, 2, 3]
-    assert not any(finding.startswith(CONTRADICTED) for finding in in_order.settings["findings"])
+    assert "order" not in in_order.settings["finding_kinds"]
     assert from_checkpoints([tmp_path, files[0]], order="given").settings["checkpoints"][-1].endswith("last.pt")
     assert len(from_checkpoints(tmp_path, order="given").steps) == 4
 
@@ -182,7 +189,7 @@ def test_numbers_that_start_anew_in_the_next_folder(tmp_path: Path, states: Any)
     write(tmp_path, named("a/ckpt_{}.pt", states()) | named("b/ckpt_{}.pt", states(seed=1)))
     series = open_series(find([tmp_path / "a", tmp_path / "b"]), order="given", explicit=set())
     assert series.steps.tolist() == list(range(8))
-    assert not any(finding.startswith(CONTRADICTED) for finding in series.findings)
+    assert not any(finding.kind == "order" for finding in series.findings)
 
 
 def test_an_optimizer_is_left_out_under_a_key_too(tmp_path: Path, states: Any) -> None:
@@ -320,7 +327,7 @@ def test_copies_under_another_name_are_no_other_series(tmp_path: Path, states: A
     write(tmp_path, named("epoch={}.pt", expected) | named("best-epoch={}.pt", {n: expected[n] for n in (2, 20)}))
     series = read(tmp_path)
     assert series.steps.tolist() == list(NUMBERS)
-    assert any("epoch 2 occurs twice" in finding for finding in series.findings)
+    assert any("epoch 2 occurs twice" in finding.text for finding in series.findings)
 
 
 def test_models_of_several_widths(tmp_path: Path, states: Any) -> None:
@@ -463,7 +470,7 @@ def test_epochs_with_fractions(tmp_path: Path, states: Any) -> None:
     }
     series = read(write(tmp_path, files))
     assert (series.steps.tolist(), series.epochs.tolist()) == ([0, 1, 2], [0.5, 1.5, 2.0])
-    assert series.findings[-1] == "epochs are fractional: checkpoints are counted instead of steps."
+    assert series.findings[-1].text == "epochs are fractional: checkpoints are counted instead of steps."
 
 
 def test_numbers_are_not_blamed(tmp_path: Path, states: Any) -> None:
