@@ -16,7 +16,8 @@ from torch import nn
 
 from lightning_traj.blocks import FusedLayout, Granularity, Partition, Patterns, block_groups
 from lightning_traj.checkpoints.findings import in_files, in_trajectory, label, objects_left_out
-from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, CheckpointError, Weights
+from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, Weights
+from lightning_traj.checkpoints.formats.errors import CheckpointError
 from lightning_traj.checkpoints.grouping import reopen_series
 from lightning_traj.checkpoints.parameters import parameters_of
 from lightning_traj.checkpoints.resumption import Resumption, stamps

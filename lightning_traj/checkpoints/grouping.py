@@ -9,7 +9,8 @@ from pathlib import Path
 
 from lightning_traj.blocks import has_entries
 from lightning_traj.checkpoints.findings import label
-from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, Weights, folder_and_name, open_checkpoint
+from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, Weights
+from lightning_traj.checkpoints.formats.opening import folder_and_name, open_checkpoint
 from lightning_traj.text import join_names
 from lightning_traj.trajectory import Finding
 

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from lightning_traj.checkpoints.clock import Clock
 from lightning_traj.checkpoints.findings import label
-from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, folder_and_name
+from lightning_traj.checkpoints.formats.checkpoint import Checkpoint
+from lightning_traj.checkpoints.formats.opening import folder_and_name
 from lightning_traj.checkpoints.names import Counter, Number, counter, is_start, other_counts, parse, settings
 from lightning_traj.trajectory import Finding
 

@@ -15,17 +15,11 @@ from numpy.typing import NDArray
 from lightning_traj.blocks import has_entries
 from lightning_traj.checkpoints.clock import Clock
 from lightning_traj.checkpoints.findings import label
-from lightning_traj.checkpoints.formats.checkpoint import (
-    SUFFIXES,
-    Checkpoint,
-    CheckpointError,
-    NoWeights,
-    Weights,
-    folder_and_name,
-    is_checkpoint,
-    open_checkpoint,
-)
+from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, Weights
+from lightning_traj.checkpoints.formats.errors import CheckpointError, NoWeights
 from lightning_traj.checkpoints.formats.foreign import foreign_folder
+from lightning_traj.checkpoints.formats.opening import folder_and_name, is_checkpoint, open_checkpoint
+from lightning_traj.checkpoints.formats.registry import SUFFIXES
 from lightning_traj.checkpoints.formats.sources import natural
 from lightning_traj.checkpoints.formats.weight_folders import is_part
 from lightning_traj.checkpoints.grouping import by_tensors, series_by_name, several_series, unify_names

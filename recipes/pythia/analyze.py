@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_traj import Trajectory
-from lightning_traj.checkpoints.formats.checkpoint import is_checkpoint
+from lightning_traj.checkpoints.formats.opening import is_checkpoint
 from lightning_traj.cli import command as cli
 from lightning_traj.cli.results import TRAJECTORY
 from lightning_traj.files.atomic import replace_atomically

@@ -16,7 +16,8 @@ import lightning_traj
 from lightning_traj import Trajectory, from_checkpoints
 from lightning_traj.checkpoints import analysis as checkpoints
 from lightning_traj.checkpoints import resumption
-from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, CheckpointError
+from lightning_traj.checkpoints.formats.checkpoint import Checkpoint
+from lightning_traj.checkpoints.formats.errors import CheckpointError
 from saved import agree, write_all
 
 pytestmark = pytest.mark.usefixtures("one_thread")

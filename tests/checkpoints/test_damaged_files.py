@@ -23,8 +23,9 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint import metadata as dcp_metadata
 
 from lightning_traj import from_checkpoints
-from lightning_traj.checkpoints.formats.checkpoint import CheckpointError, open_checkpoint
 from lightning_traj.checkpoints.formats.dcp import read_metadata
+from lightning_traj.checkpoints.formats.errors import CheckpointError
+from lightning_traj.checkpoints.formats.opening import open_checkpoint
 from lightning_traj.checkpoints.parameters import _at_most, network
 from saved import FORMATS, Malicious, write_all
 

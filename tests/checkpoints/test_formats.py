@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 
 from lightning_traj import EveryNSteps, Trajectory, TrajectoryCallback, from_checkpoints
-from lightning_traj.checkpoints.formats.checkpoint import open_checkpoint
+from lightning_traj.checkpoints.formats.opening import open_checkpoint
 from models import Module, batches, fit
 from saved import FORMATS, agree, normalised, savers, states_of, write_all
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lightning_traj import Trajectory, from_checkpoints
-from lightning_traj.checkpoints.formats.checkpoint import open_checkpoint
+from lightning_traj.checkpoints.formats.opening import open_checkpoint
 from lightning_traj.checkpoints.series import find, open_series
 
 

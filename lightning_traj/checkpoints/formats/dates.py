@@ -46,8 +46,12 @@ def epoch_in_name(name: str) -> int | None:
 
 
 def step_in(state: Mapping[str, Any]) -> int | None:
-    """Return the optimizer steps that a file says were taken; a tensor of one entry or a float may hold them, too."""
-    return next((step for name in STEPS if (step := _count(state.get(name))) is not None), None)
+    """Return the optimizer steps that a file says were taken; a tensor of one entry or a float may hold them, too.
+
+    mmcv and mmengine say it in ``meta``.
+    """
+    amounts = (*(state.get(name) for name in STEPS), _at(state, ("meta", "iter")))
+    return next((step for amount in amounts if (step := _count(amount)) is not None), None)
 
 
 def epochs_of_lightning(state: Mapping[str, Any]) -> int | None:
@@ -55,6 +59,11 @@ def epochs_of_lightning(state: Mapping[str, Any]) -> int | None:
     loop = _at(state, ("loops", "fit_loop"))
     at_end = _at(loop, ("epoch_loop.batch_progress", "is_last_batch")) is True
     return _count(_at(loop, ("epoch_progress", "current", "ready"))) if at_end else None
+
+
+def epochs_of_mmcv(state: Mapping[str, Any]) -> int | None:
+    """Return the completed epochs that mmcv and mmengine write."""
+    return _count(_at(state, ("meta", "epoch")))
 
 
 def epoch_in(state: Mapping[str, Any]) -> int | float | None:
