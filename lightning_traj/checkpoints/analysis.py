@@ -20,8 +20,9 @@ from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, Weights
 from lightning_traj.checkpoints.formats.errors import CheckpointError
 from lightning_traj.checkpoints.grouping import reopen_series
 from lightning_traj.checkpoints.parameters import parameters_of
+from lightning_traj.checkpoints.paths import LEAST, find
 from lightning_traj.checkpoints.resumption import Resumption, stamps
-from lightning_traj.checkpoints.series import LEAST, Order, Series, find, open_series, unread
+from lightning_traj.checkpoints.series import Order, Series, open_series, unread
 from lightning_traj.checkpoints.streaming import Advance, UpdateGram, anchored_gram, local_grams, update_grams
 from lightning_traj.measures import UPDATE
 from lightning_traj.recording import Recorder

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lightning_traj.checkpoints.clock import Clock
 from lightning_traj.checkpoints.duplicates import same_weights
 from lightning_traj.checkpoints.formats.checkpoint import Checkpoint
+from lightning_traj.checkpoints.formats.weight_folders import one_of_several
 from lightning_traj.checkpoints.names import is_start
 from lightning_traj.text import join_names
 from lightning_traj.trajectory import Finding, Trajectory
@@ -88,7 +89,8 @@ def changed_shapes(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> d
 def label(checkpoint: Checkpoint) -> str:
     """Return what a sentence calls a checkpoint: its name, and its folder's if the name alone says little."""
     path = checkpoint.path
-    return path.name if any(c.isdigit() for c in path.name) or path.is_dir() else f"{path.parent.name}/{path.name}"
+    says_enough = any(letter.isdigit() for letter in path.name) and not one_of_several(path)
+    return path.name if says_enough or path.is_dir() else f"{path.parent.name}/{path.name}"
 
 
 # Before anything is read ------------------------------------------------------------------------------------

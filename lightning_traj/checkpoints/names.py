@@ -160,6 +160,11 @@ def _without(
     return [tuple(number.value for i, number in enumerate(row) if not is_left_out(i, number)) for row in rows]
 
 
+def counts_checkpoints(name: str) -> bool:
+    """Return whether a name has an integer that may count steps or epochs (``epoch_1``), not only runs (``run_1``)."""
+    return any(number.kind == "count" and number.word not in _MEASURED | _SET | _RUNS for number in parse(name)[1])
+
+
 def is_start(name: str) -> bool:
     """Return whether a name says that nothing has been trained yet, such as ``epoch_init``."""
     return not _START.isdisjoint(_words(name))

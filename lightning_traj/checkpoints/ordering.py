@@ -15,6 +15,7 @@ otherwise (``best``, ``final``), which is said.
 from __future__ import annotations
 
 import re
+from collections import Counter as Tally
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,12 +130,23 @@ def _written(path: Path) -> float:
 
 
 def checkpoint_names(checkpoints: Sequence[Checkpoint]) -> list[tuple[Path, str]]:
-    """Return the folder and the name of each checkpoint; if all have one name, the folder's stands before it."""
+    """Return the folder and the name of each checkpoint.
+
+    Names without a number that files share, each of them alone in its folder, have the folder's before them
+    (``epoch_1/weights``), and so has the name that all share.
+    """
     named = [folder_and_name(c.path) for c in checkpoints]
-    folders = {folder for folder, _ in named}
-    if len(folders) == len(named) > 1 and len({name for _, name in named}) == 1:
-        return [(folder.parent, f"{folder.name}/{name}") for folder, name in named]
-    return named
+    in_folder = Tally(folder for folder, _ in named)
+    sharing = Tally(name for folder, name in named if in_folder[folder] == 1)
+
+    def is_told_by_folder(folder: Path, name: str) -> bool:
+        shared_by_all = sharing[name] == len(named)
+        return in_folder[folder] == 1 < sharing[name] and (shared_by_all or not any(map(str.isdigit, name)))
+
+    return [
+        (folder.parent, f"{folder.name}/{name}") if is_told_by_folder(folder, name) else (folder, name)
+        for folder, name in named
+    ]
 
 
 def dates(checkpoints: Sequence[Checkpoint]) -> Dates:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,21 +16,16 @@ from lightning_traj.checkpoints.clock import Clock
 from lightning_traj.checkpoints.findings import label
 from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, Weights
 from lightning_traj.checkpoints.formats.errors import CheckpointError, NoWeights
-from lightning_traj.checkpoints.formats.foreign import foreign_folder
-from lightning_traj.checkpoints.formats.opening import folder_and_name, is_checkpoint, open_checkpoint
-from lightning_traj.checkpoints.formats.registry import SUFFIXES
-from lightning_traj.checkpoints.formats.sources import natural
-from lightning_traj.checkpoints.formats.weight_folders import is_part
+from lightning_traj.checkpoints.formats.opening import folder_and_name, open_checkpoint
 from lightning_traj.checkpoints.grouping import by_tensors, series_by_name, several_series, unify_names
-from lightning_traj.checkpoints.names import is_end, is_start
+from lightning_traj.checkpoints.names import is_end
 from lightning_traj.checkpoints.ordering import Dates, checkpoint_names, dates, shared_name, split_runs
 from lightning_traj.checkpoints.parameters import parameter_count
+from lightning_traj.checkpoints.paths import LEAST
 from lightning_traj.text import join_names
-from lightning_traj.trajectory import Finding, is_trajectory
+from lightning_traj.trajectory import Finding
 
 Order = Literal["step", "given"]
-FOLDERS = ("", "checkpoints")  # where in a folder checkpoints are looked for; Lightning's logs have the second
-LEAST = 2
 MOST = 4  # names in a sentence
 
 
@@ -53,53 +47,6 @@ class Series:
     epochs: NDArray[np.float64]
     findings: tuple[Finding, ...]
     clock: Clock | None = None
-
-
-def find(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """The checkpoints that these paths are, or are folders of.
-
-    Raises:
-        FileNotFoundError: a path does not exist.
-        PermissionError: a folder may not be looked into.
-        ValueError: a folder holds no checkpoint.
-    """
-    found: list[Path] = []
-    given = [Path(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
-    for path in given:
-        try:
-            # A file that is named itself has a place of its own.
-            found += [child for child in _found(path) if child == path or child not in given]
-        except PermissionError as error:
-            raise PermissionError(
-                f"{error.filename or path} may not be looked into (permission denied): allow yourself to read it "
-                "(chmod u+rx), or name other paths."
-            ) from error
-    return list(dict.fromkeys(found))
-
-
-def _found(path: Path) -> list[Path]:
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such file or folder.")
-    folders = [child for child in _children(path) if child.is_dir() and is_checkpoint(child) and not is_part(child)]
-    if is_checkpoint(path) and len(folders) >= LEAST:  # transformers' Trainer puts the last model beside them
-        return folders
-    if path.is_file() or is_checkpoint(path):
-        return [path]
-    inside = [child for folder in FOLDERS for child in _children(path / folder) if is_checkpoint(child)]
-    inside = [child for child in inside if not is_trajectory(child)]  # log folders have those of the run
-    if not inside:
-        words = foreign_folder(path) or (
-            f"neither files that end in {', '.join(SUFFIXES)} nor folders with a model are in it"
-        )
-        raise ValueError(f"{path} holds no checkpoint: {words}.")
-    return inside
-
-
-def _children(folder: Path) -> list[Path]:
-    """List a folder by the numbers in the names; files that are called initial come first."""
-    if not folder.is_dir():
-        return []
-    return sorted(folder.iterdir(), key=lambda path: (not is_start(path.stem), natural(path.name)))
 
 
 def open_series(

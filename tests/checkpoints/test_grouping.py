@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import reference
 from lightning_traj import Trajectory, from_checkpoints
 from lightning_traj.checkpoints.grouping import SeveralSeries
-from lightning_traj.checkpoints.series import find, open_series, series_in
+from lightning_traj.checkpoints.paths import find
+from lightning_traj.checkpoints.series import open_series, series_in
 from lightning_traj.cli.command import SEVERAL, main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,12 +37,14 @@ NAMES: Mapping[str, Callable[[int], str]] = {
     "fairseq": lambda n: f"checkpoint_{n}_{100 * n}.pt",
     "detectron2": lambda n: f"model_{n:07d}.pth",
     "mmcv": lambda n: f"epoch_{n}.pth",
+    "folder of each": lambda n: f"epoch_{n}/weights.pt",
     "Keras": lambda n: f"weights.{n:02d}-{1 / n:.2f}.pt",
     "Trainer": lambda n: f"checkpoint-{n}/pytorch_model.bin",
 }
 CONTENTS: Mapping[str, Callable[[State, int], Any]] = {
     "state dict": lambda state, n: state,
     "epoch": lambda state, n: {"epoch": n, "state_dict": state, "optimizer": {"state": {}, "param_groups": []}},
+    "mmengine": lambda state, n: {"meta": {"epoch": n, "iter": 100 * n, "seed": 7}, "state_dict": state},
     "iteration": lambda state, n: {"model": state, "iteration": torch.tensor(100 * n)},
     "wrapped": lambda state, n: {"model_state_dict": {f"module.{name}": tensor for name, tensor in state.items()}},
 }
@@ -320,6 +324,46 @@ def test_networks_of_the_same_shapes(
         trajectory = from_checkpoints(folders, series=name)
         begin = str(Path(trajectory.settings["checkpoints"][0]).relative_to(tmp_path))
         is_right(trajectory, list(expected[begin].values()), stacked)
+
+
+@pytest.mark.parametrize("second", [OTHER, SHAPES], ids=["other shapes", "same shapes"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_models_of_accelerate_are_several_series(
+    tmp_path: Path, states: Any, stacked: Any, second: Any, suffix: str
+) -> None:
+    models = {"checkpoint": states(), "checkpoint_model_1": states(second, seed=1)}
+    stem = "model" if suffix == ".safetensors" else "pytorch_model"
+    for number, some in enumerate(models.values()):
+        for n, state in some.items():
+            file = tmp_path / "checkpoints" / f"checkpoint_{n}" / (f"{stem}_{number}" if number else stem)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save = save_file if suffix == ".safetensors" else torch.save
+            save(state, file.with_name(file.name + suffix))
+            torch.save({"step": 3}, file.with_name("scheduler.bin"))
+    with pytest.raises(SeveralSeries) as raised:
+        from_checkpoints(tmp_path)
+    names = raised.value.names
+    assert len(names) == 2
+    for name, expected in zip(sorted(names, key=len), models.values(), strict=True):
+        trajectory = from_checkpoints(tmp_path, series=name)
+        assert trajectory.steps.tolist() == list(NUMBERS)
+        is_right(trajectory, list(expected.values()), stacked)
+        assert len({finding for finding in trajectory.settings["findings"] if "twice" in finding}) == 0
+
+
+def test_files_in_folders_of_runs_are_no_series(tmp_path: Path, states: Any) -> None:
+    write(tmp_path, named("run_{}/weights.pt", states()))
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        find(tmp_path)
+
+
+def test_dates_of_mmengine_are_in_its_meta(tmp_path: Path, states: Any) -> None:
+    contents = {n: CONTENTS["mmengine"](state, n) for n, state in states().items()}
+    series = read(write(tmp_path, named("epoch_{}.pth", contents)))
+    assert series.steps.tolist() == [100 * n for n in NUMBERS]
+    assert series.epochs.tolist() == list(NUMBERS)
+    best = read(write(tmp_path, {"best_coco_bbox_mAP.pth": CONTENTS["mmengine"](states()[10], 15)}))
+    assert best.steps.tolist() == [100, 200, 1000, 1500, 2000]
 
 
 def test_copies_under_another_name_are_no_other_series(tmp_path: Path, states: Any) -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from lightning_traj.checkpoints.names import counter, is_end, is_start, other_counts, parse, settings
-from lightning_traj.checkpoints.series import find, open_series
+from lightning_traj.checkpoints.paths import find
+from lightning_traj.checkpoints.series import open_series
 
 # The names of one checkpoint, of its number n and of a random generator for what else stands in names.
 PATTERNS: dict[str, Callable[[int, random.Random], str]] = {

@@ -11,7 +11,8 @@ import torch
 
 from lightning_traj import Trajectory, from_checkpoints
 from lightning_traj.checkpoints.formats.opening import open_checkpoint
-from lightning_traj.checkpoints.series import find, open_series
+from lightning_traj.checkpoints.paths import find
+from lightning_traj.checkpoints.series import open_series
 
 
 def save(path: Path, content: Any = None) -> Path:
