@@ -48,6 +48,25 @@ def same_weights(
     return [group for group in groups if len(group) > 1]
 
 
+def are_equal(one: Checkpoint, other: Checkpoint) -> bool:
+    """Return whether the floating-point tensors that two checkpoints share are the same, bit by bit."""
+    reader = Reader([one, other])
+    shared = [
+        name
+        for name, like in one.shapes.items()
+        if name in other.shapes and like.is_floating_point() and not is_expanded(like)
+    ]
+    equal = bool(shared) and all(_equal(reader, one, name, other, name) for name in shared)
+    reader.release()
+    return equal
+
+
+def is_expanded(tensor: Tensor) -> bool:
+    """Return whether several entries of a tensor lie in one place of the file."""
+    reach = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.numel() > max(reach, 0)
+
+
 def tied(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> dict[str, str]:
     """Matrices that are saved twice: {second name: first name}. They hold the same entries in every checkpoint.
 

@@ -15,6 +15,7 @@ from lightning_traj.files import local_copy
 from lightning_traj.text import cut
 
 _MOST, _DEEPEST = 10_000, 16  # hyperparameters; a mapping may hold itself, or another one many times over
+_LARGEST, _MERGED = 2**24, 2**18  # bytes of a file, and entries of all its mappings
 _LONGEST_NAME = 200
 _BITS = 1024  # of an integer; Python writes none of many thousand digits
 _LONGEST = 24  # letters of the hyperparameters that a run's label shows
@@ -39,8 +40,19 @@ def hyperparameters_beside(file: Path | str) -> dict[str, Any]:
 def _read(place: str, copy: Path) -> dict[str, Any]:
     import yaml
 
-    loader: Any = type("PlainLoader", (yaml.SafeLoader,), {})
+    class PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
+        merged = 0
+
+        def flatten_mapping(self, node: Any) -> None:
+            super().flatten_mapping(node)
+            self.merged += len(node.value)
+            if self.merged > _MERGED:  # merges of merges grow exponentially
+                raise yaml.YAMLError(f"its mappings have more than {_MERGED:,} entries with those that are merged in")
+
+    loader: Any = PlainLoader
     loader.add_multi_constructor("tag:yaml.org,2002:python/", _plain)
+    if copy.stat().st_size > _LARGEST:
+        raise ValueError(f"{place} is larger than {_LARGEST:,} bytes: mend or remove it.")
     try:
         values = yaml.load(copy.read_text(encoding="utf-8"), Loader=loader)  # a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError, ValueError) as error:

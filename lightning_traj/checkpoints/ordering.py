@@ -21,10 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
 from lightning_traj.checkpoints.clock import Clock
+from lightning_traj.checkpoints.duplicates import are_equal
 from lightning_traj.checkpoints.findings import label
 from lightning_traj.checkpoints.formats.checkpoint import Checkpoint
 from lightning_traj.checkpoints.formats.opening import folder_and_name
@@ -101,7 +99,7 @@ def families(checkpoints: Sequence[Checkpoint]) -> list[Family]:
             if len(part) > 1:
                 rows = [parsed[i][1] for i in part]
                 chosen = counter(rows, [times[i] for i in part])
-                found.append(Family(_stem(pattern, rows) or folder.name, tuple(part), pattern, chosen))
+                found.append(Family(_stem(pattern, rows) or folder.absolute().name, tuple(part), pattern, chosen))
     return found
 
 
@@ -111,7 +109,7 @@ def shared_name(checkpoints: Sequence[Checkpoint]) -> str:
     if listed:
         return max(listed, key=lambda family: len(family.members)).name
     folder, name = checkpoint_names(checkpoints)[0]
-    return re.sub(r"(?:[^\w.]|_)+", "_", name).strip("_.") or folder.name
+    return re.sub(r"(?:[^\w.]|_)+", "_", name).strip("_.") or folder.absolute().name
 
 
 def _stem(pattern: Sequence[str], rows: Sequence[Sequence[Number]]) -> str:
@@ -209,7 +207,7 @@ def _with_start(found: Dates, checkpoints: Sequence[Checkpoint]) -> Dates:
         return found
     values, notes = list(found.values), list(found.notes)
     first = label(checkpoints[starts[0]])
-    if found.unit != "step" and 0 in values and not same_weights(checkpoints[values.index(0)], checkpoints[starts[0]]):
+    if found.unit != "step" and 0 in values and not are_equal(checkpoints[values.index(0)], checkpoints[starts[0]]):
         values = [None if value is None else value + 1 for value in values]  # epoch 0 was the first one
         text = f"{first} is taken for step 0, and the others are counted from 1: one of them is called 0."
     else:
@@ -268,24 +266,8 @@ def _is_one_run(
 ) -> bool:
     if shared := [value for value in ones if value is not None and value in others]:
         last = max(shared)
-        return same_weights(checkpoints[ones[last]], checkpoints[others[last]])
+        return are_equal(checkpoints[ones[last]], checkpoints[others[last]])
     is_dated = [any(together[i] is not None for i in family.members) for family in (one, other)]
     return all(is_dated) or not (
         any(value is not None for value in ones) and any(value is not None for value in others)
     )
-
-
-def same_weights(one: Checkpoint, other: Checkpoint) -> bool:
-    """Return whether the floating-point tensors that two checkpoints share are the same, bit by bit."""
-    shared = [name for name in one.shapes if name in other.shapes and one.shapes[name].is_floating_point()]
-    same = bool(shared) and all(_equal(one.read(name), other.read(name)) for name in shared)
-    one.release()
-    other.release()
-    return same
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
-        return False
-    first, second = (tensor.flatten().contiguous().view(torch.uint8) for tensor in (one, other))
-    return torch.equal(first, second)

@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parameter import is_lazy
 
 from lightning_traj.blocks import clean_name, has_entries, root_of
-from lightning_traj.checkpoints.duplicates import tied
+from lightning_traj.checkpoints.duplicates import is_expanded, tied
 from lightning_traj.checkpoints.findings import changed_shapes
 from lightning_traj.checkpoints.formats.checkpoint import Checkpoint
 from lightning_traj.checkpoints.grouping import check_matched
@@ -66,7 +66,7 @@ def parameters_of(
     left_out = {name for name, tensor in others.items() if given or _is_buffer(name, tensor)}
     # Two to a byte, which torch cannot take apart; and several entries in one place, which no optimizer can change.
     left_out |= {
-        name for name, tensor in tensors.items() if str(tensor.dtype).startswith("torch.float4") or _is_expanded(tensor)
+        name for name, tensor in tensors.items() if str(tensor.dtype).startswith("torch.float4") or is_expanded(tensor)
     }
     counts = Counter(name.rpartition(".")[2] for name in tensors if name in left_out)
     kinds = ", ".join(f"{count} {name}" for name, count in counts.most_common())
@@ -189,12 +189,6 @@ def _is_buffer(name: str, tensor: Tensor) -> bool:
     square = tensor.ndim > 1 and tensor.shape[-1] == tensor.shape[-2] > 1
     causal_mask = (last == "bias" and tensor.ndim == 4) or (last in MASKS and square)  # the former in older GPT-2
     return last in BUFFERS or causal_mask or not (tensor.is_floating_point() or tensor.is_complex())
-
-
-def _is_expanded(tensor: Tensor) -> bool:
-    """Whether several of its entries lie in one place of the file."""
-    reach = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.numel() > max(reach, 0)
 
 
 def _without_parameters(checkpoints: Sequence[Checkpoint], tensors: Mapping[str, Tensor]) -> str:

@@ -88,10 +88,11 @@ def _check_writable(out: Path) -> None:
     Raises:
         OSError: it can't.
     """
-    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    out = out.absolute()
+    there = next(folder for folder in (out, *out.parents) if folder.exists())
     if not there.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, f"{there} is a file")
-    for name in out.absolute().relative_to(there).parts:
+    for name in out.relative_to(there).parts:
         (there / name).exists()  # an error where the name is too long
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, f"no permission to write to {there}")

@@ -307,6 +307,14 @@ def test_a_report_of_each_where_there_is_one(
         ("seed0_e{}.pt", "seed1_e{}.pt", ["seed0_e", "seed1_e"]),
         ("run_{}.pt", "run_{}-v1.pt", ["run", "run_v1"]),
         ("a/ckpt_{}.pt", "b/ckpt_{}.pt", ["a_ckpt", "b_ckpt"]),
+        ("model1_epoch{}.pt", "model2_epoch{}.pt", ["model1_epoch", "model2_epoch"]),
+        ("member_0_epoch_{}.pt", "member_1_epoch_{}.pt", ["member_0_epoch", "member_1_epoch"]),
+        ("agent1_{}.pt", "agent2_{}.pt", ["agent1", "agent2"]),
+        (
+            "width1-epoch={0}-step={0}00.ckpt",
+            "width2-epoch={0}-step={0}00.ckpt",
+            ["width1_epoch_step", "width2_epoch_step"],
+        ),
     ],
 )
 def test_networks_of_the_same_shapes(
@@ -364,6 +372,29 @@ def test_dates_of_mmengine_are_in_its_meta(tmp_path: Path, states: Any) -> None:
     assert series.epochs.tolist() == list(NUMBERS)
     best = read(write(tmp_path, {"best_coco_bbox_mAP.pth": CONTENTS["mmengine"](states()[10], 15)}))
     assert best.steps.tolist() == [100, 200, 1000, 1500, 2000]
+
+
+def test_runs_that_were_written_one_after_the_other(tmp_path: Path, states: Any) -> None:
+    for number, seed in enumerate((1, 2)):
+        for n, state in states(seed=seed).items():
+            file = write(tmp_path, {f"client_{seed}_round_{n}.pt": state}) / f"client_{seed}_round_{n}.pt"
+            os.utime(file, (10**9 + 10**6 * number + n,) * 2)
+    assert series_in(find(tmp_path)) == ["client_1_round", "client_2_round"]
+
+
+def test_expanded_buffers_are_not_compared(tmp_path: Path, states: Any) -> None:
+    mask = torch.zeros(1).expand(10**6, 10**7)  # 40 TB, had they been copied
+    files = {n: {**state, "mask": mask} for n, state in states().items()}
+    write(tmp_path, {"init.pt": files[1], **named("net_epoch{}.pt", {n - 1: file for n, file in files.items()})})
+    series = read(tmp_path)
+    assert series.steps.tolist() == [0, 1, 9, 19]
+    assert any("epoch 0 occurs twice" in finding.text for finding in series.findings)
+
+
+def test_files_of_a_folder_without_a_name(tmp_path: Path, states: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path / "here", named("{}.pt", states()) | named("d_{}.pt", states(OTHER)))
+    monkeypatch.chdir(folder)
+    assert sorted(series_in(find("."))) == ["d", "here"]
 
 
 def test_copies_under_another_name_are_no_other_series(tmp_path: Path, states: Any) -> None:

@@ -11,13 +11,14 @@ from torch import Tensor
 
 STEPS = ("global_step", "step", "steps", "iteration", "iter_num", "iter")
 _THOUSANDS = {"": 1, "k": 10**3, "m": 10**6}
+_COUNT = r"(\d+\.\d+(?=[km])|\d+(?!\.\d+[km]))([km])?"  # 500, 10k, 1.5k
 # epoch=3-step=120, step1000, global_step500, step_10k, 500_steps; iter_000500; fairseq's checkpoint_EPOCH_STEP
 _STEP = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        r"steps?[ =_.-]*(\d+)([km])?(?![a-z]*\d)",
-        r"(?<![a-z\d])(\d+)([km])?[ _-]?steps?(?![a-z])",
-        r"iter(?:ation)?s?[ =_.-]*(\d+)([km])?(?![a-z]*\d)",
+        rf"steps?[ =_.-]*{_COUNT}(?![a-z]*\d)",
+        rf"(?<![a-z\d.]){_COUNT}[ _-]?steps?(?![a-z])",
+        rf"iter(?:ation)?s?[ =_.-]*{_COUNT}(?![a-z]*\d)",
         r"^checkpoint_\d+_(\d+)()$",
     )
 ]
@@ -25,7 +26,7 @@ _FOLDER = [re.compile(r"^checkpoint-(\d+)()$")]  # of transformers' Trainer
 # checkpoint500, ckpt_500, 000500
 _NUMBER = [
     re.compile(pattern, re.IGNORECASE)
-    for pattern in (r"(?:checkpoint|ckpt)[ =_.-]*(\d+)([km])?(?![a-z]*\d)", r"^(\d+)([km])?$")
+    for pattern in (rf"(?:checkpoint|ckpt)[ =_.-]*{_COUNT}(?![a-z]*\d)", rf"^{_COUNT}$")
 ]
 _EPOCH = [re.compile(r"epochs?[ =_.-]*(\d+)()", re.IGNORECASE)]
 
@@ -80,7 +81,7 @@ def _found(patterns: Iterable[re.Pattern[str]], name: str) -> int | None:
     for pattern in patterns:
         if found := pattern.findall(name):
             digits, unit = (found[-1], "") if isinstance(found[-1], str) else found[-1]
-            return _count(int(digits) * _THOUSANDS[unit.lower()])
+            return _count(int(digits) if not unit else round(float(digits) * _THOUSANDS[unit.lower()]))
     return None
 
 

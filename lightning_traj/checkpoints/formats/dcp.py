@@ -23,6 +23,7 @@ from lightning_traj.checkpoints.formats.unpickling import Unpickler
 
 METADATA = ".metadata"
 DIMENSIONS = 64  # of a tensor
+SIDE_BY_SIDE = 2**12  # chunks: each of them is compared with all others
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,28 @@ def _entry(name: str, state: Mapping[str, Any], storage: Mapping[Any, Any], fold
         chunks.append(Chunk(offsets, sizes, file, start, length))
     if sum(prod(chunk.sizes) for chunk in chunks) != prod(size):
         raise ValueError(f"the chunks of {name} do not make up the tensor")
+    if _overlap(chunks):
+        raise ValueError(f"chunks of {name} overlap")
     return Entry(size, dtype, tuple(chunks))
+
+
+def _overlap(chunks: Sequence[Chunk]) -> bool:
+    """Return whether two chunks have an entry in common; then others would be missing."""
+    reaching: list[Chunk] = []  # those that reach beyond the beginning of the present one along the first axis
+    for chunk in sorted((chunk for chunk in chunks if prod(chunk.sizes)), key=lambda chunk: chunk.offsets):
+        reaching = [other for other in reaching if other.offsets[0] + other.sizes[0] > chunk.offsets[0]]
+        if len(reaching) > SIDE_BY_SIDE:
+            raise ValueError(f"{METADATA} has more than {SIDE_BY_SIDE:,} chunks side by side")
+        if any(_meet(chunk, other) for other in reaching):
+            return True
+        if chunk.offsets:
+            reaching.append(chunk)
+    return False
+
+
+def _meet(one: Chunk, other: Chunk) -> bool:
+    sides = zip(one.offsets, one.sizes, other.offsets, other.sizes, strict=True)
+    return all(a < b + m and b < a + n for a, n, b, m in sides)
 
 
 def _joined(entry: Entry) -> Tensor:

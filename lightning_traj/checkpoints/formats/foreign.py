@@ -83,6 +83,8 @@ def truncation(path: Path) -> str:
             return "it is truncated or damaged: it has no header"
         if length + 8 > size and file.read(1) == b"{":
             return "it is truncated: it ends within its header; download or copy it again"
+        if length > _LONGEST_HEADER:
+            return "it is no safetensors file, whatever its name: pass the file that torch.save or save_file wrote"
         try:
             header = json.loads(file.read(length)) if length <= _LONGEST_HEADER else {}
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]

@@ -17,7 +17,7 @@ from typing import Any
 
 from lightning_traj.checkpoints.formats.placeholders import is_transparent
 from lightning_traj.checkpoints.formats.stack_machine import UnpicklingError
-from lightning_traj.checkpoints.formats.torch_pickles import TENSORS, Storage, is_module, stored_storage
+from lightning_traj.checkpoints.formats.torch_pickles import TENSORS, Storage, is_module, own_key, stored_storage
 from lightning_traj.checkpoints.formats.unpickling import Unpickler
 
 _ZIP, _EMPTY_ZIP, _LOCAL_HEADER = b"PK\x03\x04", b"PK\x05\x06", 30
@@ -195,7 +195,7 @@ def _storage_from_bytes(reader: Unpickler, content: Any) -> Storage:
     if not isinstance(storage, Storage) or storage.key not in inner.regions:
         raise UnpicklingError("it has a storage that is none")
     start, length = inner.regions[storage.key]
-    return Storage(f"bytes {start} {id(content)}", storage.dtype, content=content[start : start + length])
+    return Storage(own_key(), storage.dtype, content=content[start : start + length])
 
 
 def _objects(reader: Unpickler) -> Counter[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from math import prod
 from typing import Any
 
@@ -35,6 +36,9 @@ _STORAGES = {
     "QInt32": torch.qint32,
     "Untyped": torch.uint8,
 }
+
+
+_numbers = count()  # of storages; the addresses of their bytes are used again when those are freed
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +89,11 @@ class StoredTensor:
     def end(self) -> int:
         """How many entries of the storage it reaches over."""
         return self.offset + 1 + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True))
+
+
+def own_key() -> str:
+    """Return a key for a storage whose bytes are in the pickle itself, which has none."""
+    return f"in the pickle, {next(_numbers)}"
 
 
 def stored_storage(reference: Any) -> Any:
@@ -187,10 +196,10 @@ def _from_array(reader: Unpickler, array: Any, dtype: Any, *_: Any) -> Any:
     """A tensor of a device that torch copies to NumPy first, such as a TPU."""
     if not isinstance(array, Array) or array.values is None or not isinstance(dtype, torch.dtype):
         raise UnpicklingError("it has a tensor that is not made of numbers")
-    reader.copying(array.values.nbytes)
+    reader.copying(array.values.size * max(array.values.itemsize, dtype.itemsize))
     tensor = torch.from_numpy(array.values.astype(array.values.dtype.newbyteorder("="))).to(dtype).contiguous()
     content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
-    storage = Storage(f"array {id(content)}", dtype, content=content)
+    storage = Storage(own_key(), dtype, content=content)
     return StoredTensor(storage, dtype, 0, tuple(tensor.shape), tensor.stride())
 
 

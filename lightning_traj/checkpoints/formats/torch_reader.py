@@ -20,6 +20,8 @@ from lightning_traj.text import join_names
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".tar", ".zip")
 NESTED = ("state_dict", "model_state_dict", "model", "module")  # where frameworks keep the weights
 RAW_BESIDE_AVERAGE = "current_model_state"  # of Lightning's WeightAveraging, whose state_dict is the average
+AVERAGE = "ema"
+_BESIDE = ("optim", "ema", "scaler", "sched", "grad")  # begin names of tensors beside the weights
 _BEGINNING = 200  # bytes of an archive in which its first name is
 
 
@@ -41,7 +43,8 @@ def read(path: Path, key: str | None, weights: Weights) -> Contents:
     tensors = contents.tensors(_at(state, inside))
     said = {name: contents.plain(value) for name, value in state.items()} if inside else {}
     source = torch_source(contents, tensors)
-    averaged = "n_averaged" in tensors or (RAW_BESIDE_AVERAGE in said and inside == ("state_dict",))
+    averaged = "n_averaged" in tensors or inside == (AVERAGE,)
+    averaged |= RAW_BESIDE_AVERAGE in said and inside == ("state_dict",)
     return Contents(source, said, averaged=averaged, objects=contents.objects)
 
 
@@ -74,6 +77,8 @@ def _where(contents: TorchContents, state: Any, key: str | None, weights: Weight
         raise NoWeights("it holds the state of an optimizer, and no weights")
     if key is not None:
         inside = (key,) if key in state else tuple(key.split("."))
+        if inside[0] in state and state[inside[0]] is None:
+            raise NoWeights(f"nothing is stored under key={key!r}")
         if not contents.tensors(_at(state, inside)):
             raise CheckpointError(f"key={key!r} leads to no tensors; the file has {listing(state)}")
         return inside
@@ -84,6 +89,11 @@ def _where(contents: TorchContents, state: Any, key: str | None, weights: Weight
             return (name,)
     if contents.tensors(state):
         return ()
+    if state.get("model", ...) is None and contents.tensors(state.get(AVERAGE)):  # Ultralytics, while it trains
+        return (AVERAGE,)
+    nested = [name for name in state if _may_be_weights(name) and contents.tensors(state[name])]
+    if len(nested) == 1:
+        return (nested[0],)
     unread = join_names(list(contents.objects), 4)
     found = f"the file has {listing(state)}" + (f", and objects that are not read ({unread})" if unread else "")
     if not _has_tensors(state):
@@ -91,14 +101,24 @@ def _where(contents: TorchContents, state: Any, key: str | None, weights: Weight
     raise CheckpointError(f"no state dict found; name the key that leads to it: {found}")
 
 
-def _has_tensors(state: Any, depth: int = 8) -> bool:
+def _may_be_weights(name: Any) -> bool:
+    return isinstance(name, str) and not name.lower().startswith(_BESIDE)
+
+
+def _has_tensors(state: Any, depth: int = 8, seen: set[int] | None = None) -> bool:
     """Return whether there is a tensor in a state, or anything that is nested too deep to tell."""
+    seen = set() if seen is None else seen
     state = content(state)
-    if isinstance(state, Mapping):
-        state = state.values()
-    elif not isinstance(state, (list, tuple)):
+    if not isinstance(state, (Mapping, list, tuple)):
         return isinstance(state, (Tensor, StoredTensor))
-    return depth == 0 or any(_has_tensors(value, depth - 1) for value in state)
+    if id(state) in seen:  # looked through before, and nothing found: a pickle may refer to one list many times over
+        return False
+    if depth == 0:
+        return True
+    inside = state.values() if isinstance(state, Mapping) else state
+    found = any(_has_tensors(value, depth - 1, seen) for value in inside)
+    seen.add(id(state))
+    return found
 
 
 def _at(state: Any, inside: Sequence[str]) -> Any:

@@ -99,6 +99,8 @@ class Unpickler(StackMachine):
 
     def key(self, value: Any) -> Any:
         """The value as a key of a dict or a member of a set: a placeholder for it, where it is an unusual one."""
+        if isinstance(value, (str, bytes)) and len(value) > LONGEST_NAME:
+            self.copying(len(value))  # comparing it with an equal key takes as long as copying it
         if isinstance(value, tuple):
             self._tuple_keys += 1
             cheap = self._tuple_keys <= TUPLE_KEYS and len(value) <= KEY_LENGTH and all(map(_is_simple, value))
