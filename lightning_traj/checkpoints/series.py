@@ -145,6 +145,16 @@ def unread(error: CheckpointError) -> Finding:
     return Finding("unreadable", f"skipped: {error}")
 
 
+def check_finite(finite: int, n: int) -> None:
+    """Check that enough of n checkpoints are finite for a trajectory.
+
+    Raises:
+        ValueError: There are fewer than two.
+    """
+    if finite < LEAST:
+        raise ValueError(f"{finite} of {n} checkpoints are finite: two are needed.")
+
+
 def _check_count(opened: Sequence[Checkpoint], notes: Sequence[Finding] = ()) -> None:
     if len(opened) < LEAST:
         why = f" ({len(notes)} could not be read; {notes[0]})" if notes else ""
