@@ -38,6 +38,7 @@ _RUNS = {"run", "exp", "trial", "version", "v"}
 _START = {"init", "initial", "initialized", "initialised", "initialization", "initialisation", "start", "untrained"}
 _START |= {"random"}
 _END = {"final", "last", "latest"}
+_NO_START = _END | {"best", "warm", "finetune", "finetuned", "crop"}  # a warm start, a random crop
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,8 @@ def counts_checkpoints(name: str) -> bool:
 
 def is_start(name: str) -> bool:
     """Return whether a name says that nothing has been trained yet, such as ``epoch_init``."""
-    return not _START.isdisjoint(_words(name))
+    words = _words(name)
+    return not _START.isdisjoint(words) and _NO_START.isdisjoint(words)
 
 
 def is_end(name: str) -> bool:

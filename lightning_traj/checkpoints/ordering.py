@@ -18,6 +18,7 @@ import re
 from collections import Counter as Tally
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -157,7 +158,29 @@ def dates(checkpoints: Sequence[Checkpoint]) -> Dates:
         *([counted] if counted else []),
     ]
     best = max(candidates, key=lambda some: len({some.values[i] for i in some.known}))
-    return _with_start(replace(best, notes=best.notes or _notes(best, checkpoints)), checkpoints)
+    notes = best.notes or (*_notes(best, checkpoints), *_contradicted(best, checkpoints))
+    return _with_start(replace(best, notes=notes), checkpoints)
+
+
+def _contradicted(found: Dates, checkpoints: Sequence[Checkpoint]) -> list[Finding]:
+    """Say where the steps of files contradict the numbers in their names, as those do that start anew in each epoch."""
+    having = [family for family in families(checkpoints) if family.counter is not None]
+    if found.unit != "step" or not having:
+        return []
+    largest = max(having, key=lambda family: len(family.members))
+    assert largest.counter is not None
+    numbers = dict(zip(largest.members, largest.counter.values, strict=True))
+    in_order = sorted((step, number, i) for i, number in numbers.items() if (step := found.values[i]) is not None)
+    for (step, number, i), (later, smaller, j) in pairwise(in_order):
+        if smaller < number and later > step:
+            text = (
+                f"the steps in the files contradict the numbers in their names: {label(checkpoints[i])} is of step "
+                f"{step:,}, and {label(checkpoints[j])} of step {later:,}. All measures depend on the order, which is "
+                'that of the steps: if they start anew in each epoch, name the files in order, with order="given" '
+                "(--order given)."
+            )
+            return [Finding("order", text)]
+    return []
 
 
 def _by_counter(checkpoints: Sequence[Checkpoint]) -> Dates | None:

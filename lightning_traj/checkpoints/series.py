@@ -235,8 +235,14 @@ def _undated(left_out: Sequence[Checkpoint]) -> list[Finding]:
     if not left_out:
         return []
     listed, is_are = join_names([label(c) for c in left_out], MOST), "is" if len(left_out) == 1 else "are"
+    unlike = all(any(map(str.isdigit, folder_and_name(c.path)[1])) for c in left_out)
+    why = (
+        "no date is known that goes with those of the others"
+        if unlike
+        else ("neither a file nor its name says when it was written, as others do")
+    )
     text = (
-        f"{listed} {is_are} left out: neither a file nor its name says when it was written, as others do. To have all "
+        f"{listed} {is_are} left out: {why}. To have all "
         'files counted, name them one by one in their order, with order="given" (--order given).'
     )
     return [Finding("left out", text)]

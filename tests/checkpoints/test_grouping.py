@@ -174,6 +174,31 @@ def test_an_untrained_model_that_is_given_last(tmp_path: Path, states: Any) -> N
     assert "epoch_init.pt, epoch 4 before 0. All measures depend on the order" in first.text
 
 
+def test_steps_that_start_anew_in_each_epoch(tmp_path: Path, states: Any) -> None:
+    """What the files say is taken, with a warning that their names contradict it."""
+    contents = dict(zip(range(5), states(numbers=range(5)).values(), strict=True))
+    steps = (100, 200, 50, 150, 10)
+    write(tmp_path, {f"save{i}.pt": {"step": steps[i], "epoch": i // 2, "model": contents[i]} for i in range(5)})
+    series = read(tmp_path)
+    assert series.steps.tolist() == sorted(steps)
+    (found,) = (finding for finding in series.findings if finding.kind == "order")
+    assert found.severity == "warning"
+    assert "save4.pt is of step 10, and save2.pt of step 50. All measures depend on the order" in found.text
+    files = [tmp_path / f"save{i}.pt" for i in range(5)]
+    given = open_series(files, order="given", explicit=files)
+    assert [c.path for c in given.checkpoints] == files
+
+
+def test_states_of_optimizers_are_left_out_by_their_keys(tmp_path: Path, states: Any) -> None:
+    moments = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []}
+    write(tmp_path, named("net_{}.pt", states()) | {"optim_1.pt": {"optimizer": moments, "epoch": 1}})
+    series = read(tmp_path)
+    assert series.steps.tolist() == list(NUMBERS)
+    assert any(
+        f.text.startswith("optim_1.pt is left out: no state dict found, only the state") for f in series.findings
+    )
+
+
 def test_a_last_checkpoint_that_is_given_first(tmp_path: Path, states: Any) -> None:
     expected = states()
     write(tmp_path, {**named("net_{}.pt", expected), "last.pt": expected[20]})

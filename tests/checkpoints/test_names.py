@@ -179,7 +179,9 @@ def test_words_for_the_start(word: str) -> None:
     assert not is_end(word)
 
 
-@pytest.mark.parametrize("word", ["best", "restart", "finetune", "initializer_range", "model"])
+@pytest.mark.parametrize(
+    "word", ["best", "restart", "finetune", "initializer_range", "model", "warm_start", "random_crop", "start_best"]
+)
 def test_other_words(word: str) -> None:
     assert not is_start(word)
 

@@ -40,8 +40,8 @@ FOLDER = Format("model folder", folder_reader.matches, folder_reader.read)
 FORMATS = (  # the first that matches is taken
     Format("distributed folder", distributed_reader.matches, distributed_reader.read),
     FOLDER,
-    SAFETENSORS,
     TORCH,
+    SAFETENSORS,
 )
 _ZIP, _HEADER = b"PK\x03\x04", 8  # beginning of an archive; bytes of the length of safetensors' header
 SUFFIXES = tuple(suffix for one in FORMATS for suffix in one.suffixes)

@@ -21,7 +21,8 @@ SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".tar", ".zip")
 NESTED = ("state_dict", "model_state_dict", "model", "module")  # where frameworks keep the weights
 RAW_BESIDE_AVERAGE = "current_model_state"  # of Lightning's WeightAveraging, whose state_dict is the average
 AVERAGE = "ema"
-_BESIDE = ("optim", "ema", "scaler", "sched", "grad")  # begin names of tensors beside the weights
+_OF_OPTIMIZERS = ("optim", "scaler", "sched", "grad")  # begin the keys of their states
+_BESIDE = (*_OF_OPTIMIZERS, "ema")
 _BEGINNING = 200  # bytes of an archive in which its first name is
 
 
@@ -71,8 +72,7 @@ def _where(contents: TorchContents, state: Any, key: str | None, weights: Weight
     if isinstance(state, Placeholder) and contents.tensors(state):
         return ()
     if not isinstance(state, Mapping):
-        kind = CheckpointError if _has_tensors(state) else NoWeights
-        raise kind(f"it holds a {kind_of(state)}, not a state dict")
+        raise NoWeights(f"it holds a {kind_of(state)}, not a state dict")
     if {"state", "param_groups"} <= state.keys():
         raise NoWeights("it holds the state of an optimizer, and no weights")
     if key is not None:
@@ -98,6 +98,10 @@ def _where(contents: TorchContents, state: Any, key: str | None, weights: Weight
     found = f"the file has {listing(state)}" + (f", and objects that are not read ({unread})" if unread else "")
     if not _has_tensors(state):
         raise NoWeights(f"no state dict found, nor any tensor: {found}")
+    if not any(
+        _has_tensors(value) for name, value in state.items() if not str(name).lower().startswith(_OF_OPTIMIZERS)
+    ):
+        raise NoWeights(f"no state dict found, only the state of an optimizer: {found}")
     raise CheckpointError(f"no state dict found; name the key that leads to it: {found}")
 
 
