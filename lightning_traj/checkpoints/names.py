@@ -26,14 +26,14 @@ _WORDS = {
     "epoch": {"epoch", "epochs", "ep", "e", "eph"},
     "step": {"step", "steps", "iter", "iters", "iteration", "iterations", "it", "i", "update", "updates", "batch"},
 }
-# What is measured of a checkpoint. Such a number orders nothing.
+# Words for measured values, which order nothing.
 _MEASURED = {
     *("loss", "acc", "accuracy", "val", "valid", "top", "map", "ap", "iou", "miou", "auc", "psnr"),
     *("ssim", "fid", "ppl", "bleu", "rouge", "score", "metric", "err", "error", "mse", "mae", "dice", "reward", "cer"),
 }
-# What is set for a run. Checkpoints that differ in it are of several runs.
+# Words for settings of a run. Checkpoints that differ in them are of several runs.
 _SET = {"seed", "fold", "rank", "lr", "wd", "bs", "lambda", "alpha", "dropout"}
-# What may number runs as well as checkpoints: it orders files only if nothing else does.
+# Words that may number runs as well as checkpoints, and order files only if nothing else does.
 _RUNS = {"run", "exp", "trial", "version", "v"}
 _START = {"init", "initial", "initialized", "initialised", "initialization", "initialisation", "start", "untrained"}
 _START |= {"random"}
@@ -46,7 +46,7 @@ class Number:
     """A number in a name.
 
     Attributes:
-        value: Its value; a date is the integer that its digits make up.
+        value: Value of the number; a date is the integer that its digits make up.
         kind: ``"count"`` for an integer, ``"decimal"``, or ``"date"``.
         word: The word before it, in lower case, or the unit behind it; empty where there is none.
         text: The number as it is written.
@@ -59,7 +59,7 @@ class Number:
 
     @property
     def unit(self) -> Literal["step", "epoch", "number"]:
-        """What it counts as far as its word tells: ``"step"``, ``"epoch"``, or ``"number"`` where that is not known."""
+        """Unit that its word tells: ``"step"``, ``"epoch"``, or ``"number"`` if it is not known."""
         return "step" if self.word in _WORDS["step"] else "epoch" if self.word in _WORDS["epoch"] else "number"
 
 
@@ -68,9 +68,9 @@ class Counter:
     """The number that orders the files of one naming pattern.
 
     Attributes:
-        values: Its value in each name; ranks where ``ranked``.
-        unit: ``"step"``, ``"epoch"``, or ``"number"`` where the names do not say what is counted.
-        column: Which number of the names it is, counted from 0.
+        values: Value in each name, or its rank if ``ranked``.
+        unit: ``"step"``, ``"epoch"``, or ``"number"`` if the names tell neither.
+        column: Place of the number among those of the name, counted from 0.
         example: The number as it is written in the first name.
         others: Whether other numbers that could count vary, too.
         ranked: Whether the names are ordered by a date, or by two numbers at once, so that values are only ranks.
@@ -96,7 +96,8 @@ def parse(name: str) -> tuple[tuple[str, ...], tuple[Number, ...]]:
     pieces, numbers, end = [], [], 0
     for match in _NUMBER.finditer(name):
         before, after = name[end : match.start()].lower(), name[match.end() :].lower()
-        unit_behind = next((unit for unit, words in _AROUND.items() if _first(_AFTER, after) in words), "")
+        behind = _first(_AFTER, after)
+        unit_behind = next((unit for unit, known in _AROUND.items() if behind in known), "")
         numbers.append(_number(match, _first(_BEFORE, before) or unit_behind))
         pieces.append(name[end : match.start()])
         end = match.end()
@@ -204,11 +205,11 @@ def _number(match: re.Match[str], word: str) -> Number:
     if match["power"]:
         return Number(float(text), "decimal", word, text)
     value = int(match["count"]) * _THOUSANDS[(match["unit"] or "").lower()]
-    return Number(value, "count" if value < 2**63 else "date", word, text)  # so many digits are a time
+    return Number(value, "count" if value < 2**63 else "date", word, text)  # longer numbers are times
 
 
 def _is_hash(word: str) -> bool:
-    """Whether digits and letters alternate as they hardly do in a word with a number behind it."""
+    """Return whether digits and letters alternate as they hardly do in a word with a number behind it."""
     return sum(one.isdigit() != other.isdigit() for one, other in pairwise(word)) > 1
 
 
@@ -222,7 +223,7 @@ def _is_date(column: Sequence[Number]) -> bool:
 
 
 def _is_time(number: Number) -> bool:
-    """Whether six digits are a time of day, such as 235959."""
+    """Return whether six digits are a time of day, such as 235959."""
     return re.fullmatch(r"(?:[01]\d|2[0-3])[0-5]\d[0-5]\d", number.text) is not None
 
 

@@ -33,12 +33,12 @@ from lightning_traj.trajectory import Finding
 
 @dataclass(frozen=True)
 class Dates:
-    """When checkpoints were written, as far as it is known.
+    """Dates of checkpoints, as far as they are known.
 
     Attributes:
-        unit: What is counted: ``"step"``, ``"epoch"``, or ``"number"`` where the names do not tell.
-        values: A value for each checkpoint; None where it is not known.
-        notes: What was guessed.
+        unit: ``"step"``, ``"epoch"``, or ``"number"`` if the names tell neither.
+        values: Date of each checkpoint; None if it is not known.
+        notes: Findings about guessed dates.
     """
 
     unit: Literal["step", "epoch", "number"]
@@ -51,7 +51,7 @@ class Dates:
         return [i for i, value in enumerate(self.values) if value is not None]
 
     def clock(self, indices: Sequence[int]) -> Clock:
-        """Return the dates of some checkpoints, all of which have to be known."""
+        """Return the dates of some checkpoints, which must all be known."""
         values = tuple(value for i in indices if (value := self.values[i]) is not None)
         return Clock("epoch" if self.unit == "epoch" else "step", values, self.unit == "number")
 
@@ -61,7 +61,7 @@ class Family:
     """Two or more checkpoints of a folder whose names are alike but for their numbers.
 
     Attributes:
-        name: What the names share: words, and numbers that do not vary.
+        name: Common part of the names: words, and numbers that do not vary.
         members: Indices of the checkpoints.
         pattern: The texts around the numbers.
         counter: The number that orders them; None where none can.
@@ -212,7 +212,7 @@ def _guess(family: Family, checkpoints: Sequence[Checkpoint]) -> str:
 
 def _notes(found: Dates, checkpoints: Sequence[Checkpoint]) -> tuple[Finding, ...]:
     if found.unit == "epoch":
-        return (Finding("guess", "steps are not known, epochs are: these are what is counted as steps."),)
+        return (Finding("guess", "steps are not known, epochs are: these are counted as steps."),)
     if found.unit == "number" and (guessed := [c for c in checkpoints if c.step is None and c.number is not None]):
         example = label(guessed[0])
         text = f"steps are guessed from the numbers of names, such as {example}: they may be epochs."

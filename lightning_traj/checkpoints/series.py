@@ -35,11 +35,11 @@ class Series:
 
     Attributes:
         checkpoints: The opened checkpoints.
-        steps: Optimizer steps, int64 [n], increasing; of files that say only epochs, those; where the order is all that
-            is known, 0 to n - 1.
-        epochs: Completed epochs, float64 [n]; zeros where nothing is known of them.
-        findings: What was left out or guessed.
-        clock: When the checkpoints were written; None where only their order is known.
+        steps: Optimizer steps, int64 [n], increasing; epochs if the files have only those; 0 to n - 1 if only the order
+            is known.
+        epochs: Completed epochs, float64 [n]; zeros if they are not known.
+        findings: Findings about files that were left out, and dates that were guessed.
+        clock: Time at which each checkpoint was written; None if only their order is known.
     """
 
     checkpoints: tuple[Checkpoint, ...]
@@ -66,7 +66,7 @@ def open_series(
     Args:
         paths: Paths of checkpoints.
         key: Where in a file the state dict is nested, as for ``open_checkpoint``.
-        weights: Which weights to read, as for ``open_checkpoint``.
+        weights: Raw or averaged weights, as for ``open_checkpoint``.
         order: ``"step"``, or ``"given"``: as the paths are.
         series: Name of the series, where there are several.
         partial: Whether to take all files for one series, however little they share.
@@ -164,7 +164,7 @@ def _check_count(opened: Sequence[Checkpoint], notes: Sequence[Finding] = ()) ->
 def _series_in(
     opened: Sequence[Checkpoint], order: Order, partial: bool
 ) -> tuple[dict[str, list[Checkpoint]], list[Checkpoint]]:
-    """Series by name, and lone files: those whose tensors no other file has, if others do have theirs in common."""
+    """Return series by name, and lone files: those whose tensors no other file has, if there are series at all."""
     groups = [list(range(len(opened)))] if partial else by_tensors(opened)
     if order == "step":
         groups = [[group[i] for i in run] for group in groups for run in split_runs([opened[i] for i in group])]
@@ -271,7 +271,7 @@ def _contradictions(found: Dates, opened: Sequence[Checkpoint]) -> list[Finding]
 
 
 def _epochs(checkpoints: Sequence[Checkpoint], steps: Sequence[int], clock: Clock | None) -> NDArray[np.float64]:
-    """Completed epochs, fractional within one; all of them are taken to be of one length."""
+    """Return completed epochs, fractional within one; all of them are taken to be of one length."""
     if clock is not None and clock.unit == "epoch":
         return np.array(clock.values, dtype=np.float64)
     known = [(step, c.epoch) for step, c in zip(steps, checkpoints, strict=True) if c.epoch and step]

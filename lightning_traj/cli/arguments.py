@@ -21,8 +21,8 @@ EXIT_CODES = """exit codes:
   130  interrupted: the same command goes on where it was
 """
 ANALYZE = """The measures of a run that is over, from the checkpoints that it left: Lightning's .ckpt, state dicts
-(.pt, .pth, .bin), TorchScript, safetensors, archives of Stable-Baselines3, folders of Hugging Face and diffusers, and
-folders of torch.distributed.checkpoint. Checkpoints are only read: nothing in them is executed."""
+(.pt, .pth, .bin), TorchScript, safetensors, archives of Stable-Baselines3, folders of Hugging Face, accelerate and diffusers,
+and folders of torch.distributed.checkpoint. Checkpoints are only read: nothing in them is executed."""
 WRITTEN = """written to DIR:
   report.html              the whole report in one file, without a network
   trajectory.safetensors   what it is made of, for Trajectory.load and for compare
@@ -87,7 +87,7 @@ def _add_analyze(commands: Commands) -> None:
         help="one pass over each checkpoint, with standard errors; can be compared with runs recorded in training",
     )
     how.add_argument("--sketch-dim", type=int, metavar="N", help="length of a sketch (default: 512)")
-    how.add_argument("--seed", type=int, metavar="N", help="of the sketch (default: 0)")
+    how.add_argument("--seed", type=int, metavar="N", help="seed of the sketch (default: 0)")
     how.add_argument("--processes", type=int, default=1, metavar="N", help="work in N processes (default: 1)")
     how.add_argument("--csv", action="store_true", help="write the series as CSV too")
 
@@ -185,7 +185,7 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
 
 
 def _fused(text: str) -> tuple[str, FusedLayout]:
-    """``"*.to_qkv.weight=q:1,k:1,v:1/groups=8/axis=1"``."""
+    """Parse a pattern and a layout, such as ``"*.to_qkv.weight=q:1,k:1,v:1/groups=8/axis=1"``."""
     from lightning_traj.blocks import FusedLayout
 
     pattern, _, layout = text.partition("=")

@@ -1,4 +1,4 @@
-"""The results of an analysis of checkpoints: what the callback leaves behind, and a report, in one folder."""
+"""Results of an analysis of checkpoints in one folder: a report, and the files that the callback leaves behind."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def write_analysis(
     """Write ``report.html``, ``trajectory.safetensors``, figures as PNG, and events for TensorBoard: all or nothing.
 
     Args:
-        trajectory: As ``from_checkpoints`` gives it.
-        out: Folder, made if it is missing.
-        csv: Write ``trajectory.csv`` too: a row a checkpoint, a column a measure.
+        trajectory: Trajectory of ``from_checkpoints``.
+        out: Folder for the results; it is made if it is missing.
+        csv: Whether to write ``trajectory.csv`` too, a row a checkpoint and a column a measure.
         overwrite: Whether the results of an earlier analysis in ``out`` may be replaced, all of them.
 
     Returns:
         The files and folders, the report first.
 
     Raises:
-        FileExistsError: there are results already, or a trajectory that was recorded in training.
-        OSError: a file could not be written.
+        FileExistsError: There are results already, or a trajectory that was recorded in training.
+        OSError: A file could not be written.
     """
     out = Path(out)
     present = [name for name in RESULTS if (out / name).exists()]
@@ -84,7 +84,7 @@ def _write(trajectory: Trajectory, out: Path, csv: bool) -> None:
 
 
 def _write_events(trajectory: Trajectory, out: Path) -> None:
-    """The same charts and pictures as in training."""
+    """Write the same charts and pictures as in training."""
     logger = _Events(out / EVENTS)
     tensorboard.add_layout([logger])
     tensorboard.log_history([logger], trajectory)
@@ -106,7 +106,7 @@ class _Events:
 
 
 def _common_folder(paths: Sequence[str]) -> Path:
-    """The folder that holds all checkpoints, seen from where they are not called so."""
+    """Return the folder of the checkpoints, or the one above if it is called ``checkpoints``."""
     folder = Path(paths[0]).absolute().parent
     return folder.parent if folder.name == "checkpoints" else folder
 

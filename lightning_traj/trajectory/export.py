@@ -22,7 +22,7 @@ def write_csv(trajectory: Trajectory, path: str | os.PathLike[str], select: Sele
     Args:
         trajectory: Trajectory to write.
         path: Path of the file, or a URL that fsspec opens.
-        select: Which blocks are counted, as for ``Trajectory.select``.
+        select: Blocks to count, as for ``Trajectory.select``.
     """
     columns: dict[str, Sequence[Any]] = {"step": trajectory.steps.tolist(), "epoch": trajectory.epochs.tolist()}
     for name, values in trajectory.series(select).items():
@@ -39,7 +39,7 @@ def write_npz(trajectory: Trajectory, path: str | os.PathLike[str], select: Sele
     Args:
         trajectory: Trajectory to write.
         path: Path of the .npz file, or a URL that fsspec opens.
-        select: Which blocks are counted, as for ``Trajectory.select``.
+        select: Blocks to count, as for ``Trajectory.select``.
     """
     arrays = {
         "steps": trajectory.steps,

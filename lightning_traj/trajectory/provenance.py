@@ -1,4 +1,4 @@
-"""How a trajectory was made: the settings of its recording and, of checkpoints, what was read and what is wrong."""
+"""Provenance of a trajectory: the settings of its recording, the checkpoints that were read, and their flaws."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class CheckpointSource:
         hyperparameters: Hyperparameters of the run, flat.
         left_out: Tensors that are no parameters, such as ``"1 running_mean"``; empty if there are none.
         rounding: Unit roundoff of the lowest precision in which parameters are stored.
-        findings: What is wrong with the checkpoints.
+        findings: Flaws of the checkpoints, and guesses about them.
     """
 
     paths: tuple[str, ...] = ()
@@ -101,7 +101,7 @@ class Provenance:
 
     Attributes:
         snapshot: ``"sketch"`` or ``"full"``; None if that is not known.
-        track: What was tracked, such as ``"weights"`` or ``"average"``.
+        track: Tracked quantity, such as ``"weights"`` or ``"average"``.
         sketch_dim: Length of the sketch of a block; 0 if there are no sketches.
         seed: Seed of the sketch.
         blocks: How blocks were made: a granularity, or the name of a function.

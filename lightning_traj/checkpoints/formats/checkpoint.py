@@ -20,13 +20,13 @@ Weights = Literal["raw", "average"]
 
 @dataclass(frozen=True)
 class Contents:
-    """What the reader of a format finds in a file or folder.
+    """Contents of a file or folder, as the reader of its format finds them.
 
     Attributes:
         source: Source of the tensors.
         said: Values beside the tensors, some of which date the checkpoint or are hyperparameters.
         averaged: Whether these are averaged weights, as far as the file tells.
-        config: The config.json of a Hugging Face folder; empty for others.
+        config: Config of a Hugging Face folder; empty for others.
         objects: Number of objects of each class that are in the file and were not read.
     """
 

@@ -1,4 +1,4 @@
-"""When in training a checkpoint was written, from its name or from what a framework has written in it."""
+"""Time in training at which a checkpoint was written, from its name or from the file."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ _EPOCH = [re.compile(r"epochs?[ =_.-]*(\d+)()", re.IGNORECASE)]
 
 
 def step_in_name(name: str, folder: bool = False) -> int | None:
-    """The optimizer step that a name says; None if it says none."""
+    """Return the optimizer step in a name; None if there is none."""
     return _found(_STEP + _FOLDER if folder else _STEP, name)
 
 
 def number_in_name(name: str) -> int | None:
-    """The only number of a name, of which it doesn't say what it counts."""
+    """Return the only number of a name, which may count steps or epochs; None if there is none."""
     return _found(_NUMBER, name)
 
 
 def epoch_in_name(name: str) -> int | None:
-    """The epoch that a name says."""
+    """Return the epoch in a name; None if there is none."""
     return _found(_EPOCH, name)
 
 
@@ -56,7 +56,7 @@ def step_in(state: Mapping[str, Any]) -> int | None:
 
 
 def epochs_of_lightning(state: Mapping[str, Any]) -> int | None:
-    """Epochs completed where that is a whole number: after the last batch of one."""
+    """Return the completed epochs in a checkpoint of Lightning; None within an epoch."""
     loop = _at(state, ("loops", "fit_loop"))
     at_end = _at(loop, ("epoch_loop.batch_progress", "is_last_batch")) is True
     return _count(_at(loop, ("epoch_progress", "current", "ready"))) if at_end else None
@@ -68,7 +68,7 @@ def epochs_of_mmcv(state: Mapping[str, Any]) -> int | None:
 
 
 def epoch_in(state: Mapping[str, Any]) -> int | float | None:
-    """Return the epoch that a file says in so many words; Lightning's is the one that was running."""
+    """Return the epoch in a file; None for Lightning, which writes the one that was running."""
     return None if "loops" in state else _amount(state.get("epoch"))
 
 
@@ -91,7 +91,7 @@ def _count(value: Any) -> int | None:
 
 
 def _amount(value: Any) -> int | float | None:
-    """The number that is not negative: an int where it is whole; None for anything else."""
+    """Return a number that is not negative, as an int if it is whole; None for anything else."""
     if isinstance(value, (Tensor, np.ndarray, np.number)) and np.prod(value.shape) == 1:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**63:

@@ -1,8 +1,7 @@
-"""Folders of torch.distributed.checkpoint, read without torch's reader, which unpickles whatever is there.
+"""Folders of torch.distributed.checkpoint, read without torch's reader, which unpickles anything in them.
 
-Their ``.metadata`` is a pickle: of which tensors there are, of the chunks that each consists of, and of where in which
-file each chunk lies, as ``torch.save`` wrote it. Here it is read as plain values and placeholders, and nothing in it is
-called.
+Their ``.metadata`` is a pickle that lists the tensors, the chunks of each, and the place of each chunk in a file, where
+it lies as ``torch.save`` wrote it. Here it is read as plain values and placeholders, and nothing in it is called.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ SIDE_BY_SIDE = 2**12  # chunks: each of them is compared with all others
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of a tensor, and where it lies: these bytes of this file are what ``torch.save`` has made of it."""
+    """Part of a tensor, and the bytes of a file in which ``torch.save`` has written it."""
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -39,7 +38,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of the folder."""
+    """Tensor of the folder."""
 
     size: tuple[int, ...]
     dtype: torch.dtype
@@ -47,12 +46,12 @@ class Entry:
 
 
 class DistributedCheckpoint:
-    """Tensors of a folder of torch.distributed.checkpoint.
+    """Source of the tensors in a folder of torch.distributed.checkpoint.
 
-    One is put together from its chunks when it is read, and lies in a temporary file until another is.
+    A tensor is put together from its chunks when it is read, and lies in a temporary file until another one is.
 
     Args:
-        entries: As ``read_metadata`` gives them, by the names that the tensors are to have.
+        entries: Tensors of ``read_metadata``, by the names that they are to have.
     """
 
     def __init__(self, entries: Mapping[str, Entry]) -> None:
@@ -76,10 +75,10 @@ class DistributedCheckpoint:
 
 
 def read_metadata(folder: Path) -> dict[str, Entry]:
-    """The tensors of a folder, by their full names.
+    """Return the tensors of a folder, by their full names.
 
     Raises:
-        ValueError: the metadata is not of torch, or does not go with the files.
+        ValueError: The metadata is not of torch, or does not go with the files.
     """
     root = Unpickler((folder / METADATA).read_bytes(), table=TENSORS).load()
     try:

@@ -78,7 +78,7 @@ def folder_and_name(path: Path) -> tuple[Path, str]:
 
 
 def _dated(path: Path, contents: Contents) -> Checkpoint:
-    """Return the checkpoint, dated by what is said in it besides the tensors, or else by its name."""
+    """Return the checkpoint, dated by the values beside its tensors, or else by its name."""
     _, name = folder_and_name(path)
     said = contents.said
     step, number = step_in(said), None

@@ -34,7 +34,7 @@ _FURTHER = re.compile(r"^(?P<model>model|pytorch_model)_\d+(?P<suffix>\.safetens
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether there are weights in a folder, and not only in those within it."""
+    """Return whether there are weights in a folder itself, and not only in its sub-folders."""
     return any((folder / name).is_file() for name in WEIGHTS)
 
 
@@ -60,22 +60,25 @@ def one_of_several(path: Path) -> bool:
 
 
 def is_part(folder: Path) -> bool:
-    """Whether a folder is called as diffusers calls a network of several in one checkpoint, or the average of one."""
+    """Return whether a folder has the name of a network in a checkpoint of diffusers, or of its average."""
     return folder.name.removesuffix(AVERAGE) in PARTS
 
 
 def parts(folder: Path, averaged: bool = False) -> list[Path]:
-    """The networks in a folder of diffusers that have weights: those that are averages, or those that are not."""
+    """Return the networks in a folder of diffusers that have weights: the averages, or the others."""
     names = [f"{part}{AVERAGE}" if averaged else part for part in PARTS]
     return [folder / name for name in names if has_weights(folder / name)]
 
 
 def folder_source(path: Path, averaged: bool = False) -> Source | None:
-    """The tensors of a folder, or of the networks in it, whose names then begin with the network's; None without any.
+    """Return the tensors of a folder, or of the networks in it, whose names then begin with the network's.
 
     Args:
         path: The folder.
-        averaged: Whether the networks that are averages are meant.
+        averaged: Whether to take the averages of networks.
+
+    Returns:
+        Source of the tensors; None if there are none.
     """
     if has_weights(path):
         return _source(path)
@@ -114,10 +117,10 @@ def _weights_file(folder: Path, name: Any) -> Source:
 
 
 def safetensors_file(path: Path) -> SafetensorsFile:
-    """A safetensors file, opened.
+    """Open a safetensors file.
 
     Raises:
-        CheckpointError: it is truncated.
+        CheckpointError: It is truncated.
     """
     file = SafetensorsFile(path)
     try:
