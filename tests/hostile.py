@@ -37,7 +37,8 @@ CONTAINERS, OPERATIONS = 2**17, 2**20
 CHILD = """
 import json, resource, sys
 from pathlib import Path
-from lightning_traj.checkpoints.formats.checkpoint import CheckpointError, open_checkpoint
+from lightning_traj.checkpoints.formats.errors import CheckpointError
+from lightning_traj.checkpoints.formats.opening import open_checkpoint
 folder, allowed = Path(sys.argv[1]), int(sys.argv[2])
 sys.path.insert(0, str(folder / "modules"))
 import encodings.cp437, torch

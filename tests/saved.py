@@ -159,6 +159,15 @@ FORMATS: Mapping[str, Callable[[Path, int, State], None]] = {
 }
 
 
+# Name of a format in the package's registry -> one of the above that is of it.
+SAMPLES: Mapping[str, str] = {
+    "torch file": ".pt",
+    "safetensors file": "safetensors",
+    "model folder": "Hugging Face",
+    "distributed folder": "distributed",
+}
+
+
 def write_all(kind: str, folder: Path, states: Mapping[int, State]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for step, state in states.items():

@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from conftest import ROOT
 from launch import launch
 from lightning_traj import CountSketch, HybridTraining, LineSearch, TrajectoryCallback, from_checkpoints
-from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, open_checkpoint
+from lightning_traj.checkpoints.formats.checkpoint import Checkpoint
+from lightning_traj.checkpoints.formats.opening import open_checkpoint
 from lightning_traj.distributed.process_group import TIMEOUT, Ranks
 from lightning_traj.recording.recorder import Recorder
 from lightning_traj.recording.settings import RecordingSettings

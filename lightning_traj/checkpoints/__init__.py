@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from lightning_traj.checkpoints.hyperparameters import hyperparameters_beside as hyperparameters_beside
     from lightning_traj.checkpoints.hyperparameters import labelled as labelled
     from lightning_traj.checkpoints.hyperparameters import split_hyperparameters as split_hyperparameters
-    from lightning_traj.checkpoints.series import CONTRADICTED as CONTRADICTED
-    from lightning_traj.checkpoints.series import SKIPPED as SKIPPED
-    from lightning_traj.checkpoints.series import find as find
+    from lightning_traj.checkpoints.paths import find as find
     from lightning_traj.checkpoints.series import series_in as series_in
 
 __getattr__, __dir__ = lazy_exports(
@@ -23,6 +21,7 @@ __getattr__, __dir__ = lazy_exports(
         "analysis": ("from_checkpoints",),
         "grouping": ("SeveralSeries",),
         "hyperparameters": ("hyperparameters_beside", "labelled", "split_hyperparameters"),
-        "series": ("CONTRADICTED", "SKIPPED", "find", "series_in"),
+        "paths": ("find",),
+        "series": ("series_in",),
     },
 )

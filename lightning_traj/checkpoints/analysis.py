@@ -1,30 +1,32 @@
-"""Files on disk -> Trajectory: the measures of a run that is over, from the checkpoints that it left."""
+"""Checkpoints on disk -> the trajectory of the run that left them."""
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
-from lightning_traj.blocks import FusedLayout, Granularity, Partition, Patterns, block_groups
+from lightning_traj.blocks import FusedLayout, Granularity, Patterns
+from lightning_traj.checkpoints.exact import exact_trajectory
 from lightning_traj.checkpoints.findings import in_files, in_trajectory, label, objects_left_out
-from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, CheckpointError, Weights
+from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, Weights
+from lightning_traj.checkpoints.formats.errors import CheckpointError
 from lightning_traj.checkpoints.grouping import reopen_series
 from lightning_traj.checkpoints.parameters import parameters_of
+from lightning_traj.checkpoints.paths import find
 from lightning_traj.checkpoints.resumption import Resumption, stamps
-from lightning_traj.checkpoints.series import LEAST, SKIPPED, Order, Series, find, open_series
-from lightning_traj.checkpoints.streaming import Advance, UpdateGram, anchored_gram, local_grams, update_grams
-from lightning_traj.measures import UPDATE
+from lightning_traj.checkpoints.series import Order, Series, open_series, unread
+from lightning_traj.checkpoints.sketched import sketched_trajectory
+from lightning_traj.checkpoints.streaming import Advance
 from lightning_traj.recording import Recorder, RecordingSettings
-from lightning_traj.trajectory import Trajectory, Windows
+from lightning_traj.trajectory import CheckpointSource, Finding, Trajectory
 
 __all__ = ["CheckpointError", "from_checkpoints"]
 
@@ -50,50 +52,51 @@ def from_checkpoints(
     resume: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Trajectory:
-    """The trajectory of a run, from its checkpoints.
+    """Return the trajectory of a run, from its checkpoints.
 
-    Lightning's ``.ckpt``, state dicts and networks of torch (``.pt``, ``.pth``, ``.bin``), TorchScript, safetensors,
-    archives of Stable-Baselines3, folders of Hugging Face and diffusers, and folders of torch.distributed.checkpoint.
-    Nothing in them is executed. Parameters only: buffers are left out, as far as they are known from
-    ``model`` or by their names. ``trajectory.settings`` says which ``"checkpoints"`` were read, the
-    ``"hyperparameters"`` of the run, what was ``"left_out"``, the ``"rounding"`` of the precision in which parameters
-    are stored (a relative error), and, as ``"findings"``, what is wrong with them.
+    Read are Lightning's ``.ckpt``, state dicts and networks of torch (``.pt``, ``.pth``, ``.bin``), TorchScript,
+    safetensors, archives of Stable-Baselines3, folders of Hugging Face, accelerate and diffusers, and folders of
+    torch.distributed.checkpoint. Nothing in them is executed. Only parameters count: buffers are left out, as far as
+    they are known from ``model`` or by their names. ``trajectory.provenance.source`` has the paths that were read, the
+    hyperparameters of the run, the buffers that were left out, the precision in which parameters are stored, and what
+    is wrong with the checkpoints; ``trajectory.settings`` has the same as plain values.
 
     Args:
-        paths: Checkpoints, and folders that hold some: two checkpoints at least.
-        key: Where in a file the state dict is nested, such as ``"ema.model"``; None: where it usually is.
-        weights: Of checkpoints of Lightning's ``WeightAveraging``: ``"raw"`` or ``"average"``.
+        paths: Checkpoints, and folders that hold some; at least two checkpoints.
+        key: Keys, joined by dots, that lead to the state dict in a file, such as ``"ema.model"``; None where it
+            usually is.
+        weights: ``"raw"`` or ``"average"``, of checkpoints of Lightning's ``WeightAveraging``.
         order: ``"step"``: by optimizer steps, else epochs, from the file or its name, else by the number that varies in
             the names; files without one are left out, but for initial ones. ``"given"``: as the paths are given, with
             every file that is named itself and not found in a folder.
-        series: Which series to take where the files are of several, such as the two networks of a GAN, or weights and
-            their moving average. Without it that is an error, which lists their names.
-        partial: Take all files for one series even if they share less than half of their parameters.
-        model: A model of the same architecture, on the meta device if you like: its modules tell parameters from
-            buffers, roles, and how fused projections are split. None: that of a Hugging Face folder's config.json, if
-            transformers is installed; else names have to do.
+        series: Name of the series to take if the files are of several, such as the two networks of a GAN, or weights
+            and their moving average. Without it that is an error, which lists the names.
+        partial: Whether to take all files for one series even if they share less than half of their parameters.
+        model: Model of the same architecture, which may be on the meta device: its modules tell parameters from
+            buffers, roles, and how fused projections are split. None: the model of a Hugging Face folder's config.json
+            if transformers is installed, and else names have to do.
         snapshot: ``"full"``: exact, one tensor at a time across all checkpoints; ``"sketch"``: one pass over each
             checkpoint, and rows that can be compared with those of other runs, recorded in training or here.
         sketch_dim: Length of a block's sketch; None: 512, as for ``TrajectoryCallback``.
-        seed: Of the sketch.
-        blocks: As for ``TrajectoryCallback``, and so are include, exclude and fused.
-        include: What is counted, by name.
-        exclude: What is not.
-        fused: Layouts of fused projections, by name.
-        skip_bad: Leave out checkpoints that cannot be read, and say so, instead of raising.
-        processes: How many work at once on full snapshots; more than one only under ``if __name__ == "__main__":``.
-        resume: A file for what has been done, so that an interrupted call can go on, or be repeated, without
-            reading again what has not changed. It is yours to remove.
-        progress: Whether to show a bar.
+        seed: Seed of the sketch.
+        blocks: How parameters make up blocks, as for ``TrajectoryCallback``.
+        include: Patterns of the names that count, as for ``TrajectoryCallback``.
+        exclude: Patterns of the names that do not count.
+        fused: Layouts of fused projections, by pattern.
+        skip_bad: Whether to leave out checkpoints that cannot be read, with a finding, instead of raising.
+        processes: Number of processes for full snapshots; more than one only under ``if __name__ == "__main__":``.
+        resume: File in which progress is kept, so that an interrupted call can go on, or be repeated, without reading
+            again what has not changed. It is not removed.
+        progress: Whether to show a progress bar.
 
     Returns:
-        The Trajectory. θ_0 is the first checkpoint; ``steps`` are the run's, ``epochs`` zeros where nothing is known.
+        The Trajectory. θ_0 is the first checkpoint; ``steps`` are the run's, and ``epochs`` are zeros if unknown.
 
     Raises:
-        CheckpointError: one cannot be read; the message names it and says why. It is a ValueError.
-        FileNotFoundError: there is no such file or folder.
-        ValueError: fewer than two checkpoints, steps that are not known, files of several series, or arguments that do
-            not go with them.
+        CheckpointError: A checkpoint cannot be read; the message names it and says why. It is a ValueError.
+        FileNotFoundError: There is no such file or folder.
+        ValueError: There are fewer than two checkpoints, their steps are not known, they are of several series, or
+            arguments do not go with them.
 
     Example:
         >>> from lightning_traj import from_checkpoints
@@ -101,7 +104,7 @@ def from_checkpoints(
     """
     _check(order=order, weights=weights, snapshot=snapshot, processes=processes)
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    left, skipped, explicit = find(paths), list[str](), {Path(path) for path in paths}
+    left, skipped, explicit = find(paths), list[Finding](), {Path(path) for path in paths}
     while True:
         try:
             opened = open_series(
@@ -135,7 +138,7 @@ def from_checkpoints(
             if not skip_bad or error.path not in left:
                 raise
             left.remove(error.path)
-            skipped.append(f"{SKIPPED}{error}")
+            skipped.append(unread(error))
 
 
 def _trajectory(
@@ -157,8 +160,11 @@ def _trajectory(
         present = {name: like for name, like in parameters.items() if name in checkpoint.shapes}
         partition = partition.extended(present, model)
     notes += [
-        f"{name} looks like fused parts (q, k and v, or a gate and its input) in an unknown layout, and stays one "
-        "block: declare it, or pass a model."
+        Finding(
+            "parameters",
+            f"{name} looks like fused parts (q, k and v, or a gate and its input) in an unknown layout, and stays one "
+            "block: declare it, or pass a model.",
+        )
         for name in partition.undeclared
     ]
     inputs = [(stamps(c.path), step) for c, step in zip(series.checkpoints, series.steps.tolist(), strict=True)]
@@ -166,137 +172,34 @@ def _trajectory(
     resumption = Resumption(resume, task)
     with _bar(sum(block.numel for block in partition.blocks) * n, progress) as advance:
         if recorder.options.snapshot == "full":
-            trajectory, kept = _exact(series, recorder, partition, reopen, processes, resumption, advance)
+            trajectory, kept = exact_trajectory(series, recorder, partition, reopen, processes, resumption, advance)
         else:
-            trajectory, kept = _sketched(series, recorder, parameters, resumption, advance)
+            trajectory, kept = sketched_trajectory(series, recorder, parameters, resumption, advance)
     checkpoints = [series.checkpoints[i] for i in kept]
     lost = [c for i, c in enumerate(series.checkpoints) if i not in kept]
-    notes += [f"{label(checkpoint)} has non-finite entries, and is left out." for checkpoint in lost]
+    notes += [Finding("left out", f"{label(c)} has non-finite entries, and is left out.") for c in lost]
     notes += objects_left_out(checkpoints)
     clock = None if series.clock is None else series.clock.at(kept)
     notes += in_files(checkpoints, parameters, clock) + in_trajectory(trajectory, checkpoints, parameters)
-    about = {
-        "checkpoints": [str(checkpoint.path) for checkpoint in checkpoints],
-        "hyperparameters": hyperparameters,
-        "left_out": left_out,
-        "rounding": _rounding(checkpoints, parameters),
-        "findings": [*series.findings, *notes],
-    }
-    return replace(trajectory, settings={**trajectory.settings, **about})
+    source = CheckpointSource(
+        paths=tuple(str(checkpoint.path) for checkpoint in checkpoints),
+        hyperparameters=hyperparameters,
+        left_out=left_out,
+        rounding=_rounding(checkpoints, parameters),
+        findings=(*series.findings, *notes),
+    )
+    return replace(trajectory, settings={**trajectory.settings, **source.to_settings()})
 
 
 def _rounding(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> float:
-    """The unit roundoff of the lowest precision in which parameters are stored."""
+    """Return the unit roundoff of the lowest precision in which parameters are stored."""
     dtypes = {c.shapes[name].dtype for name in names for c in checkpoints if name in c.shapes}
     return max(torch.finfo(dtype).eps / 2 for dtype in dtypes)
 
 
-def _exact(
-    series: Series,
-    recorder: Recorder,
-    partition: Partition,
-    reopen: Callable[[], Sequence[Checkpoint]],
-    processes: int,
-    resumption: Resumption,
-    advance: Advance,
-) -> tuple[Trajectory, list[int]]:
-    """The trajectory of full snapshots, and which checkpoints are in it."""
-    n = len(series.checkpoints)
-    done = _restored(resumption.load(), len(partition.blocks), n)
-    for b in done:
-        advance(n * partition.blocks[b].numel)
-    left = {b: partition.pieces[b] for b in range(len(partition.blocks)) if b not in done}
-    if processes > 1:  # the largest first: they would keep one process busy when all others have finished
-        left = dict(sorted(left.items(), key=lambda item: -partition.blocks[item[0]].numel))
-
-    def state() -> dict[int, Any]:
-        return {b: (list(r.having), list(r.bad), torch.from_numpy(r.gram)) for b, r in done.items()}
-
-    try:
-        for b, result in update_grams(left, series.checkpoints, reopen, processes, advance):
-            done[b] = result
-            resumption.save(state)
-    finally:
-        resumption.save(state, now=True)
-    everywhere = sorted(set(range(n)).difference(*(result.bad for result in done.values())))
-    _check_left(len(everywhere), n)
-    grams = [done[b].over(everywhere) for b in range(len(partition.blocks))]
-    local = np.stack([local_grams(gram) for gram in grams], axis=1)
-    squares = np.maximum(local[:, :, UPDATE, UPDATE], 0.0)  # ‖u_t‖² of each block, [n, B]
-    groups = block_groups(partition.blocks).values()
-    trajectory = Trajectory(
-        blocks=partition.blocks,
-        steps=series.steps[everywhere],
-        epochs=series.epochs[everywhere],
-        anchored=np.stack([anchored_gram(gram) for gram in grams]),
-        local=local,
-        paths=np.stack([np.sqrt(squares[:, members].sum(axis=1)).cumsum() for members in groups], axis=1),
-        windows=Windows(np.zeros((0, len(partition.blocks), 3, 0))),
-        settings={**recorder.settings, "root": partition.root},
-    )
-    return trajectory, everywhere
-
-
-def _restored(kept: Any, blocks: int, n: int) -> dict[int, UpdateGram]:
-    """Blocks that have been done, from what was kept of them; none where that is nothing of the kind."""
-    try:
-        done = {b: UpdateGram(tuple(having), tuple(bad), gram.numpy()) for b, (having, bad, gram) in kept.items()}
-        for b, result in done.items():
-            m = len(result.having)
-            if (
-                b not in range(blocks)
-                or result.gram.shape != (m, m)
-                or not {*result.having, *result.bad} <= {*range(n)}
-            ):
-                return {}
-    except Exception:
-        return {}
-    return done
-
-
-def _sketched(
-    series: Series, recorder: Recorder, parameters: Iterable[str], resumption: Resumption, advance: Advance
-) -> tuple[Trajectory, list[int]]:
-    """The trajectory of sketches, with its rows, and which checkpoints are in it."""
-    dropped: list[int] = []
-    if (kept := resumption.load()) is not None:
-        try:
-            recorder.load_state_dict(kept["state"])
-            recorder.collect()
-            dropped = list(kept["dropped"])
-        except Exception:
-            recorder.clear()
-
-    def state() -> dict[str, Any]:
-        return {"dropped": dropped, "state": recorder.state_dict()}
-
-    try:
-        for step, epoch, checkpoint in zip(
-            series.steps.tolist(), series.epochs.tolist(), series.checkpoints, strict=True
-        ):
-            if step not in (*recorder.state.history.steps, *dropped):
-                present = [name for name in parameters if name in checkpoint.shapes]
-                recorder.record({name: checkpoint.read(name) for name in present}, step, epoch)
-                checkpoint.release()
-                if not recorder.state.gram.finite[-1]:  # collecting takes longer than recording
-                    dropped.extend(recorder.collect()[1])
-                resumption.save(state)
-            advance(sum(block.numel for block in recorder.state.blocks))
-    finally:
-        if len(recorder):
-            resumption.save(state, now=True)
-    _check_left(len(recorder), len(series.checkpoints))
-    trajectory = recorder.collect()[0]
-    rows = recorder.rows()
-    steps = series.steps.tolist()
-    return trajectory if rows is None else trajectory.with_sketches(rows), [
-        steps.index(s) for s in recorder.state.history.steps
-    ]
-
-
 @contextmanager
 def _bar(entries: int, shown: bool) -> Iterator[Advance]:
-    """A progress bar over so many entries."""
+    """Show a progress bar over this number of entries."""
     if not shown:
         yield lambda _: None
         return
@@ -305,11 +208,6 @@ def _bar(entries: int, shown: bool) -> Iterator[Advance]:
     with Progress(transient=True) as progress:
         task = progress.add_task("reading checkpoints", total=entries)
         yield lambda count: progress.advance(task, count)
-
-
-def _check_left(finite: int, n: int) -> None:
-    if finite < LEAST:
-        raise ValueError(f"{finite} of {n} checkpoints are finite: two are needed.")
 
 
 def _check(**arguments: Any) -> None:

@@ -1,4 +1,4 @@
-"""When the checkpoints of a series were written, in steps or epochs."""
+"""Times at which the checkpoints of a series were written, in steps or epochs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import pairwise
 
 @dataclass(frozen=True)
 class Clock:
-    """When checkpoints were written.
+    """Times at which checkpoints were written.
 
     Attributes:
         unit: ``"step"`` or ``"epoch"``.

@@ -1,6 +1,6 @@
-"""Checkpoints that hold the same weights, and parameters that are saved twice: compared bit by bit.
+"""Checkpoints that hold the same weights, and parameters that are saved twice, compared bit by bit.
 
-Files are let go of while they are compared, so that memory depends neither on their size nor on their number.
+Files are unmapped while they are compared, so that memory depends neither on their size nor on their number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lightning_traj.tensors import flat_range
 
 COMPARED = 2**20  # entries that are compared at once
 START = 64  # entries of a tensor that are looked at first
-PAGES = 2**18  # bytes that the system maps around the first one, as far as one can tell: from 64 KiB to 2 MiB
+PAGES = 2**18  # bytes that a system maps around the first one, which is between 64 KiB and 2 MiB
 
 
 def same_weights(
@@ -28,9 +28,9 @@ def same_weights(
     """Group the checkpoints that hold exactly the same weights.
 
     Args:
-        checkpoints: In order.
-        alike: Which pairs may hold the same weights, [n, n]. No others are read.
-        names: Of the parameters.
+        checkpoints: Checkpoints of a series, in order.
+        alike: Whether two checkpoints may hold the same weights, [n, n]. No other pairs are read.
+        names: Names of the parameters.
 
     Returns:
         Indices of each group of two or more, in order.
@@ -48,10 +48,29 @@ def same_weights(
     return [group for group in groups if len(group) > 1]
 
 
-def tied(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> dict[str, str]:
-    """Matrices that are saved twice: {second name: first name}. They hold the same entries in every checkpoint.
+def are_equal(one: Checkpoint, other: Checkpoint) -> bool:
+    """Return whether the floating-point tensors that two checkpoints share are the same, bit by bit."""
+    reader = Reader([one, other])
+    shared = [
+        name
+        for name, like in one.shapes.items()
+        if name in other.shapes and like.is_floating_point() and not is_expanded(like)
+    ]
+    equal = bool(shared) and all(_equal(reader, one, name, other, name) for name in shared)
+    reader.release()
+    return equal
 
-    Constant ones (zeros that were never trained, say) are not called tied.
+
+def is_expanded(tensor: Tensor) -> bool:
+    """Return whether several entries of a tensor lie in one place of the file."""
+    reach = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.numel() > max(reach, 0)
+
+
+def tied(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> dict[str, str]:
+    """Return matrices that are saved twice, as {second name: first name}.
+
+    They hold the same entries in every checkpoint. Constant ones, such as zeros that were never trained, do not count.
     """
     last, reader = checkpoints[-1], Reader(checkpoints)
     alike: dict[tuple[object, ...], list[str]] = {}
@@ -88,7 +107,7 @@ def _tied(reader: Reader, first: str, other: str) -> bool:
 
 
 def _equal(reader: Reader, one: Checkpoint, name: str, other: Checkpoint, other_name: str) -> bool:
-    """Whether two tensors are the same bit by bit, also where damaged ones hold NaN."""
+    """Return whether two tensors are the same bit by bit, also if damaged ones hold NaN."""
     first, second = one.shapes[name], other.shapes[other_name]
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
@@ -120,12 +139,12 @@ def _is_constant(reader: Reader, checkpoint: Checkpoint, name: str) -> bool:
 
 
 def _bits(tensor: Tensor, start: int, stop: int) -> NDArray[np.uint8]:
-    """The bytes of entries in C order; NumPy compares them in a tenth of the time that torch takes."""
+    """Return the bytes of entries in C order; NumPy compares them in a tenth of the time that torch takes."""
     entries = flat_range(tensor, start, stop).resolve_conj().resolve_neg()
     flat = entries.contiguous().as_strided((len(entries),), (1,))  # a single entry has any stride
     return flat.view(torch.uint8).numpy()
 
 
 def _parts(stop: int, length: int, start: int = 0) -> Iterator[tuple[int, int]]:
-    """Intervals of at most this length that make up ``start … stop``."""
+    """Yield intervals of at most this length that make up ``start … stop``."""
     return ((first, min(first + length, stop)) for first in range(start, stop, length))

@@ -8,20 +8,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lightning_traj.checkpoints.findings import label
-from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, Weights, folder_and_name, open_checkpoint
+from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, Weights
+from lightning_traj.checkpoints.formats.opening import folder_and_name, open_checkpoint
 from lightning_traj.tensors import has_entries
 from lightning_traj.text import join_names
+from lightning_traj.trajectory import Finding
 
 SHARED = 2 / 3  # share of the tensors of the larger of two checkpoints that the other one needs for the same series
 MATCHED = 0.5  # share of a checkpoint's parameters that others have to hold in the same shape
 MOST = 4  # names in a sentence
-# What wrappers put before the names of a model's parameters: DDP, torch.compile, LightningModules, Fabric, FSDP1.
+# Prefixes that wrappers add to the names of parameters: DDP, torch.compile, LightningModules, Fabric, FSDP1.
 WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|model|net|network|_forward_module|_fsdp_wrapped_module)\.)+")
 Signature = frozenset[tuple[str, tuple[int, ...]]]
 
 
 class SeveralSeries(ValueError):
-    """The files are several series: the message lists them, and says how to pick one.
+    """Error for files of several series; the message lists them, and says how to pick one.
 
     Attributes:
         names: Names of the series, any of which ``series`` takes.
@@ -58,11 +60,11 @@ def canonical_names(checkpoint: Checkpoint) -> dict[str, str]:
     return found if len(set(found.values())) == len(found) else {name: name for name in found}
 
 
-def unify_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
+def unify_names(checkpoints: Sequence[Checkpoint]) -> list[Finding]:
     """Rename tensors that only some checkpoints of a series have under a wrapper's prefix, as most have them.
 
     Returns:
-        What was renamed, in sentences.
+        Findings about the renamed tensors.
     """
     compiled = [label(checkpoint) for checkpoint in checkpoints if checkpoint.compiled]
     canonical = [canonical_names(checkpoint) for checkpoint in checkpoints]
@@ -83,7 +85,8 @@ def unify_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
         short = names[first]
         changed.setdefault((first.removesuffix(short), new.removesuffix(short)), []).append(label(checkpoint))
     notes = [f"'_orig_mod.' in names of parameters in {join_names(compiled, MOST)} is left aside."] if compiled else []
-    return [*(notes if len(compiled) < len(checkpoints) else []), *_prefixes(changed)]
+    texts = [*(notes if len(compiled) < len(checkpoints) else []), *_prefixes(changed)]
+    return [Finding("names", text) for text in texts]
 
 
 def _prefixes(changed: Mapping[tuple[str, str], Sequence[str]]) -> list[str]:
@@ -100,7 +103,7 @@ def reopen_series(paths: Sequence[Path], key: str | None, weights: Weights) -> l
     Args:
         paths: Paths of all of them, in order.
         key: Where in a file the state dict is nested, as for ``open_checkpoint``.
-        weights: Which weights to read, as for ``open_checkpoint``.
+        weights: Raw or averaged weights, as for ``open_checkpoint``.
     """
     checkpoints = [open_checkpoint(path, key, weights) for path in paths]
     unify_names(checkpoints)
@@ -165,7 +168,7 @@ def series_by_name(groups: Sequence[Sequence[Checkpoint]], stems: Sequence[str])
 
     Args:
         groups: Checkpoints of each series.
-        stems: What the names of the files in each group share.
+        stems: Common part of the names of the files in each group.
     """
     folders = [folder_and_name(group[0].path)[0].absolute().name for group in groups]
     count = Tally(stems)

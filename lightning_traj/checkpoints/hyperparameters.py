@@ -1,4 +1,4 @@
-"""Hyperparameters as Lightning leaves them beside a run and in its checkpoints, and which of them tell runs apart."""
+"""Hyperparameters that Lightning leaves beside a run and in its checkpoints, and those that tell runs apart."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from lightning_traj.files import local_copy
 from lightning_traj.text import cut
 
 _MOST, _DEEPEST = 10_000, 16  # hyperparameters; a mapping may hold itself, or another one many times over
+_LARGEST, _MERGED = 2**24, 2**18  # bytes of a file, and entries of all its mappings
 _LONGEST_NAME = 200
 _BITS = 1024  # of an integer; Python writes none of many thousand digits
 _LONGEST = 24  # letters of the hyperparameters that a run's label shows
 
 
 def hyperparameters_beside(file: Path | str) -> dict[str, Any]:
-    """What Lightning has logged as ``hparams.yaml`` beside a file or in the folder above, flat; empty without one.
+    """Return the ``hparams.yaml`` of Lightning beside a file or in the folder above, flat; empty without one.
 
-    Tags of Python objects in it are read as plain lists and texts: nothing is built or run.
+    Tags of Python objects in it are read as plain lists and texts; nothing is built or run.
 
     Raises:
-        ValueError: there is one, and it cannot be read.
+        ValueError: There is one, and it cannot be read.
     """
     folder = os.path.dirname(file)
     for where in (folder, os.path.dirname(folder)):
@@ -39,8 +40,19 @@ def hyperparameters_beside(file: Path | str) -> dict[str, Any]:
 def _read(place: str, copy: Path) -> dict[str, Any]:
     import yaml
 
-    loader: Any = type("PlainLoader", (yaml.SafeLoader,), {})
+    class PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
+        merged = 0
+
+        def flatten_mapping(self, node: Any) -> None:
+            super().flatten_mapping(node)
+            self.merged += len(node.value)
+            if self.merged > _MERGED:  # merges of merges grow exponentially
+                raise yaml.YAMLError(f"its mappings have more than {_MERGED:,} entries with those that are merged in")
+
+    loader: Any = PlainLoader
     loader.add_multi_constructor("tag:yaml.org,2002:python/", _plain)
+    if copy.stat().st_size > _LARGEST:
+        raise ValueError(f"{place} is larger than {_LARGEST:,} bytes: mend or remove it.")
     try:
         values = yaml.load(copy.read_text(encoding="utf-8"), Loader=loader)  # a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError, ValueError) as error:
@@ -53,7 +65,7 @@ def _read(place: str, copy: Path) -> dict[str, Any]:
 
 
 def plain_hyperparameters(*said: Any) -> dict[str, int | float | bool | str]:
-    """Numbers, truth values and texts of what was logged, flat as above; the last of several mappings is believed.
+    """Return the numbers, truth values and texts in mappings, flat; of several, the last is believed.
 
     Namespaces and nodes of omegaconf are looked into, as their placeholders have them.
     """
@@ -74,9 +86,9 @@ def _named(values: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def split_hyperparameters(all_of: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Hyperparameters that differ, each as the runs have it (empty where one doesn't), and those that all share.
+    """Return hyperparameters that differ, with the value of each run (empty if it has none), and those that all share.
 
-    Runs of which none are known have no say in it.
+    Runs without known hyperparameters are not compared.
     """
     names = list(dict.fromkeys(name for some in all_of for name in some))
     values = {name: [str(some.get(name, "")) for some in all_of] for name in names}
@@ -86,7 +98,7 @@ def split_hyperparameters(all_of: Sequence[Mapping[str, Any]]) -> tuple[dict[str
 
 
 def labelled(names: Sequence[str], all_of: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of runs with the first of the hyperparameters that differ, such as ``"version_1 (lr=0.02)"``.
+    """Return names of runs with the first of the hyperparameters that differ, such as ``"version_1 (lr=0.02)"``.
 
     Names of several words are shown as their initials: ``learning_rate`` is ``lr``.
     """

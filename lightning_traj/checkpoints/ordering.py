@@ -15,33 +15,35 @@ otherwise (``best``, ``final``), which is said.
 from __future__ import annotations
 
 import re
+from collections import Counter as Tally
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
 from lightning_traj.checkpoints.clock import Clock
+from lightning_traj.checkpoints.duplicates import are_equal
 from lightning_traj.checkpoints.findings import label
-from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, folder_and_name
+from lightning_traj.checkpoints.formats.checkpoint import Checkpoint
+from lightning_traj.checkpoints.formats.opening import folder_and_name
 from lightning_traj.checkpoints.names import Counter, Number, counter, is_start, other_counts, parse, settings
+from lightning_traj.trajectory import Finding
 
 
 @dataclass(frozen=True)
 class Dates:
-    """When checkpoints were written, as far as it is known.
+    """Dates of checkpoints, as far as they are known.
 
     Attributes:
-        unit: What is counted: ``"step"``, ``"epoch"``, or ``"number"`` where the names do not tell.
-        values: A value for each checkpoint; None where it is not known.
-        notes: What was guessed, in sentences.
+        unit: ``"step"``, ``"epoch"``, or ``"number"`` if the names tell neither.
+        values: Date of each checkpoint; None if it is not known.
+        notes: Findings about guessed dates.
     """
 
     unit: Literal["step", "epoch", "number"]
     values: tuple[int | float | None, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[Finding, ...] = ()
 
     @property
     def known(self) -> list[int]:
@@ -49,7 +51,7 @@ class Dates:
         return [i for i, value in enumerate(self.values) if value is not None]
 
     def clock(self, indices: Sequence[int]) -> Clock:
-        """Return the dates of some checkpoints, all of which have to be known."""
+        """Return the dates of some checkpoints, which must all be known."""
         values = tuple(value for i in indices if (value := self.values[i]) is not None)
         return Clock("epoch" if self.unit == "epoch" else "step", values, self.unit == "number")
 
@@ -59,7 +61,7 @@ class Family:
     """Two or more checkpoints of a folder whose names are alike but for their numbers.
 
     Attributes:
-        name: What the names share: words, and numbers that do not vary.
+        name: Common part of the names: words, and numbers that do not vary.
         members: Indices of the checkpoints.
         pattern: The texts around the numbers.
         counter: The number that orders them; None where none can.
@@ -98,7 +100,7 @@ def families(checkpoints: Sequence[Checkpoint]) -> list[Family]:
             if len(part) > 1:
                 rows = [parsed[i][1] for i in part]
                 chosen = counter(rows, [times[i] for i in part])
-                found.append(Family(_stem(pattern, rows) or folder.name, tuple(part), pattern, chosen))
+                found.append(Family(_stem(pattern, rows) or folder.absolute().name, tuple(part), pattern, chosen))
     return found
 
 
@@ -108,7 +110,7 @@ def shared_name(checkpoints: Sequence[Checkpoint]) -> str:
     if listed:
         return max(listed, key=lambda family: len(family.members)).name
     folder, name = checkpoint_names(checkpoints)[0]
-    return re.sub(r"(?:[^\w.]|_)+", "_", name).strip("_.") or folder.name
+    return re.sub(r"(?:[^\w.]|_)+", "_", name).strip("_.") or folder.absolute().name
 
 
 def _stem(pattern: Sequence[str], rows: Sequence[Sequence[Number]]) -> str:
@@ -127,12 +129,23 @@ def _written(path: Path) -> float:
 
 
 def checkpoint_names(checkpoints: Sequence[Checkpoint]) -> list[tuple[Path, str]]:
-    """Return the folder and the name of each checkpoint; if all have one name, the folder's stands before it."""
+    """Return the folder and the name of each checkpoint.
+
+    Names without a number that files share, each of them alone in its folder, have the folder's before them
+    (``epoch_1/weights``), and so has the name that all share.
+    """
     named = [folder_and_name(c.path) for c in checkpoints]
-    folders = {folder for folder, _ in named}
-    if len(folders) == len(named) > 1 and len({name for _, name in named}) == 1:
-        return [(folder.parent, f"{folder.name}/{name}") for folder, name in named]
-    return named
+    in_folder = Tally(folder for folder, _ in named)
+    sharing = Tally(name for folder, name in named if in_folder[folder] == 1)
+
+    def is_told_by_folder(folder: Path, name: str) -> bool:
+        shared_by_all = sharing[name] == len(named)
+        return in_folder[folder] == 1 < sharing[name] and (shared_by_all or not any(map(str.isdigit, name)))
+
+    return [
+        (folder.parent, f"{folder.name}/{name}") if is_told_by_folder(folder, name) else (folder, name)
+        for folder, name in named
+    ]
 
 
 def dates(checkpoints: Sequence[Checkpoint]) -> Dates:
@@ -145,7 +158,29 @@ def dates(checkpoints: Sequence[Checkpoint]) -> Dates:
         *([counted] if counted else []),
     ]
     best = max(candidates, key=lambda some: len({some.values[i] for i in some.known}))
-    return _with_start(replace(best, notes=best.notes or _notes(best, checkpoints)), checkpoints)
+    notes = best.notes or (*_notes(best, checkpoints), *_contradicted(best, checkpoints))
+    return _with_start(replace(best, notes=notes), checkpoints)
+
+
+def _contradicted(found: Dates, checkpoints: Sequence[Checkpoint]) -> list[Finding]:
+    """Say where the steps of files contradict the numbers in their names, as those do that start anew in each epoch."""
+    having = [family for family in families(checkpoints) if family.counter is not None]
+    if found.unit != "step" or not having:
+        return []
+    largest = max(having, key=lambda family: len(family.members))
+    assert largest.counter is not None
+    numbers = dict(zip(largest.members, largest.counter.values, strict=True))
+    in_order = sorted((step, number, i) for i, number in numbers.items() if (step := found.values[i]) is not None)
+    for (step, number, i), (later, smaller, j) in pairwise(in_order):
+        if smaller < number and later > step:
+            text = (
+                f"the steps in the files contradict the numbers in their names: {label(checkpoints[i])} is of step "
+                f"{step:,}, and {label(checkpoints[j])} of step {later:,}. All measures depend on the order, which is "
+                'that of the steps: if they start anew in each epoch, name the files in order, with order="given" '
+                "(--order given)."
+            )
+            return [Finding("order", text)]
+    return []
 
 
 def _by_counter(checkpoints: Sequence[Checkpoint]) -> Dates | None:
@@ -160,7 +195,7 @@ def _by_counter(checkpoints: Sequence[Checkpoint]) -> Dates | None:
             for i, value in zip(family.members, family.counter.values, strict=True):
                 values[i] = value
     assert largest.counter is not None
-    return Dates(largest.counter.unit, tuple(values), (_guess(largest, checkpoints),))
+    return Dates(largest.counter.unit, tuple(values), (Finding("guess", _guess(largest, checkpoints)),))
 
 
 def _guess(family: Family, checkpoints: Sequence[Checkpoint]) -> str:
@@ -175,11 +210,13 @@ def _guess(family: Family, checkpoints: Sequence[Checkpoint]) -> str:
     return f"the order is that of {among}, such as {where}; it is taken to count {counts}."
 
 
-def _notes(found: Dates, checkpoints: Sequence[Checkpoint]) -> tuple[str, ...]:
+def _notes(found: Dates, checkpoints: Sequence[Checkpoint]) -> tuple[Finding, ...]:
     if found.unit == "epoch":
-        return ("steps are not known, epochs are: these are what is counted as steps.",)
+        return (Finding("guess", "steps are not known, epochs are: these are counted as steps."),)
     if found.unit == "number" and (guessed := [c for c in checkpoints if c.step is None and c.number is not None]):
-        return (f"steps are guessed from the numbers of names, such as {label(guessed[0])}: they may be epochs.",)
+        example = label(guessed[0])
+        text = f"steps are guessed from the numbers of names, such as {example}: they may be epochs."
+        return (Finding("guess", text),)
     return ()
 
 
@@ -193,11 +230,12 @@ def _with_start(found: Dates, checkpoints: Sequence[Checkpoint]) -> Dates:
         return found
     values, notes = list(found.values), list(found.notes)
     first = label(checkpoints[starts[0]])
-    if found.unit != "step" and 0 in values and not same_weights(checkpoints[values.index(0)], checkpoints[starts[0]]):
+    if found.unit != "step" and 0 in values and not are_equal(checkpoints[values.index(0)], checkpoints[starts[0]]):
         values = [None if value is None else value + 1 for value in values]  # epoch 0 was the first one
-        notes.append(f"{first} is taken for step 0, and the others are counted from 1: one of them is called 0.")
+        text = f"{first} is taken for step 0, and the others are counted from 1: one of them is called 0."
     else:
-        notes.append(f"{first} is taken for step 0, as its name says.")
+        text = f"{first} is taken for step 0, as its name says."
+    notes.append(Finding("guess", text))
     for i in starts:
         values[i] = 0
     return replace(found, values=tuple(values), notes=tuple(notes))
@@ -251,24 +289,8 @@ def _is_one_run(
 ) -> bool:
     if shared := [value for value in ones if value is not None and value in others]:
         last = max(shared)
-        return same_weights(checkpoints[ones[last]], checkpoints[others[last]])
+        return are_equal(checkpoints[ones[last]], checkpoints[others[last]])
     is_dated = [any(together[i] is not None for i in family.members) for family in (one, other)]
     return all(is_dated) or not (
         any(value is not None for value in ones) and any(value is not None for value in others)
     )
-
-
-def same_weights(one: Checkpoint, other: Checkpoint) -> bool:
-    """Return whether the floating-point tensors that two checkpoints share are the same, bit by bit."""
-    shared = [name for name in one.shapes if name in other.shapes and one.shapes[name].is_floating_point()]
-    same = bool(shared) and all(_equal(one.read(name), other.read(name)) for name in shared)
-    one.release()
-    other.release()
-    return same
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
-        return False
-    first, second = (tensor.flatten().contiguous().view(torch.uint8) for tensor in (one, other))
-    return torch.equal(first, second)

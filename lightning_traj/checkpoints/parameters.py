@@ -1,4 +1,4 @@
-"""Which tensors of checkpoints are parameters, and what else is known of them."""
+"""Parameters among the tensors of checkpoints, told from buffers by a model, a config or names."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parameter import is_lazy
 
 from lightning_traj.blocks import clean_name, root_of
-from lightning_traj.checkpoints.duplicates import tied
+from lightning_traj.checkpoints.duplicates import is_expanded, tied
 from lightning_traj.checkpoints.findings import changed_shapes
 from lightning_traj.checkpoints.formats.checkpoint import Checkpoint
 from lightning_traj.checkpoints.grouping import check_matched
 from lightning_traj.tensors import has_entries
 from lightning_traj.text import join_names
+from lightning_traj.trajectory import Finding
 
-# What of a config.json is not taken: what names code, kernels or weights elsewhere.
+# Entries of a config.json that are not taken, since they name code, kernels or weights elsewhere.
 ELSEWHERE = re.compile(r"auto_map|implementation|kernels|backbone|timm|pretrained|quantization|_name_or_path")
-# What a config counts, and how much of it goes with so many tensors, or with their largest dimension; more is made up.
+# Counts in a config, and their largest values by the number of tensors or their largest dimension; others are made up.
 MODULES, TO_A_TENSOR = re.compile(r"layer|block|depth|expert|stage|level|codebook|quantizer"), 16
 WIDTHS, NARROW = re.compile(r"head|group|label"), 64
-# Last parts of the names of what state dicts hold besides parameters, without telling them apart.
+# Last parts of the names of buffers, which state dicts do not tell from parameters.
 BUFFERS = (
     *("running_mean", "running_var", "num_batches_tracked", "n_averaged"),
     *("inv_freq", "cos_cached", "sin_cached", "freqs_cis", "masked_bias"),
@@ -38,21 +39,21 @@ MASKS = ("mask", "tril", "triu", "causal_mask", "attn_mask", "attention_mask", "
 
 def parameters_of(
     checkpoints: Sequence[Checkpoint], model: nn.Module | None, partial: bool = False
-) -> tuple[dict[str, Tensor], nn.Module | None, str, list[str]]:
-    """The floating-point parameters of a run.
+) -> tuple[dict[str, Tensor], nn.Module | None, str, list[Finding]]:
+    """Return the floating-point parameters of a run.
 
     Args:
-        checkpoints: In order.
-        model: Tells parameters from buffers; None: that of a Hugging Face folder's config.json does, or else names do,
-            which know those of torch's and transformers' modules.
+        checkpoints: Checkpoints of a series, in order.
+        model: Model that tells parameters from buffers. None: the model of a Hugging Face folder's config.json, or
+            else names, among which those of buffers of torch's and transformers' modules are known.
         partial: Whether checkpoints may share less than half of their parameters.
 
     Returns:
-        Parameters on the meta device, by name; the model, wrapped such that its names are theirs; what was left out for
-        being no parameter, in words; and what is wrong with the others, in sentences.
+        Parameters on the meta device, by name; the model, wrapped so that its names are theirs; the kinds of tensors
+        that were left out as buffers; and findings about the parameters.
 
     Raises:
-        ValueError: the model has none of the tensors' names, or other shapes; or the checkpoints share too little.
+        ValueError: The model has none of the tensors' names, or other shapes; or the checkpoints share too little.
     """
     tensors: dict[str, Tensor] = {}
     for checkpoint in checkpoints:
@@ -66,7 +67,7 @@ def parameters_of(
     left_out = {name for name, tensor in others.items() if given or _is_buffer(name, tensor)}
     # Two to a byte, which torch cannot take apart; and several entries in one place, which no optimizer can change.
     left_out |= {
-        name for name, tensor in tensors.items() if str(tensor.dtype).startswith("torch.float4") or _is_expanded(tensor)
+        name for name, tensor in tensors.items() if str(tensor.dtype).startswith("torch.float4") or is_expanded(tensor)
     }
     counts = Counter(name.rpartition(".")[2] for name in tensors if name in left_out)
     kinds = ", ".join(f"{count} {name}" for name, count in counts.most_common())
@@ -79,7 +80,10 @@ def parameters_of(
     _check_shapes(type(model).__name__, parameters, {name: tensors[name] for name in names if name not in changed})
     twice = tied(checkpoints, [name for name in names if name not in changed])
     notes = list(changed.values())
-    notes += [f"{other} and {first} are one parameter, saved twice: counted once." for other, first in twice.items()]
+    notes += [
+        Finding("parameters", f"{other} and {first} are one parameter, saved twice: counted once.")
+        for other, first in twice.items()
+    ]
     return {name: tensors[name] for name in names if name not in changed and name not in twice}, model, kinds, notes
 
 
@@ -90,10 +94,10 @@ def parameter_count(checkpoint: Checkpoint) -> int:
 
 
 def network(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> nn.Module | None:
-    """The model of a Hugging Face config.json on the meta device; None where transformers has none that fits.
+    """Return the model of a Hugging Face config.json on the meta device; None if transformers has none that fits.
 
-    Only classes of transformers itself are made, of plain values: neither code that comes with a checkpoint is run, nor
-    anything fetched that its config names.
+    Only classes of transformers itself are made, of plain values: no code that comes with a checkpoint is run, and
+    nothing that its config names is fetched.
     """
     config = _plain(checkpoint.config)
     architectures = config.get("architectures")
@@ -123,14 +127,14 @@ def _parameters(model: nn.Module | None) -> dict[str, Tensor]:
 
 
 def _plain(config: Any) -> Any:
-    """A config without what has transformers look for code or weights elsewhere, or quantise."""
+    """Return a config without entries that make transformers look for code or weights elsewhere, or quantise."""
     if not isinstance(config, Mapping):
         return config
     return {key: _plain(value) for key, value in config.items() if not ELSEWHERE.search(key)}
 
 
 def _is_modest(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a model of a config is no larger than tensors like these may be: others take for ever, or all memory."""
+    """Return whether a model of a config is no larger than these tensors allow; others take for ever, or all memory."""
     widest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
     return all(
         not (MODULES.search(key) and count > TO_A_TENSOR * len(tensors))
@@ -140,7 +144,7 @@ def _is_modest(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool
 
 
 def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Integers of a config, with the sums of lists."""
+    """Yield the integers of a config, and the sums of its lists."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _counts(value)
@@ -156,7 +160,7 @@ def _sum(value: Any) -> int:
 
 @contextmanager
 def _at_most(modules: int) -> Iterator[None]:
-    """Making more modules than that is an error."""
+    """Raise an error if more modules than this are made."""
     made = 0
 
     def count(*_: Any) -> None:
@@ -188,14 +192,8 @@ def _is_buffer(name: str, tensor: Tensor) -> bool:
     return last in BUFFERS or causal_mask or not (tensor.is_floating_point() or tensor.is_complex())
 
 
-def _is_expanded(tensor: Tensor) -> bool:
-    """Whether several of its entries lie in one place of the file."""
-    reach = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.numel() > max(reach, 0)
-
-
 def _without_parameters(checkpoints: Sequence[Checkpoint], tensors: Mapping[str, Tensor]) -> str:
-    """What there is where there are no parameters, and what to do."""
+    """Return the message for checkpoints without parameters, which lists their tensors and the remedy."""
     kinds: Counter[str] = Counter()
     for name, tensor in tensors.items():
         if not tensor.numel():
@@ -213,7 +211,7 @@ def _without_parameters(checkpoints: Sequence[Checkpoint], tensors: Mapping[str,
 
 
 def _fitted(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The model, or the part of it, wrapped such that its parameters have the names of the tensors."""
+    """Return the model, or a part of it, wrapped so that its parameters have the names of the tensors."""
     parts = [model, *model.children()]  # the body of a model may be saved without its head
     prefixes = dict.fromkeys(("", root_of(list(tensors)), *(f"{name.partition('.')[0]}." for name in tensors)))
     best, count = model, 0

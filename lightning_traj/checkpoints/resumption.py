@@ -1,4 +1,4 @@
-"""What an interrupted computation has done so far, in a file, so that it can go on."""
+"""Progress of an interrupted computation in a file, so that it can go on."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _LENGTH = 32  # of a digest
 
 
 class Resumption:
-    """A file with what has been done, which counts only for the same task.
+    """File with the progress of a task; it counts only for the same task.
 
     Args:
-        path: The file; None: nothing is kept.
-        task: What is computed, of which inputs: plain values.
+        path: Path of the file; None to keep nothing.
+        task: Description of the computation and its inputs, as plain values.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, task: Any) -> None:
@@ -33,7 +33,7 @@ class Resumption:
         self._written = time.monotonic()
 
     def load(self) -> Any:
-        """What was kept last; None where there is nothing, or it is of another task, or damaged."""
+        """Return the progress that was kept last; None if there is none, or it is damaged or of another task."""
         if self.path is None or not self.path.is_file():
             return None
         content = self.path.read_bytes()
@@ -46,7 +46,7 @@ class Resumption:
             return None
 
     def save(self, done: Callable[[], Any], *, now: bool = False) -> None:
-        """Keep tensors and primitives, which ``done`` gives; at most every ten seconds, unless ``now``."""
+        """Keep the tensors and primitives that ``done`` returns; at most every ten seconds, unless ``now``."""
         if self.path is None or (not now and time.monotonic() - self._written < INTERVAL):
             return
         buffer = io.BytesIO()
@@ -57,11 +57,11 @@ class Resumption:
         self._written = time.monotonic()
 
     def _digest(self, kept: bytes) -> bytes:
-        """Of the task and of what has been done: torch's files alone don't tell when they are damaged."""
+        """Return a digest of the task and its progress, since torch's files alone do not tell if they are damaged."""
         return hashlib.sha256(hashlib.sha256(self.task).digest() + kept).digest()
 
 
 def stamps(path: Path) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of change of a file, or of the files in a folder: whether it is still the same."""
+    """Return names, sizes and times of change of a file, or of the files in a folder, which tell if it has changed."""
     files = sorted(child for child in path.iterdir() if child.is_file()) if path.is_dir() else [path]
     return [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]

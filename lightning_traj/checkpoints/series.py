@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,32 +13,19 @@ from numpy.typing import NDArray
 
 from lightning_traj.checkpoints.clock import Clock
 from lightning_traj.checkpoints.findings import label
-from lightning_traj.checkpoints.formats.checkpoint import (
-    SUFFIXES,
-    Checkpoint,
-    CheckpointError,
-    NoWeights,
-    Weights,
-    folder_and_name,
-    is_checkpoint,
-    open_checkpoint,
-)
-from lightning_traj.checkpoints.formats.foreign import foreign_folder
-from lightning_traj.checkpoints.formats.sources import natural
-from lightning_traj.checkpoints.formats.weight_folders import is_part
+from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, Weights
+from lightning_traj.checkpoints.formats.errors import CheckpointError, NoWeights
+from lightning_traj.checkpoints.formats.opening import folder_and_name, open_checkpoint
 from lightning_traj.checkpoints.grouping import by_tensors, series_by_name, several_series, unify_names
-from lightning_traj.checkpoints.names import is_end, is_start
+from lightning_traj.checkpoints.names import is_end
 from lightning_traj.checkpoints.ordering import Dates, checkpoint_names, dates, shared_name, split_runs
 from lightning_traj.checkpoints.parameters import parameter_count
+from lightning_traj.checkpoints.paths import LEAST
 from lightning_traj.tensors import has_entries
 from lightning_traj.text import join_names
-from lightning_traj.trajectory import is_trajectory
+from lightning_traj.trajectory import Finding
 
 Order = Literal["step", "given"]
-FOLDERS = ("", "checkpoints")  # where in a folder checkpoints are looked for; Lightning's logs have the second
-LEAST = 2
-SKIPPED = "skipped: "  # begins the finding of a checkpoint that could not be read
-CONTRADICTED = "the order given contradicts the numbers in names"  # begins the finding that says where
 MOST = 4  # names in a sentence
 
 
@@ -49,65 +35,18 @@ class Series:
 
     Attributes:
         checkpoints: The opened checkpoints.
-        steps: Optimizer steps, int64 [n], increasing; of files that say only epochs, those; where the order is all that
-            is known, 0 to n - 1.
-        epochs: Completed epochs, float64 [n]; zeros where nothing is known of them.
-        findings: What was left out or guessed, in sentences.
-        clock: When the checkpoints were written; None where only their order is known.
+        steps: Optimizer steps, int64 [n], increasing; epochs if the files have only those; 0 to n - 1 if only the order
+            is known.
+        epochs: Completed epochs, float64 [n]; zeros if they are not known.
+        findings: Findings about files that were left out, and dates that were guessed.
+        clock: Time at which each checkpoint was written; None if only their order is known.
     """
 
     checkpoints: tuple[Checkpoint, ...]
     steps: NDArray[np.int64]
     epochs: NDArray[np.float64]
-    findings: tuple[str, ...]
+    findings: tuple[Finding, ...]
     clock: Clock | None = None
-
-
-def find(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """The checkpoints that these paths are, or are folders of.
-
-    Raises:
-        FileNotFoundError: a path does not exist.
-        PermissionError: a folder may not be looked into.
-        ValueError: a folder holds no checkpoint.
-    """
-    found: list[Path] = []
-    given = [Path(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
-    for path in given:
-        try:
-            # A file that is named itself has a place of its own.
-            found += [child for child in _found(path) if child == path or child not in given]
-        except PermissionError as error:
-            raise PermissionError(
-                f"{error.filename or path} may not be looked into (permission denied): allow yourself to read it "
-                "(chmod u+rx), or name other paths."
-            ) from error
-    return list(dict.fromkeys(found))
-
-
-def _found(path: Path) -> list[Path]:
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such file or folder.")
-    folders = [child for child in _children(path) if child.is_dir() and is_checkpoint(child) and not is_part(child)]
-    if is_checkpoint(path) and len(folders) >= LEAST:  # transformers' Trainer puts the last model beside them
-        return folders
-    if path.is_file() or is_checkpoint(path):
-        return [path]
-    inside = [child for folder in FOLDERS for child in _children(path / folder) if is_checkpoint(child)]
-    inside = [child for child in inside if not is_trajectory(child)]  # log folders have those of the run
-    if not inside:
-        words = foreign_folder(path) or (
-            f"neither files that end in {', '.join(SUFFIXES)} nor folders with a model are in it"
-        )
-        raise ValueError(f"{path} holds no checkpoint: {words}.")
-    return inside
-
-
-def _children(folder: Path) -> list[Path]:
-    """List a folder by the numbers in the names; files that are called initial come first."""
-    if not folder.is_dir():
-        return []
-    return sorted(folder.iterdir(), key=lambda path: (not is_start(path.stem), natural(path.name)))
 
 
 def open_series(
@@ -119,7 +58,7 @@ def open_series(
     series: str | None = None,
     partial: bool = False,
     skip_bad: bool = False,
-    skipped: Sequence[str] = (),
+    skipped: Sequence[Finding] = (),
     explicit: Collection[Path] | None = None,
 ) -> Series:
     """Open these checkpoints, group them into series, and put the one that is asked for in order.
@@ -127,12 +66,12 @@ def open_series(
     Args:
         paths: Paths of checkpoints.
         key: Where in a file the state dict is nested, as for ``open_checkpoint``.
-        weights: Which weights to read, as for ``open_checkpoint``.
+        weights: Raw or averaged weights, as for ``open_checkpoint``.
         order: ``"step"``, or ``"given"``: as the paths are.
         series: Name of the series, where there are several.
         partial: Whether to take all files for one series, however little they share.
         skip_bad: Leave out checkpoints that cannot be read.
-        skipped: What is said of checkpoints that have been left out already.
+        skipped: Findings about checkpoints that have been left out already.
         explicit: Paths that were named one by one, and not found in a folder; None if all were. In the given order they
             are never left out.
 
@@ -147,7 +86,8 @@ def open_series(
         if series not in found:
             raise several_series(found, [parameter_count(members[-1]) for members in found.values()], series)
         others = [name for name in found if name != series]
-        notes.append(f"of {len(found)} series this is {series}; the others are {join_names(others, MOST)}.")
+        text = f"of {len(found)} series this is {series}; the others are {join_names(others, MOST)}."
+        notes.append(Finding("left out", text))
     members = found[next(iter(found)) if series is None else series]
     notes += _left_out_strays(strays, members)
     _check_count(members)
@@ -175,28 +115,47 @@ def series_in(
 
 
 def _open(
-    paths: Sequence[Path], key: str | None, weights: Weights, skip_bad: bool, skipped: Sequence[str]
-) -> tuple[list[Checkpoint], list[str]]:
+    paths: Sequence[Path], key: str | None, weights: Weights, skip_bad: bool, skipped: Sequence[Finding]
+) -> tuple[list[Checkpoint], list[Finding]]:
     notes, opened = list(skipped), []
     for path in paths:
         try:
             opened.append(open_checkpoint(path, key, weights))
         except CheckpointError as error:
             if isinstance(error.__cause__, NoWeights):
-                notes.append(f"{path.name} is left out: {error.__cause__}.")
+                notes.append(Finding("left out", f"{path.name} is left out: {error.__cause__}."))
             elif skip_bad:
-                notes.append(f"{SKIPPED}{error}")
+                notes.append(unread(error))
             else:
                 raise
     weighty = [c for c in opened if any(map(has_entries, c.shapes.values()))]
     if 0 < len(weighty) < len(opened):
-        notes += [f"{label(c)} is left out: it holds no floating-point tensors." for c in opened if c not in weighty]
+        notes += [
+            Finding("left out", f"{label(c)} is left out: it holds no floating-point tensors.")
+            for c in opened
+            if c not in weighty
+        ]
         opened = weighty
     _check_count(opened, notes)
     return opened, notes
 
 
-def _check_count(opened: Sequence[Checkpoint], notes: Sequence[str] = ()) -> None:
+def unread(error: CheckpointError) -> Finding:
+    """Return the finding for a checkpoint that could not be read."""
+    return Finding("unreadable", f"skipped: {error}")
+
+
+def check_finite(finite: int, n: int) -> None:
+    """Check that enough of n checkpoints are finite for a trajectory.
+
+    Raises:
+        ValueError: There are fewer than two.
+    """
+    if finite < LEAST:
+        raise ValueError(f"{finite} of {n} checkpoints are finite: two are needed.")
+
+
+def _check_count(opened: Sequence[Checkpoint], notes: Sequence[Finding] = ()) -> None:
     if len(opened) < LEAST:
         why = f" ({len(notes)} could not be read; {notes[0]})" if notes else ""
         raise ValueError(f"{len(opened)} checkpoint(s) to analyse{why}: a trajectory takes two at least.")
@@ -205,7 +164,7 @@ def _check_count(opened: Sequence[Checkpoint], notes: Sequence[str] = ()) -> Non
 def _series_in(
     opened: Sequence[Checkpoint], order: Order, partial: bool
 ) -> tuple[dict[str, list[Checkpoint]], list[Checkpoint]]:
-    """Series by name, and lone files: those whose tensors no other file has, if others do have theirs in common."""
+    """Return series by name, and lone files: those whose tensors no other file has, if there are series at all."""
     groups = [list(range(len(opened)))] if partial else by_tensors(opened)
     if order == "step":
         groups = [[group[i] for i in run] for group in groups for run in split_runs([opened[i] for i in group])]
@@ -214,19 +173,20 @@ def _series_in(
     return series_by_name(kept, [shared_name(group) for group in kept]), [opened[i] for i in strays]
 
 
-def _left_out_strays(strays: Sequence[Checkpoint], members: Sequence[Checkpoint]) -> list[str]:
+def _left_out_strays(strays: Sequence[Checkpoint], members: Sequence[Checkpoint]) -> list[Finding]:
     if not strays:
         return []
     holds = "holds" if len(strays) == 1 else "hold"
     listed = join_names([label(stray) for stray in strays], MOST)
     is_are = "is" if len(strays) == 1 else "are"
-    return [f"{listed} {holds} other tensors than {label(members[0])} and the like, and {is_are} left out."]
+    text = f"{listed} {holds} other tensors than {label(members[0])} and the like, and {is_are} left out."
+    return [Finding("left out", text)]
 
 
 def _given(
     opened: list[Checkpoint], explicit: Collection[Path] | None
-) -> tuple[list[Checkpoint], list[int], Clock | None, list[str]]:
-    notes = []
+) -> tuple[list[Checkpoint], list[int], Clock | None, list[Finding]]:
+    notes: list[Finding] = []
     if explicit is not None and len(known := dates(opened).known) >= LEAST:
         left = [c for i, c in enumerate(opened) if i not in known and c.path not in explicit]
         opened = [c for c in opened if c not in left]
@@ -235,11 +195,11 @@ def _given(
     found = dates(opened)
     if len(found.known) == len(opened) and (clock := found.clock(found.known)).increases and clock.is_whole:
         return opened, clock.steps, clock, [*notes, *found.notes]
-    counted = "steps are not those of the optimizer: checkpoints are counted as given."
+    counted = Finding("guess", "steps are not those of the optimizer: checkpoints are counted as given.")
     return opened, list(range(len(opened))), None, [*_contradictions(found, opened), counted, *notes]
 
 
-def _by_step(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[int], Clock, list[str]]:
+def _by_step(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[int], Clock, list[Finding]]:
     found = dates(opened)
     unknown = [c for i, c in enumerate(opened) if i not in found.known]
     if unknown and len(found.known) < LEAST:
@@ -257,7 +217,7 @@ def _by_step(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[int], Clo
     for i in by_time:
         if kept and clock.values[kept[-1]] == clock.values[i]:
             both = f"{label(dated[kept[-1]])} is taken, {label(dated[i])} left out"
-            notes.append(f"{clock.unit} {clock.values[i]:,} occurs twice: {both}.")
+            notes.append(Finding("left out", f"{clock.unit} {clock.values[i]:,} occurs twice: {both}."))
         else:
             kept.append(i)
     if len(kept) < LEAST:
@@ -267,21 +227,28 @@ def _by_step(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[int], Clo
         )
     clock = clock.at(kept)
     if not clock.is_whole:
-        notes.append("epochs are fractional: checkpoints are counted instead of steps.")
+        notes.append(Finding("guess", "epochs are fractional: checkpoints are counted instead of steps."))
     return [dated[i] for i in kept], clock.steps, clock, notes
 
 
-def _undated(left_out: Sequence[Checkpoint]) -> list[str]:
+def _undated(left_out: Sequence[Checkpoint]) -> list[Finding]:
     if not left_out:
         return []
     listed, is_are = join_names([label(c) for c in left_out], MOST), "is" if len(left_out) == 1 else "are"
-    return [
-        f"{listed} {is_are} left out: neither a file nor its name says when it was written, as others do. To have all "
+    unlike = all(any(map(str.isdigit, folder_and_name(c.path)[1])) for c in left_out)
+    why = (
+        "no date is known that goes with those of the others"
+        if unlike
+        else ("neither a file nor its name says when it was written, as others do")
+    )
+    text = (
+        f"{listed} {is_are} left out: {why}. To have all "
         'files counted, name them one by one in their order, with order="given" (--order given).'
-    ]
+    )
+    return [Finding("left out", text)]
 
 
-def _contradictions(found: Dates, opened: Sequence[Checkpoint]) -> list[str]:
+def _contradictions(found: Dates, opened: Sequence[Checkpoint]) -> list[Finding]:
     """Say where the given order contradicts what the files or their names say, since every measure depends on it."""
     known, names = found.known, checkpoint_names(opened)
     in_folders = [[i for i in known if names[i][0] == folder] for folder in {folder for folder, _ in names}]
@@ -296,14 +263,15 @@ def _contradictions(found: Dates, opened: Sequence[Checkpoint]) -> list[str]:
         said = f"{label(opened[ends[0]])} comes before {label(opened[ends[0] + 1])}"
     else:
         return []
-    return [
-        f'{CONTRADICTED}: {said}. All measures depend on the order: leave out order="given" (--order given), or '
-        "name the files one by one in the order in which they were written."
-    ]
+    text = (
+        f"the order given contradicts the numbers in names: {said}. All measures depend on the order: leave out "
+        'order="given" (--order given), or name the files one by one in the order in which they were written.'
+    )
+    return [Finding("order", text)]
 
 
 def _epochs(checkpoints: Sequence[Checkpoint], steps: Sequence[int], clock: Clock | None) -> NDArray[np.float64]:
-    """Completed epochs, fractional within one; all of them are taken to be of one length."""
+    """Return completed epochs, fractional within one; all of them are taken to be of one length."""
     if clock is not None and clock.unit == "epoch":
         return np.array(clock.values, dtype=np.float64)
     known = [(step, c.epoch) for step, c in zip(steps, checkpoints, strict=True) if c.epoch and step]

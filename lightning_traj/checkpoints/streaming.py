@@ -44,9 +44,9 @@ class UpdateGram:
     """Gram(θ_0, u_1, …) of one block over the checkpoints that have it, all finite.
 
     Attributes:
-        having: Which checkpoints these are, m of them.
-        bad: Which have it, but not finite.
-        gram: float64 [m, m].
+        having: Indices of these checkpoints, m of them.
+        bad: Indices of checkpoints in which the block is not finite.
+        gram: Gram matrix of θ_0 and the updates, float64 [m, m].
     """
 
     having: tuple[int, ...]
@@ -54,7 +54,7 @@ class UpdateGram:
     gram: Array
 
     def over(self, wanted: Sequence[int]) -> Array:
-        """The same over other checkpoints, as if there were no others: where one lacks the block, it stands still."""
+        """Return the Gram matrix over other checkpoints; where one lacks the block, it stands still."""
         if tuple(wanted) == self.having:
             return self.gram
         if not self.having or not wanted:
@@ -70,12 +70,12 @@ class UpdateGram:
 
 
 class Reader:
-    """Reads pieces of blocks from all checkpoints, and lets go of files when enough of them is mapped.
+    """Reader of pieces of blocks from all checkpoints, which unmaps files when enough of them is mapped.
 
-    A block of which a checkpoint lacks something is as in the one before it, or, before it appears, as it is at first.
+    A block that a checkpoint lacks in part is as in the one before it, or, before it appears, as it is at first.
 
     Args:
-        checkpoints: In the order of the trajectory.
+        checkpoints: Checkpoints in the order of the trajectory.
     """
 
     def __init__(self, checkpoints: Sequence[Checkpoint]) -> None:
@@ -83,12 +83,12 @@ class Reader:
         self._mapped = 0
 
     def holding(self, pieces: Sequence[Piece]) -> list[int]:
-        """Which checkpoints have the whole block of these pieces."""
+        """Return the indices of the checkpoints that have the whole block of these pieces."""
         parameters = {piece.parameter for piece in pieces}
         return [t for t, checkpoint in enumerate(self.checkpoints) if all(p in checkpoint.shapes for p in parameters)]
 
     def stretches(self, pieces: Sequence[Piece], among: Sequence[int], length: int) -> Iterator[list[Tensor]]:
-        """The real entries of a block, flat, at most so many at once, of each of these checkpoints, which have it."""
+        """Yield the real entries of a block in stretches of at most this length, flat, of each of these checkpoints."""
         for piece in pieces:
             shapes = [self.checkpoints[t].shapes[piece.parameter] for t in among]
             size = _entries(piece, shapes[0]).numel()
@@ -110,19 +110,19 @@ class Reader:
         self._mapped += count
 
     def release(self) -> None:
-        """Close all files: they are opened again when they are used."""
+        """Close all files; they are opened again when they are used."""
         for checkpoint in self.checkpoints:
             checkpoint.release()
         self._mapped = 0
 
 
 def update_gram(pieces: Sequence[Piece], reader: Reader, advance: Advance = lambda _: None) -> UpdateGram:
-    """Gram(θ_0, u_1, …) of the block of these pieces, over the checkpoints in which all its entries are finite.
+    """Return Gram(θ_0, u_1, …) of a block, over the checkpoints in which all its entries are finite.
 
     Args:
-        pieces: Of the block.
-        reader: Where they are read.
-        advance: Is told how many entries have been taken in, now and then.
+        pieces: Pieces of the block.
+        reader: Reader of the checkpoints.
+        advance: Function that is told the number of entries that have been taken in.
     """
     among = reader.holding(pieces)
     gram = _update_gram(pieces, reader, among, advance)
@@ -140,14 +140,14 @@ def update_grams(
     processes: int = 1,
     advance: Advance = lambda _: None,
 ) -> Iterator[tuple[int, UpdateGram]]:
-    """``update_gram`` of each block, as they are done.
+    """Yield the number and the ``update_gram`` of each block when it is done.
 
     Args:
-        blocks: Pieces of each block, by a number of its own.
-        checkpoints: In the order of the trajectory.
-        reopen: Opens the same checkpoints in another process; has to be picklable.
-        processes: How many work at once; 1: this one alone.
-        advance: Is told how many entries have been taken in.
+        blocks: Pieces of each block, by its number.
+        checkpoints: Checkpoints in the order of the trajectory.
+        reopen: Picklable function that opens the same checkpoints in another process.
+        processes: Number of processes; 1 for this one alone.
+        advance: Function that is told the number of entries that have been taken in.
     """
     if processes == 1:
         reader = Reader(checkpoints)
@@ -171,8 +171,8 @@ def update_grams(
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Processes that begin meanwhile are not interrupted by Ctrl-C: this one is, and ends them."""
-    if threading.current_thread() is not threading.main_thread():  # where signals are nobody's business
+    """Start processes that Ctrl-C does not interrupt; it interrupts this one, which ends them."""
+    if threading.current_thread() is not threading.main_thread():  # other threads may not set handlers of signals
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -183,7 +183,7 @@ def _without_interrupts() -> Iterator[None]:
 
 
 def anchored_gram(gram: Array) -> Array:
-    """Gram(θ_0, d_1, …, d_T) from Gram(θ_0, u_1, …, u_T): d_t is a sum of updates."""
+    """Return Gram(θ_0, d_1, …, d_T) from Gram(θ_0, u_1, …, u_T); d_t is a sum of updates."""
     anchored = gram.copy()
     anchored[1:] = anchored[1:].cumsum(axis=0)
     anchored[:, 1:] = anchored[:, 1:].cumsum(axis=1)
@@ -191,7 +191,7 @@ def anchored_gram(gram: Array) -> Array:
 
 
 def local_grams(gram: Array) -> Array:
-    """Gram(θ_t, d_t, u_t, u_{t−1}) of every snapshot, [n, 4, 4], from Gram(θ_0, u_1, …, u_T)."""
+    """Return Gram(θ_t, d_t, u_t, u_{t−1}) of every snapshot, [n, 4, 4], from Gram(θ_0, u_1, …, u_T)."""
     n = len(gram)
     vectors = np.zeros((n, 4, n))
     for t in range(n):
@@ -204,12 +204,12 @@ def local_grams(gram: Array) -> Array:
 
 
 def _entries(piece: Piece, tensor: Tensor) -> Tensor:
-    """The real entries of a piece of a parameter that is there as a whole: a view."""
+    """Return a view of the real entries of a piece of a parameter that is complete."""
     return piece.entries(tensor, whole(tensor.shape))
 
 
 def _update_gram(pieces: Sequence[Piece], reader: Reader, among: Sequence[int], advance: Advance) -> Array:
-    """Gram(θ_0, u_1, …) over checkpoints that have the block."""
+    """Return Gram(θ_0, u_1, …) over checkpoints that have the block."""
     n = len(among)
     gram = torch.zeros(n, n, dtype=torch.float64)
     if not n:
@@ -233,7 +233,7 @@ def _update_gram(pieces: Sequence[Piece], reader: Reader, among: Sequence[int], 
 
 
 def _finite(pieces: Sequence[Piece], reader: Reader, among: Sequence[int]) -> list[int]:
-    """In which of these checkpoints all entries of the block are finite."""
+    """Return the indices of the checkpoints in which all entries of the block are finite."""
     finite = np.ones(len(among), dtype=bool)
     for flats in reader.stretches(pieces, among, max(LEAST, STRETCH // len(among))):
         finite &= [bool(flat.double().isfinite().all()) for flat in flats]

@@ -1,8 +1,8 @@
-"""The results of an analysis of checkpoints: what the callback leaves behind, and a report, in one folder."""
+"""Results of an analysis of checkpoints in one folder: a report, and the files that the callback leaves behind."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from lightning_traj.files import replace_together
 from lightning_traj.plots import save_png
 from lightning_traj.plots import trajectory as plot
 from lightning_traj.report import trajectory_report
-from lightning_traj.trajectory import Trajectory
+from lightning_traj.trajectory import CheckpointSource, Trajectory
 
 EVENTS = "tensorboard"
 TRAJECTORY = "trajectory.safetensors"
@@ -33,23 +33,23 @@ def write_analysis(
     """Write ``report.html``, ``trajectory.safetensors``, figures as PNG, and events for TensorBoard: all or nothing.
 
     Args:
-        trajectory: As ``from_checkpoints`` gives it.
-        out: Folder, made if it is missing.
-        csv: Write ``trajectory.csv`` too: a row a checkpoint, a column a measure.
+        trajectory: Trajectory of ``from_checkpoints``.
+        out: Folder for the results; it is made if it is missing.
+        csv: Whether to write ``trajectory.csv`` too, a row a checkpoint and a column a measure.
         overwrite: Whether the results of an earlier analysis in ``out`` may be replaced, all of them.
 
     Returns:
         The files and folders, the report first.
 
     Raises:
-        FileExistsError: there are results already, or a trajectory that was recorded in training.
-        OSError: a file could not be written.
+        FileExistsError: There are results already, or a trajectory that was recorded in training.
+        OSError: A file could not be written.
     """
     out = Path(out)
     present = [name for name in RESULTS if (out / name).exists()]
     if present and not overwrite:
         raise FileExistsError(f"{out} has {', '.join(present)} already: name another folder, or pass overwrite=True.")
-    if TRAJECTORY in present and "checkpoints" not in Trajectory.load(out / TRAJECTORY).settings:
+    if TRAJECTORY in present and Trajectory.load(out / TRAJECTORY).provenance.source is None:
         raise FileExistsError(f"{out / TRAJECTORY} was recorded in training, and is not replaced: name another folder.")
     with replace_together(out, present) as folder:
         _write(trajectory, folder, csv)
@@ -71,21 +71,21 @@ def _write(trajectory: Trajectory, out: Path, csv: bool) -> None:
     for name, figure in figures.items():
         save_png(figure, out / f"{name}.png")
     _write_events(trajectory, out)
-    settings = trajectory.settings
+    source = trajectory.provenance.source or CheckpointSource()
     report = trajectory_report(
         trajectory,
-        title=f"Trajectory of {_common_folder(settings['checkpoints']).name}",
+        title=f"Trajectory of {_common_folder(source.paths).name}",
         source={
-            "checkpoints": _span(settings["checkpoints"]),
-            "weights": "averaged" if settings["track"] == "average" else "as they were trained",
-            "left out (buffers)": settings["left_out"] or "nothing",
+            "checkpoints": _span(source.paths),
+            "weights": "averaged" if trajectory.provenance.track == "average" else "as they were trained",
+            "left out (buffers)": source.left_out or "nothing",
         },
     )
     (out / "report.html").write_text(report, encoding="utf-8")
 
 
 def _write_events(trajectory: Trajectory, out: Path) -> None:
-    """The same charts and pictures as in training."""
+    """Write the same charts and pictures as in training."""
     logger = _Events(out / EVENTS)
     tensorboard.add_layout([logger])
     tensorboard.log_history([logger], trajectory)
@@ -106,11 +106,11 @@ class _Events:
             self.experiment.add_scalar(tag, value, step)
 
 
-def _common_folder(paths: list[str]) -> Path:
-    """The folder that holds all checkpoints, seen from where they are not called so."""
+def _common_folder(paths: Sequence[str]) -> Path:
+    """Return the folder of the checkpoints, or the one above if it is called ``checkpoints``."""
     folder = Path(paths[0]).absolute().parent
     return folder.parent if folder.name == "checkpoints" else folder
 
 
-def _span(paths: list[str]) -> str:
+def _span(paths: Sequence[str]) -> str:
     return f"{len(paths)}, {paths[0]} … {paths[-1]}"

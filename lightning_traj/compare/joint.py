@@ -246,7 +246,7 @@ def block_rows(run: Run, name: str) -> Array:
     """Return θ_0 and the displacements of one block, float64 [n, k]."""
     trajectory = run.trajectory
     assert trajectory.sketches is not None
-    dim, index = trajectory.settings["sketch_dim"], run.blocks[name]
+    dim, index = trajectory.provenance.sketch_dim, run.blocks[name]
     sizes = [min(block.numel, dim) for block in trajectory.blocks[: index + 1]]
     end = sum(sizes)
     return trajectory.sketches[:, end - sizes[-1] : end].astype(np.float64)
@@ -278,6 +278,6 @@ def pair_angles(grams: Array, run: Run, names: Sequence[str]) -> tuple[Array, Ar
     errors = np.zeros(len(grams))
     for t in np.flatnonzero(~same & ~np.isnan(angles)):
         gradient = difference_angle_gradient(total[t], 0, 1)
-        error = standard_error(gradient, grams[t, sketched], run.trajectory.settings["sketch_dim"])
+        error = standard_error(gradient, grams[t, sketched], run.trajectory.provenance.sketch_dim)
         errors[t] = np.nan_to_num(error)  # NaN for an angle of exactly 0 or 180 degrees
     return angles, errors, same

@@ -56,7 +56,8 @@ def comparison_report(
     for number, (joint, found) in enumerate(joints, start=1):
         nth = f"_{number}" if number > 1 else ""
         parts += _joint_sections(joint, found, pictures, nth, whole=len(joint.runs) == len(runs))
-    if wrong := {run.name: its for run in runs if (its := run.trajectory.settings.get("findings"))}:
+    sources = {run.name: source for run in runs if (source := run.trajectory.provenance.source)}
+    if wrong := {name: source.findings for name, source in sources.items() if source.findings}:
         parts.append(
             page.section(
                 "What is wrong with the runs",

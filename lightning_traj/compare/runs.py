@@ -83,14 +83,14 @@ class Run:
 
     def sketched_as(self, block: Block) -> tuple[str, int, int] | None:
         """Return name, seed and sketch length, which decide a block's random numbers; None for a block kept whole."""
-        settings = self.trajectory.settings
-        if block.numel <= settings["sketch_dim"]:
+        provenance = self.trajectory.provenance
+        if block.numel <= provenance.sketch_dim:
             return None
-        return block.name.removeprefix(self._root), settings["seed"], settings["sketch_dim"]
+        return block.name.removeprefix(self._root), provenance.seed, provenance.sketch_dim
 
     @property
     def _root(self) -> str:
-        return str(self.trajectory.settings.get("root", ""))
+        return self.trajectory.provenance.root
 
     def renamed(self, name: str) -> str:
         """Return the name of a block or a module, renamed."""
@@ -135,7 +135,7 @@ def load_runs(paths: Sequence[str | PathLike[str]], *, rename: Mapping[str, str]
     rename = dict(rename or {})
     trajectories = [Trajectory.load(file) for file in files]
     chosen = [
-        hyperparameters_beside(file) or trajectory.settings.get("hyperparameters") or {}
+        hyperparameters_beside(file) or (source.hyperparameters if (source := trajectory.provenance.source) else {})
         for file, trajectory in zip(files, trajectories, strict=True)
     ]
     names = names_of(list(resolved))
@@ -207,15 +207,15 @@ def names_of(files: Sequence[PurePath]) -> list[str]:
 def incomparability_reason(one: Run, other: Run) -> str:
     """Return why the snapshots of two runs have no inner products, as text; empty if they have."""
     for run in (one, other):
-        if run.trajectory.settings.get("snapshot") != "sketch":
+        if not run.trajectory.provenance.is_sketched:
             remedy = "record it with snapshot='sketch', or analyze its checkpoints with --sketch"
             return f"{run.name} has full snapshots, which are not in its trajectory file: {remedy}"
         if run.trajectory.sketches is None:
             return f"the file of {run.name} holds no rows of its snapshots, which are saved when training ends"
-    settings = [run.trajectory.settings for run in (one, other)]
+    first_made, other_made = (run.trajectory.provenance for run in (one, other))
     for name, words in (("track", "the runs tracked different quantities"), ("blocks", "blocks were made otherwise")):
-        if settings[0].get(name) != settings[1].get(name):
-            return f"{words}: {name}={settings[0].get(name)!r} and {settings[1].get(name)!r}"
+        if (ours := getattr(first_made, name)) != (theirs := getattr(other_made, name)):
+            return f"{words}: {name}={ours!r} and {theirs!r}"
     for run, its in ((one, other), (other, one)):
         if alone := [name for name in run.blocks if name not in its.blocks]:
             listed = join_names([*map(repr, alone)], _LISTED)
@@ -227,8 +227,8 @@ def incomparability_reason(one: Run, other: Run) -> str:
             return f"another model: {name!r} has {a.numel:,} parameters in {one.name} and {b.numel:,} in {other.name}"
         if (first := one.sketched_as(a)) != (second := other.sketched_as(b)):
             for setting in ("seed", "sketch_dim"):
-                if settings[0][setting] != settings[1][setting]:
-                    return f"sketched with {setting}={settings[0][setting]} and {settings[1][setting]}"
+                if (ours := getattr(first_made, setting)) != (theirs := getattr(other_made, setting)):
+                    return f"sketched with {setting}={ours} and {theirs}"
             names = [sketched[0] if sketched else name for sketched in (first, second)]
             return f"{name!r} was sketched as {names[0]!r} and as {names[1]!r}, with other random numbers"
     return ""
@@ -270,9 +270,9 @@ def _is_trajectory(file: Path | str) -> bool:
 
 def _check_rows(run: Run) -> None:
     trajectory = run.trajectory
-    if trajectory.sketches is None or trajectory.settings["snapshot"] != "sketch":
+    if trajectory.sketches is None or not trajectory.provenance.is_sketched:
         return
-    dim = trajectory.settings["sketch_dim"]
+    dim = trajectory.provenance.sketch_dim
     expected = (len(trajectory), sum(min(block.numel, dim) for block in trajectory.blocks))
     if (shape := trajectory.sketches.shape) != expected:
         raise ValueError(

@@ -82,7 +82,7 @@ def check_recorded(trajectory: Trajectory, name: str, groups: Mapping[str, Group
                 "a condition looks: give that one blocks='tensor' and no include= or exclude= that leaves it out."
             )
     for measure in measures:
-        if MEASURES[measure].group == "Oscillation" and not trajectory.settings["window"]:
+        if MEASURES[measure].group == "Oscillation" and not trajectory.provenance.window:
             raise ValueError(
                 f"a condition looks at {measure!r}, which the TrajectoryCallback {name!r} does not record: give that "
                 "one window=8, or use another measure."

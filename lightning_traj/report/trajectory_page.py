@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning_traj.measures import MEASURES, SATURATED, shown_in
 from lightning_traj.plots import layer_figures, series_figures, to_png
@@ -40,7 +40,8 @@ def trajectory_report(
     said = report.suggestion(trajectory)
     lead = f"{len(trajectory)} snapshots, steps {steps[0]:,} to {steps[-1]:,}; {trajectory.counted()}"
     values, errors = trajectory.summary(), trajectory.standard_errors()
-    found = trajectory.settings.get("findings") if findings is None else findings
+    source_of = trajectory.provenance.source
+    found = [finding.text for finding in source_of.findings] if findings is None and source_of else findings
     return page.page(
         title,
         page.header(title, lead),
@@ -67,24 +68,24 @@ def drawn(draw: Callable[[], Figure]) -> bytes:
 
 def recorded(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
     """Yield facts about how a trajectory was recorded and which blocks are counted: name and text."""
-    settings: Mapping[str, Any] = trajectory.settings
+    provenance = trajectory.provenance
     steps, epochs = trajectory.steps, trajectory.epochs
     yield (
         "snapshots",
         f"{len(trajectory)}, at steps {steps[0]:,} to {steps[-1]:,}, epochs {epochs[0]:g} to {epochs[-1]:g}",
     )
-    if settings.get("snapshot") == "sketch":
-        dim = settings["sketch_dim"]
+    if provenance.is_sketched:
+        dim = provenance.sketch_dim
         yield (
             "recorded as",
-            f"sketches of {dim:,} numbers a block (seed {settings.get('seed')}); blocks of at most {dim:,} whole",
+            f"sketches of {dim:,} numbers a block (seed {provenance.seed}); blocks of at most {dim:,} whole",
         )
     else:
         yield "recorded as", "full snapshots: values are exact"
     yield "counted", f"{trajectory.counted()}: every block that has changed since θ_0"
     told = ("blocks", "include", "exclude", "root", "max_snapshots")
-    yield from ((name, str(settings[name])) for name in told if settings.get(name) not in (None, ""))
-    if given := settings.get("hyperparameters"):
+    yield from ((name, str(value)) for name in told if (value := getattr(provenance, name)) not in (None, ""))
+    if provenance.source and (given := provenance.source.hyperparameters):
         yield "hyperparameters", ", ".join(f"{name}={value}" for name, value in given.items())
     if count := len(trajectory.windows.steps):
         yield "windows of single steps", f"{count}, of {max(trajectory.windows.counts)} steps at most"

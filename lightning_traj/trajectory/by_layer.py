@@ -1,4 +1,4 @@
-"""A trajectory by layer, role and depth: which part of the network still turns."""
+"""A trajectory by layer, role and depth, which shows the parts of the network that still turn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_traj.trajectory.trajectory import Trajectory
 
 Array = NDArray[np.float64]
 Groups = dict[str, list[int]]
-"""Indices of a trajectory's blocks, by the name of what they make up."""
+"""Indices of a trajectory's blocks, by the name of their group."""
 
 States = Callable[[tuple[int, ...]], SelectionState]
 """From indices of blocks to their sums: ``Trajectory.state_of``, or a function that keeps what it has returned."""
@@ -28,14 +28,14 @@ COMPARED = 128  # snapshots of two maps, at most: as good as all of them to tell
 
 
 def grouped(trajectory: Trajectory, by: str, select: Select = None) -> Groups:
-    """Indices of the blocks that are counted, group by group. As for ``Trajectory.table``."""
+    """Return the indices of the blocks that are counted, by group, as in ``Trajectory.table``."""
     return group_blocks(trajectory.blocks, by, trajectory.select(select))
 
 
 def at_most(groups: Groups, most: int) -> tuple[Groups, int]:
-    """The groups, neighbours merged where there are more than ``most``; and how many of them make up one.
+    """Merge neighbouring groups if there are more than ``most``; return them, and how many make up one.
 
-    What is merged has the name of its first, and an ellipsis.
+    A merged group has the name of its first one, and an ellipsis.
     """
     size = max(1, -(-len(groups) // most))
     merged = {}
@@ -46,7 +46,7 @@ def at_most(groups: Groups, most: int) -> tuple[Groups, int]:
 
 
 def by_role(trajectory: Trajectory, blocks: Sequence[int]) -> Groups:
-    """These blocks by role, in the order of ``ROLES``."""
+    """Return these blocks by role, in the order of ``ROLES``."""
     groups: Groups = {role: [] for role in present_roles(trajectory.blocks[i] for i in blocks)}
     for i in blocks:
         groups[trajectory.blocks[i].role].append(i)
@@ -54,7 +54,7 @@ def by_role(trajectory: Trajectory, blocks: Sequence[int]) -> Groups:
 
 
 def present_roles(blocks: Iterable[Block]) -> list[str]:
-    """Roles of these blocks, in the order of ``ROLES``, and then any others."""
+    """Return the roles of these blocks, in the order of ``ROLES``, and then any others."""
     roles = {block.role for block in blocks}
     return [*(role for role in ROLES if role in roles), *sorted(roles.difference(ROLES))]
 
@@ -72,7 +72,7 @@ def progress(
         trajectory: Trajectory of n snapshots.
         measure: Tag of the measure, one of the catalogue.
         by: How blocks are grouped, as for ``Trajectory.table``, or the groups themselves.
-        select: Which blocks are grouped, as for ``Trajectory.table``.
+        select: Blocks to group, as for ``Trajectory.table``.
         states: ``kept_states(trajectory)``, where several measures of the same groups are asked for.
 
     Returns:
@@ -90,14 +90,14 @@ def latest(
     select: Select = None,
     states: States | None = None,
 ) -> dict[str, float]:
-    """Return a measure of each group of blocks at the newest snapshot; NaN where undefined. As for ``progress``."""
+    """Return a measure of each group of blocks at the newest snapshot; arguments are those of ``progress``."""
     groups = grouped(trajectory, by, select) if isinstance(by, str) else by
     state_of = states or trajectory.state_of
     return {name: MEASURES[measure].value(state_of(tuple(blocks))) for name, blocks in groups.items()}
 
 
 def attention(trajectory: Trajectory, select: Select = None) -> dict[str, dict[str, float]]:
-    """MDS of q, k and v of each attention module, and their heterogeneity: the largest less the smallest, in [0, 1].
+    """Return the MDS of q, k and v of each attention module, and their heterogeneity: the largest less the smallest.
 
     Returns:
         {module: {"q": ω, "k": ω, "v": ω, "heterogeneity": …}} in the order of the model; empty without attention.
@@ -111,7 +111,7 @@ def attention(trajectory: Trajectory, select: Select = None) -> dict[str, dict[s
 
 
 def informative(trajectory: Trajectory, select: Select = None) -> list[int]:
-    """Indices of the blocks that are counted, without biases and norms unless there is nothing else."""
+    """Return the indices of the blocks that are counted, without biases and norms unless there is nothing else."""
     counted = trajectory.select(select)
     return [i for i in counted if trajectory.blocks[i].role not in UNINFORMATIVE] or counted
 
@@ -119,7 +119,7 @@ def informative(trajectory: Trajectory, select: Select = None) -> list[int]:
 def most_different(
     trajectory: Trajectory, count: int, select: Select = None, states: States | None = None
 ) -> list[str]:
-    """Names of the blocks whose maps differ most from the map of everything counted, the most different first.
+    """Return the names of the blocks whose maps differ most from the map of everything counted, in that order.
 
     By the root mean square difference of their angles, among the ``informative`` blocks: one for each role, unless all
     have the same role. At most ``COMPARED`` snapshots are compared, evenly spread. ``states`` as for ``progress``.

@@ -1,4 +1,4 @@
-"""When snapshots were taken: in epochs or in steps, decided in one place for charts, tables and sentences."""
+"""Times of snapshots in epochs or steps, a choice that is made here for charts, tables and sentences."""
 
 from __future__ import annotations
 

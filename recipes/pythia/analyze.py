@@ -19,12 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_traj import Trajectory
-from lightning_traj.checkpoints.formats.checkpoint import is_checkpoint
+from lightning_traj.checkpoints.formats.opening import is_checkpoint
 from lightning_traj.cli import command as cli
 from lightning_traj.cli.results import TRAJECTORY
 from lightning_traj.files.atomic import replace_atomically
 from lightning_traj.plots import save_png
 from lightning_traj.plots.attention import heterogeneity
+from lightning_traj.trajectory import Finding
 from lightning_traj.trajectory import by_layer as layers
 from recipes.pythia.revisions import PUBLISHED
 
@@ -32,7 +33,6 @@ EXPECTED = (
     "Expected a folder with the revisions step0, step1, …, each with config.json and its weights: "
     "recipes/pythia/README.md tells how to get those of Pythia."
 )
-SAME = "hold exactly the same weights."
 ABOUT_SAME = (
     "Revisions of different steps with the same weights were published by mistake; move all but the right one out of "
     "the folder, and run this again. (step0 and step1 of Pythia are reported to be the same at every size.)"
@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     trajectory = Trajectory.load(options.out / TRAJECTORY)
     rows = layers.attention(trajectory)
-    for note in remarks(steps, trajectory.settings["findings"], rows):
+    source = trajectory.provenance.source
+    for note in remarks(steps, source.findings if source else (), rows):
         print(f"Note: {note}")
     if rows:
         Console().print(attention_table(rows))
@@ -80,14 +81,14 @@ def steps_in(revisions: Path) -> list[int]:
     return steps
 
 
-def remarks(steps: Collection[int], findings: Collection[str], rows: Mapping[str, object]) -> list[str]:
+def remarks(steps: Collection[int], findings: Collection[Finding], rows: Mapping[str, object]) -> list[str]:
     """What there is to say of these revisions, besides the findings of any checkpoints."""
     notes = []
     published = [step for step in PUBLISHED if step <= max(steps)]
     if missing := [step for step in published if step not in steps]:
         shown = ", ".join(map(str, missing[:4])) + (", …" if len(missing) > 4 else "")
         notes.append(f"{len(missing)} of the {len(published)} steps that Pythia has until then are not here ({shown}).")
-    if any(finding.endswith(SAME) for finding in findings):
+    if any(finding.kind == "duplicate" for finding in findings):
         notes.append(ABOUT_SAME)
     if not rows:
         notes.append("no q, k and v are counted, so there is no heterogeneity to tell.")

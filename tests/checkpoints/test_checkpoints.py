@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 import lightning_traj
-from lightning_traj import from_checkpoints
+from lightning_traj import Trajectory, from_checkpoints
 from lightning_traj.checkpoints import analysis as checkpoints
 from lightning_traj.checkpoints import resumption
-from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, CheckpointError
+from lightning_traj.checkpoints.formats.checkpoint import Checkpoint
+from lightning_traj.checkpoints.formats.errors import CheckpointError
 from saved import agree, write_all
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -144,6 +145,11 @@ def test_what_cannot_be_read_when_it_is_used(folder: Path, tmp_path: Path, snaps
     rest = from_checkpoints(run, snapshot=snapshot, skip_bad=True)
     np.testing.assert_array_equal(rest.gram(), good.gram())
     assert rest.settings["findings"][0].startswith(f"skipped: {run / 'run-1.ckpt'} cannot be read")
+    rest.save(tmp_path / "rest.safetensors")
+    for source in (rest.provenance.source, Trajectory.load(tmp_path / "rest.safetensors").provenance.source):
+        assert source is not None
+        assert (source.findings[0].kind, source.findings[0].severity) == ("unreadable", "error")
+        assert {finding.severity for finding in source.findings[1:]} <= {"note"}
 
 
 def test_progress_is_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,8 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from lightning_traj import from_checkpoints
-from lightning_traj.checkpoints.formats.checkpoint import CheckpointError, open_checkpoint
+from lightning_traj.checkpoints.formats.errors import CheckpointError
+from lightning_traj.checkpoints.formats.opening import open_checkpoint
 from lightning_traj.checkpoints.formats.pickled_values import VALUES, Array
 from lightning_traj.checkpoints.formats.torch_files import TorchContents
 from lightning_traj.checkpoints.formats.unpickling import Unpickler

@@ -23,8 +23,9 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint import metadata as dcp_metadata
 
 from lightning_traj import from_checkpoints
-from lightning_traj.checkpoints.formats.checkpoint import CheckpointError, open_checkpoint
-from lightning_traj.checkpoints.formats.dcp import read_metadata
+from lightning_traj.checkpoints.formats.dcp import Chunk, _overlap, read_metadata
+from lightning_traj.checkpoints.formats.errors import CheckpointError
+from lightning_traj.checkpoints.formats.opening import open_checkpoint
 from lightning_traj.checkpoints.parameters import _at_most, network
 from saved import FORMATS, Malicious, write_all
 
@@ -236,6 +237,10 @@ def test_absurd_sizes_in_the_metadata_take_no_memory(distributed: Path, code: by
         (lambda entry, info: setattr(entry, "size", torch.Size([10**15])), "do not make up"),
         (lambda entry, info: setattr(entry.chunks[0], "offsets", torch.Size([1])), "KeyError|outside of it"),
         (lambda entry, info: setattr(entry, "chunks", []), "do not make up"),
+        (
+            lambda entry, info: (setattr(entry, "size", torch.Size([6])), setattr(entry, "chunks", entry.chunks * 2)),
+            "chunks of state_dict.fc.bias overlap",
+        ),
         (lambda entry, info: setattr(entry, "properties", 5), "no metadata of torch"),
     ],
 )
@@ -301,6 +306,21 @@ def test_a_tensor_of_a_single_entry_that_claims_to_have_many(tmp_path: Path) -> 
         assert trajectory.settings["left_out"] == "1 w"
 
 
+@pytest.mark.parametrize(
+    ("offsets", "sizes", "overlap"),
+    [
+        ([(0, 0), (0, 2), (1, 0), (1, 2)], [(1, 2)] * 4, False),
+        ([(0, 0), (0, 1), (1, 0), (1, 2)], [(1, 2)] * 4, True),
+        ([(0, 0), (0, 2)], [(3, 2), (3, 1)], False),
+        ([(0, 0), (2, 0), (1, 1)], [(2, 3), (1, 3), (1, 0)], False),
+        ([()], [()], False),
+    ],
+)
+def test_chunks_that_overlap(offsets: Any, sizes: Any, overlap: bool) -> None:
+    chunks = [Chunk(offset, size, Path("x"), 0, 0) for offset, size in zip(offsets, sizes, strict=True)]
+    assert _overlap(chunks) == _overlap(chunks[::-1]) == overlap
+
+
 def test_an_absurd_header_of_safetensors(tmp_path: Path) -> None:
     header = b'{"w":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}'
     (tmp_path / "step1.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
@@ -308,6 +328,18 @@ def test_an_absurd_header_of_safetensors(tmp_path: Path) -> None:
     for step in (1, 2):
         with pytest.raises(CheckpointError, match=rf"step{step}\.safetensors"):
             open_checkpoint(tmp_path / f"step{step}.safetensors")
+    (tmp_path / "notes.safetensors").write_text("Dear reader, this is no file of weights.")
+    with pytest.raises(CheckpointError, match="it is no safetensors file, whatever its name"):
+        open_checkpoint(tmp_path / "notes.safetensors")
+
+
+def test_lists_that_are_shared_are_looked_through_once(tmp_path: Path) -> None:
+    shared: list[Any] = []
+    for _ in range(6):
+        shared = [shared] * 200
+    torch.save({"a": shared}, tmp_path / "step1.pt")
+    with pytest.raises(CheckpointError, match="no state dict found, nor any tensor"):
+        open_checkpoint(tmp_path / "step1.pt")
 
 
 HUGE = 10**8

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from lightning_traj import from_checkpoints
 from lightning_traj.checkpoints import streaming
 from lightning_traj.checkpoints.duplicates import same_weights, tied
-from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, open_checkpoint
+from lightning_traj.checkpoints.formats.checkpoint import Checkpoint
+from lightning_traj.checkpoints.formats.opening import open_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

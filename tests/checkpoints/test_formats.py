@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ import pytest
 import torch
 import transformers
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from safetensors.torch import save_file
 from torch import nn
 
 from lightning_traj import EveryNSteps, Trajectory, TrajectoryCallback, from_checkpoints
-from lightning_traj.checkpoints.formats.checkpoint import open_checkpoint
+from lightning_traj.checkpoints.formats import registry
+from lightning_traj.checkpoints.formats.errors import CheckpointError
+from lightning_traj.checkpoints.formats.opening import is_checkpoint, open_checkpoint
 from models import Module, batches, fit
-from saved import FORMATS, agree, normalised, savers, states_of, write_all
+from saved import FORMATS, SAMPLES, Tree, agree, normalised, savers, states_of, write_all
 
 Run = tuple[Trajectory, Path]
 
@@ -330,6 +334,10 @@ def test_hyperparameters_beside(tmp_path: Path, kind: str) -> None:
     (path,) = write_all(kind, tmp_path / "checkpoints", {1: {"w": torch.ones(2)}}).iterdir()
     (tmp_path / "hparams.yaml").write_text("lr: 0.1\nnested:\n  depth: 3\nbetas: !!python/tuple [0.9, 0.99]\nx: null\n")
     assert open_checkpoint(path).hyperparameters == {"lr": 0.1, "nested/depth": 3}
+    merges = [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 9)]
+    (tmp_path / "hparams.yaml").write_text("\n".join(["a0: &a0 {k: v, l: w}", *merges]))
+    with pytest.raises(ValueError, match=r"hparams\.yaml cannot be read .* more than 262,144 entries"):
+        _ = open_checkpoint(path).hyperparameters
     (tmp_path / "hparams.yaml").write_text("a: [1")
     with pytest.raises(ValueError, match=r"hparams\.yaml cannot be read as hyperparameters"):
         _ = open_checkpoint(path).hyperparameters
@@ -396,3 +404,114 @@ def test_folders_that_a_sharded_run_writes(tmp_path: Path) -> None:
     assert whole.steps.tolist() == [0, 2, 4, 6]
     assert whole.summary()["displacement"] > 0.1
     agree(from_checkpoints(tmp_path / "checkpoints"), dataclasses.replace(whole, epochs=np.arange(4.0)))
+
+
+# Where the weights lie in a file ----------------------------------------------------------------------------
+
+
+def test_the_only_state_dict_of_a_file_needs_no_key(run: Run, tmp_path: Path) -> None:
+    online, folder = run
+    for step, state in states_of(folder).items():
+        moments = {name: torch.ones(2) for name in ("exp_avg", "exp_avg_sq")}
+        content = {"net": state, "optim": moments, "ema_model": moments, "acc": 93.1, "epoch": step}
+        torch.save(content, tmp_path / f"step{step}.pt")
+    agree(from_checkpoints(tmp_path), dataclasses.replace(online, epochs=np.zeros(4)))
+    torch.save({"net_a": states_of(folder)[0], "net_b": states_of(folder)[0]}, tmp_path / "step0.pt")
+    with pytest.raises(ValueError, match=r"step0\.pt.*name the key that leads to it: the file has 'net_a', 'net_b'"):
+        from_checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize("key", [None, "ema"])
+def test_checkpoints_of_ultralytics(run: Run, tmp_path: Path, key: str | None) -> None:
+    """While it trains, the average is saved; at the end the last and the best are stripped to a model."""
+    online, folder = run
+    states = states_of(folder)
+    for step, state in states.items():
+        content = {"epoch": step, "model": None, "ema": Tree(state), "updates": 9, "optimizer": {"state": {}}}
+        torch.save(content, tmp_path / f"epoch{step}.pt")
+    torch.save({"epoch": -1, "model": Tree(states[12]), "ema": None, "optimizer": None}, tmp_path / "best.pt")
+    offline = from_checkpoints(tmp_path, key=key)
+    np.testing.assert_allclose(offline.gram("*"), online.gram("*"), rtol=1e-10)
+    assert offline.steps.tolist() == [0, 4, 8, 12]
+    assert any("best.pt is left out: " in finding for finding in offline.settings["findings"])
+
+
+@pytest.mark.parametrize("names", [("step{}.safetensors", "torch"), ("step{}.pt", "safetensors")])
+def test_the_content_of_a_file_says_more_than_its_name(run: Run, tmp_path: Path, names: tuple[str, str]) -> None:
+    online, folder = run
+    for step, state in states_of(folder).items():
+        save = torch.save if names[1] == "torch" else save_file
+        save({name: tensor.clone() for name, tensor in state.items()}, tmp_path / names[0].format(step))
+    offline = from_checkpoints(tmp_path)
+    np.testing.assert_allclose(offline.gram("*"), online.gram("*"), rtol=1e-10)
+
+
+def test_storages_within_a_pickle_are_told_apart(tmp_path: Path) -> None:
+    """Without a memo, the bytes of one are freed before those of the next are read."""
+
+    class Forgetful(pickle._Pickler):
+        def memoize(self, obj: Any) -> None: ...
+
+    states = [{f"l{n}.weight": torch.full((4, 4), float(10 * step + n)) for n in range(12)} for step in range(2)]
+    for step, state in enumerate(states):
+        with (tmp_path / f"step{step}.pt").open("wb") as file:
+            pickler = Forgetful(file, 4)
+            pickler.fast = True
+            pickler.dump(state)
+    for step, state in enumerate(states):
+        opened = open_checkpoint(tmp_path / f"step{step}.pt")
+        assert {name: float(opened.read(name)[0, 0]) for name in state} == {n: float(t[0, 0]) for n, t in state.items()}
+
+
+# The contract of every format -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Path:
+    return tmp_path / "samples"
+
+
+def test_every_format_has_a_sample() -> None:
+    assert set(SAMPLES) == {one.name for one in registry.FORMATS}
+    assert set(SAMPLES.values()) <= set(FORMATS)
+
+
+@pytest.mark.parametrize("one", registry.FORMATS, ids=lambda one: one.name)
+def test_the_contract_of_a_format(one: registry.Format, sample: Path) -> None:
+    state = {"a.weight": torch.randn(3, 4), "a.bias": torch.randn(3), "b.weight": torch.randn(2, 3).to(torch.bfloat16)}
+    (path,) = write_all(SAMPLES[one.name], sample, {7: state}).iterdir()
+    assert [other.name for other in registry.FORMATS if other.matches(path)] == [one.name]
+    assert registry.format_of(path) is one
+    assert is_checkpoint(path)
+    assert bool(one.suffixes) == path.is_file()
+    contents = one.read(path, None, "raw")
+    opened = open_checkpoint(path)
+    assert opened.step == 7
+    assert not contents.averaged
+    shapes = contents.source.shapes()
+    assert set(shapes) == set(opened.shapes) == set(state)
+    for name, like in shapes.items():
+        assert like.device.type == "meta"
+        assert (like.shape, like.dtype) == (state[name].shape, state[name].dtype)
+        assert torch.equal(contents.source.read(name), state[name])
+    opened.release()
+    assert torch.equal(opened.read("a.bias"), state["a.bias"])  # opened again
+    with pytest.raises(CheckpointError, match="no averaged weights"):
+        open_checkpoint(path, weights="average")
+
+
+@pytest.mark.parametrize("one", registry.FORMATS, ids=lambda one: one.name)
+def test_a_damaged_file_of_a_format_is_refused(one: registry.Format, sample: Path) -> None:
+    (path,) = write_all(SAMPLES[one.name], sample, {7: {"w": torch.randn(300)}}).iterdir()
+    for file in [path] if path.is_file() else [f for f in path.iterdir() if f.is_file()]:
+        file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(CheckpointError, match=rf"{path.name} cannot be read as a checkpoint") as raised:
+        open_checkpoint(path)
+    assert raised.value.path == path
+
+
+@pytest.mark.parametrize("one", registry.FORMATS, ids=lambda one: one.name)
+def test_a_format_matches_nothing_else(one: registry.Format, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    for path in (tmp_path, tmp_path / "notes.txt", tmp_path / "none.pt"):
+        assert not one.matches(path)

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import reference
 from lightning_traj import Trajectory, from_checkpoints
 from lightning_traj.checkpoints.grouping import SeveralSeries
-from lightning_traj.checkpoints.series import CONTRADICTED, find, open_series, series_in
+from lightning_traj.checkpoints.paths import find
+from lightning_traj.checkpoints.series import open_series, series_in
 from lightning_traj.cli.command import SEVERAL, main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -23,6 +25,8 @@ SHAPES = {"fc1.weight": (6, 5), "fc1.bias": (6,), "fc2.weight": (4, 6), "fc2.bia
 WIDER = {"fc1.weight": (12, 5), "fc1.bias": (12,), "fc2.weight": (4, 12), "fc2.bias": (4,)}
 OTHER = {"conv.weight": (3, 2, 3, 3), "conv.bias": (3,), "out.weight": (1, 3)}
 NUMBERS = (1, 2, 10, 20)
+
+CONTRADICTED = "the order given contradicts the numbers in names"
 
 # How frameworks name files, how they wrap weights, and what else lies in their folders.
 NAMES: Mapping[str, Callable[[int], str]] = {
@@ -33,12 +37,14 @@ NAMES: Mapping[str, Callable[[int], str]] = {
     "fairseq": lambda n: f"checkpoint_{n}_{100 * n}.pt",
     "detectron2": lambda n: f"model_{n:07d}.pth",
     "mmcv": lambda n: f"epoch_{n}.pth",
+    "folder of each": lambda n: f"epoch_{n}/weights.pt",
     "Keras": lambda n: f"weights.{n:02d}-{1 / n:.2f}.pt",
     "Trainer": lambda n: f"checkpoint-{n}/pytorch_model.bin",
 }
 CONTENTS: Mapping[str, Callable[[State, int], Any]] = {
     "state dict": lambda state, n: state,
     "epoch": lambda state, n: {"epoch": n, "state_dict": state, "optimizer": {"state": {}, "param_groups": []}},
+    "mmengine": lambda state, n: {"meta": {"epoch": n, "iter": 100 * n, "seed": 7}, "state_dict": state},
     "iteration": lambda state, n: {"model": state, "iteration": torch.tensor(100 * n)},
     "wrapped": lambda state, n: {"model_state_dict": {f"module.{name}": tensor for name, tensor in state.items()}},
 }
@@ -119,7 +125,9 @@ def test_folders_of_one_series(tmp_path: Path, states: Any, layout: str, content
     assert first_entries(mixed) == entries
     assert mixed.steps.tolist() == alone.steps.tolist()
     for name, (_, said) in BESIDE.items():
-        assert any(said in finding and (name in finding or "more" in finding) for finding in mixed.findings), name
+        assert any(
+            said in finding and (name in finding or "more" in finding) for finding in map(str, mixed.findings)
+        ), name
 
 
 def test_an_untrained_model_is_step_0(tmp_path: Path, states: Any, stacked: Any) -> None:
@@ -146,11 +154,11 @@ def test_an_untrained_model_is_before_epoch_0(tmp_path: Path, states: Any) -> No
     series = read(write(tmp_path, files))
     assert series.steps.tolist() == series.epochs.tolist() == [0, 1, 2, 3]
     assert first_entries(series) == [float(state["fc1.bias"][0]) for state in expected.values()]
-    assert any("the others are counted from 1: one of them is called 0" in finding for finding in series.findings)
+    assert any("the others are counted from 1: one of them is called 0" in finding.text for finding in series.findings)
     write(tmp_path, {"net_epoch0.pt": expected[0]})  # the same as init.pt
     series = read(tmp_path)
     assert series.steps.tolist() == [0, 1, 2]
-    assert any("epoch 0 occurs twice: net_epoch0.pt is taken" in finding for finding in series.findings)
+    assert any("epoch 0 occurs twice: net_epoch0.pt is taken" in finding.text for finding in series.findings)
 
 
 def test_an_untrained_model_that_is_given_last(tmp_path: Path, states: Any) -> None:
@@ -158,9 +166,37 @@ def test_an_untrained_model_that_is_given_last(tmp_path: Path, states: Any) -> N
     write(tmp_path, {"epoch_init.pt": expected[0], **{f"epoch_{n}.pt": expected[n] for n in range(1, 5)}})
     by_letters = sorted(tmp_path.iterdir())
     assert by_letters[-1].name == "epoch_init.pt"
-    said = from_checkpoints(by_letters, order="given").settings["findings"]
-    assert said[0].startswith(f"{CONTRADICTED}: epoch_4.pt comes before")
-    assert "epoch_init.pt, epoch 4 before 0. All measures depend on the order" in said[0]
+    source = from_checkpoints(by_letters, order="given").provenance.source
+    assert source is not None
+    first = source.findings[0]
+    assert (first.kind, first.severity) == ("order", "warning")
+    assert first.text.startswith(f"{CONTRADICTED}: epoch_4.pt comes before")
+    assert "epoch_init.pt, epoch 4 before 0. All measures depend on the order" in first.text
+
+
+def test_steps_that_start_anew_in_each_epoch(tmp_path: Path, states: Any) -> None:
+    """What the files say is taken, with a warning that their names contradict it."""
+    contents = dict(zip(range(5), states(numbers=range(5)).values(), strict=True))
+    steps = (100, 200, 50, 150, 10)
+    write(tmp_path, {f"save{i}.pt": {"step": steps[i], "epoch": i // 2, "model": contents[i]} for i in range(5)})
+    series = read(tmp_path)
+    assert series.steps.tolist() == sorted(steps)
+    (found,) = (finding for finding in series.findings if finding.kind == "order")
+    assert found.severity == "warning"
+    assert "save4.pt is of step 10, and save2.pt of step 50. All measures depend on the order" in found.text
+    files = [tmp_path / f"save{i}.pt" for i in range(5)]
+    given = open_series(files, order="given", explicit=files)
+    assert [c.path for c in given.checkpoints] == files
+
+
+def test_states_of_optimizers_are_left_out_by_their_keys(tmp_path: Path, states: Any) -> None:
+    moments = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []}
+    write(tmp_path, named("net_{}.pt", states()) | {"optim_1.pt": {"optimizer": moments, "epoch": 1}})
+    series = read(tmp_path)
+    assert series.steps.tolist() == list(NUMBERS)
+    assert any(
+        f.text.startswith("optim_1.pt is left out: no state dict found, only the state") for f in series.findings
+    )
 
 
 def test_a_last_checkpoint_that_is_given_first(tmp_path: Path, states: Any) -> None:
@@ -172,7 +208,7 @@ def test_a_last_checkpoint_that_is_given_first(tmp_path: Path, states: Any) -> N
     assert "last.pt comes before net_1.pt" in said[0]
     in_order = from_checkpoints([*files[1:], files[0]], order="given")
     assert in_order.steps.tolist() == [0, 1, 2, 3]
-    assert not any(finding.startswith(CONTRADICTED) for finding in in_order.settings["findings"])
+    assert "order" not in in_order.settings["finding_kinds"]
     assert from_checkpoints([tmp_path, files[0]], order="given").settings["checkpoints"][-1].endswith("last.pt")
     assert len(from_checkpoints(tmp_path, order="given").steps) == 4
 
@@ -182,7 +218,7 @@ def test_numbers_that_start_anew_in_the_next_folder(tmp_path: Path, states: Any)
     write(tmp_path, named("a/ckpt_{}.pt", states()) | named("b/ckpt_{}.pt", states(seed=1)))
     series = open_series(find([tmp_path / "a", tmp_path / "b"]), order="given", explicit=set())
     assert series.steps.tolist() == list(range(8))
-    assert not any(finding.startswith(CONTRADICTED) for finding in series.findings)
+    assert not any(finding.kind == "order" for finding in series.findings)
 
 
 def test_an_optimizer_is_left_out_under_a_key_too(tmp_path: Path, states: Any) -> None:
@@ -296,6 +332,14 @@ def test_a_report_of_each_where_there_is_one(
         ("seed0_e{}.pt", "seed1_e{}.pt", ["seed0_e", "seed1_e"]),
         ("run_{}.pt", "run_{}-v1.pt", ["run", "run_v1"]),
         ("a/ckpt_{}.pt", "b/ckpt_{}.pt", ["a_ckpt", "b_ckpt"]),
+        ("model1_epoch{}.pt", "model2_epoch{}.pt", ["model1_epoch", "model2_epoch"]),
+        ("member_0_epoch_{}.pt", "member_1_epoch_{}.pt", ["member_0_epoch", "member_1_epoch"]),
+        ("agent1_{}.pt", "agent2_{}.pt", ["agent1", "agent2"]),
+        (
+            "width1-epoch={0}-step={0}00.ckpt",
+            "width2-epoch={0}-step={0}00.ckpt",
+            ["width1_epoch_step", "width2_epoch_step"],
+        ),
     ],
 )
 def test_networks_of_the_same_shapes(
@@ -315,12 +359,75 @@ def test_networks_of_the_same_shapes(
         is_right(trajectory, list(expected[begin].values()), stacked)
 
 
+@pytest.mark.parametrize("second", [OTHER, SHAPES], ids=["other shapes", "same shapes"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_models_of_accelerate_are_several_series(
+    tmp_path: Path, states: Any, stacked: Any, second: Any, suffix: str
+) -> None:
+    models = {"checkpoint": states(), "checkpoint_model_1": states(second, seed=1)}
+    stem = "model" if suffix == ".safetensors" else "pytorch_model"
+    for number, some in enumerate(models.values()):
+        for n, state in some.items():
+            file = tmp_path / "checkpoints" / f"checkpoint_{n}" / (f"{stem}_{number}" if number else stem)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save = save_file if suffix == ".safetensors" else torch.save
+            save(state, file.with_name(file.name + suffix))
+            torch.save({"step": 3}, file.with_name("scheduler.bin"))
+    with pytest.raises(SeveralSeries) as raised:
+        from_checkpoints(tmp_path)
+    names = raised.value.names
+    assert len(names) == 2
+    for name, expected in zip(sorted(names, key=len), models.values(), strict=True):
+        trajectory = from_checkpoints(tmp_path, series=name)
+        assert trajectory.steps.tolist() == list(NUMBERS)
+        is_right(trajectory, list(expected.values()), stacked)
+        assert len({finding for finding in trajectory.settings["findings"] if "twice" in finding}) == 0
+
+
+def test_files_in_folders_of_runs_are_no_series(tmp_path: Path, states: Any) -> None:
+    write(tmp_path, named("run_{}/weights.pt", states()))
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        find(tmp_path)
+
+
+def test_dates_of_mmengine_are_in_its_meta(tmp_path: Path, states: Any) -> None:
+    contents = {n: CONTENTS["mmengine"](state, n) for n, state in states().items()}
+    series = read(write(tmp_path, named("epoch_{}.pth", contents)))
+    assert series.steps.tolist() == [100 * n for n in NUMBERS]
+    assert series.epochs.tolist() == list(NUMBERS)
+    best = read(write(tmp_path, {"best_coco_bbox_mAP.pth": CONTENTS["mmengine"](states()[10], 15)}))
+    assert best.steps.tolist() == [100, 200, 1000, 1500, 2000]
+
+
+def test_runs_that_were_written_one_after_the_other(tmp_path: Path, states: Any) -> None:
+    for number, seed in enumerate((1, 2)):
+        for n, state in states(seed=seed).items():
+            file = write(tmp_path, {f"client_{seed}_round_{n}.pt": state}) / f"client_{seed}_round_{n}.pt"
+            os.utime(file, (10**9 + 10**6 * number + n,) * 2)
+    assert series_in(find(tmp_path)) == ["client_1_round", "client_2_round"]
+
+
+def test_expanded_buffers_are_not_compared(tmp_path: Path, states: Any) -> None:
+    mask = torch.zeros(1).expand(10**6, 10**7)  # 40 TB, had they been copied
+    files = {n: {**state, "mask": mask} for n, state in states().items()}
+    write(tmp_path, {"init.pt": files[1], **named("net_epoch{}.pt", {n - 1: file for n, file in files.items()})})
+    series = read(tmp_path)
+    assert series.steps.tolist() == [0, 1, 9, 19]
+    assert any("epoch 0 occurs twice" in finding.text for finding in series.findings)
+
+
+def test_files_of_a_folder_without_a_name(tmp_path: Path, states: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path / "here", named("{}.pt", states()) | named("d_{}.pt", states(OTHER)))
+    monkeypatch.chdir(folder)
+    assert sorted(series_in(find("."))) == ["d", "here"]
+
+
 def test_copies_under_another_name_are_no_other_series(tmp_path: Path, states: Any) -> None:
     expected = states()
     write(tmp_path, named("epoch={}.pt", expected) | named("best-epoch={}.pt", {n: expected[n] for n in (2, 20)}))
     series = read(tmp_path)
     assert series.steps.tolist() == list(NUMBERS)
-    assert any("epoch 2 occurs twice" in finding for finding in series.findings)
+    assert any("epoch 2 occurs twice" in finding.text for finding in series.findings)
 
 
 def test_models_of_several_widths(tmp_path: Path, states: Any) -> None:
@@ -463,7 +570,7 @@ def test_epochs_with_fractions(tmp_path: Path, states: Any) -> None:
     }
     series = read(write(tmp_path, files))
     assert (series.steps.tolist(), series.epochs.tolist()) == ([0, 1, 2], [0.5, 1.5, 2.0])
-    assert series.findings[-1] == "epochs are fractional: checkpoints are counted instead of steps."
+    assert series.findings[-1].text == "epochs are fractional: checkpoints are counted instead of steps."
 
 
 def test_numbers_are_not_blamed(tmp_path: Path, states: Any) -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from lightning_traj.checkpoints.names import counter, is_end, is_start, other_counts, parse, settings
-from lightning_traj.checkpoints.series import find, open_series
+from lightning_traj.checkpoints.paths import find
+from lightning_traj.checkpoints.series import open_series
 
 # The names of one checkpoint, of its number n and of a random generator for what else stands in names.
 PATTERNS: dict[str, Callable[[int, random.Random], str]] = {
@@ -98,6 +99,12 @@ def test_any_renaming_keeps_the_order(tmp_path: Path, pattern: str) -> None:
         (["a3f9c2d_1", "0676ba61_2"], (1, 2), "number"),
         (["m_1_loss3", "m_2_loss1"], (1, 2), "number"),
         (["m_5_7", "m_6_7"], (5, 6), "number"),
+        (["w.01.0.53", "w.02.0.42", "w.10.0.61"], (1, 2, 10), "number"),  # a loss behind a dot
+        (["tok1.5B", "tok2.5B", "tok10B"], (1_500_000_000, 2_500_000_000, 10_000_000_000), "number"),
+        (["500k", "1m", "1.5m"], (500_000, 1_000_000, 1_500_000), "number"),
+        (["m_20230101120000123456", "m_20221231120000123456"], (1, 0), "number"),  # more digits than an int64 has
+        (["m_15-12-2023", "m_02-01-2024", "m_01-12-2023"], (1, 2, 0), "number"),
+        (["e0_batch_10", "e0_batch_20", "e1_batch_10"], (0, 1, 2), "number"),
     ],
 )
 def test_the_number_that_orders(names: list[str], values: tuple[float, ...], unit: str) -> None:
@@ -142,6 +149,24 @@ def test_of_several_numbers_the_most_distinct() -> None:
     assert (found.column, found.example, found.others) == (1, "30", True)
 
 
+@pytest.mark.parametrize(
+    ("names", "values"),
+    [
+        (["model1_epoch1", "model1_epoch2", "model2_epoch1", "model2_epoch2"], (1, 2, 1, 2)),
+        (["w1-epoch=1-step=10", "w1-epoch=2-step=20", "w2-epoch=1-step=10", "w2-epoch=2-step=20"], (10, 20, 10, 20)),
+        (["agent1_100", "agent1_200", "agent1_300", "agent2_100", "agent2_200", "agent2_300"], (100, 200, 300) * 2),
+        (["sim1_10", "sim1_20", "sim1_30", "sim2_10"], (10, 20, 30, 10)),
+        (["1_100", "1_200", "2_100", "2_200"], (100, 200, 100, 200)),
+    ],
+)
+@pytest.mark.parametrize("in_time", [True, False], ids=["written run by run", "all of one time"])
+def test_numbers_of_runs_order_nothing(names: list[str], values: tuple[int, ...], in_time: bool) -> None:
+    rows = [parse(name)[1] for name in names]
+    found = counter(rows, [float(i) if in_time else 1.0 for i in range(len(names))])
+    assert found is not None
+    assert found.values == values
+
+
 def test_numbers_of_runs() -> None:
     rows = [parse(name)[1] for name in ("seed0_e1", "seed0_e2", "seed1_e1")]
     assert settings(rows) == [(0,), (0,), (1,)]
@@ -154,7 +179,9 @@ def test_words_for_the_start(word: str) -> None:
     assert not is_end(word)
 
 
-@pytest.mark.parametrize("word", ["best", "restart", "finetune", "initializer_range", "model"])
+@pytest.mark.parametrize(
+    "word", ["best", "restart", "finetune", "initializer_range", "model", "warm_start", "random_crop", "start_best"]
+)
 def test_other_words(word: str) -> None:
     assert not is_start(word)
 

@@ -21,8 +21,9 @@ import torch
 from safetensors.torch import save_file
 
 from lightning_traj import from_checkpoints
-from lightning_traj.checkpoints.formats.checkpoint import CheckpointError, is_checkpoint, open_checkpoint
-from lightning_traj.checkpoints.series import find
+from lightning_traj.checkpoints.formats.errors import CheckpointError
+from lightning_traj.checkpoints.formats.opening import is_checkpoint, open_checkpoint
+from lightning_traj.checkpoints.paths import find
 from lightning_traj.cli.command import main
 from saved import FORMATS, write_all
 

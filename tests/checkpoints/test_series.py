@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lightning_traj import Trajectory, from_checkpoints
-from lightning_traj.checkpoints.formats.checkpoint import open_checkpoint
-from lightning_traj.checkpoints.series import find, open_series
+from lightning_traj.checkpoints.formats.opening import open_checkpoint
+from lightning_traj.checkpoints.paths import find
+from lightning_traj.checkpoints.series import open_series
 
 
 def save(path: Path, content: Any = None) -> Path:
@@ -105,12 +106,14 @@ def test_the_given_order(tmp_path: Path) -> None:
     series = opened(*files, order="given")
     assert [c.path for c in series.checkpoints] == files
     assert series.steps.tolist() == [0, 1, 2]
-    assert "counted as given" in series.findings[0]
+    assert "counted as given" in series.findings[0].text
     dated = [save(tmp_path / f"step{step}.pt") for step in (5, 7)]
     assert opened(*dated, order="given").steps.tolist() == [5, 7]
     backwards = opened(*dated[::-1], order="given")
     assert backwards.steps.tolist() == [0, 1]
-    assert backwards.findings[0].startswith("the order given contradicts the numbers in names: step7.pt comes before")
+    assert backwards.findings[0].text.startswith(
+        "the order given contradicts the numbers in names: step7.pt comes before"
+    )
 
 
 def test_a_folder_in_the_given_order_is_in_that_of_its_numbers(tmp_path: Path) -> None:
@@ -121,14 +124,14 @@ def test_a_folder_in_the_given_order_is_in_that_of_its_numbers(tmp_path: Path) -
     assert len(series.findings) == 1
     by_letters = opened(*sorted(files), order="given")  # as a shell lists them
     assert by_letters.steps.tolist() == [0, 1, 2]
-    assert "net10.pt comes before net2.pt, number 10 before 2" in by_letters.findings[0]
-    assert "net2.pt comes before net1.pt" not in by_letters.findings[0]
-    assert "net10.pt comes before net2.pt" in opened(*files[::-1], order="given").findings[0]
+    assert "net10.pt comes before net2.pt, number 10 before 2" in by_letters.findings[0].text
+    assert "net2.pt comes before net1.pt" not in by_letters.findings[0].text
+    assert "net10.pt comes before net2.pt" in opened(*files[::-1], order="given").findings[0].text
 
 
 def test_epochs_that_go_backwards_in_the_given_order(tmp_path: Path) -> None:
     files = [save(tmp_path / f"{name}-epoch={epoch}.pt") for name, epoch in (("a", 3), ("b", 1))]
-    said = opened(*files, order="given").findings[0]
+    said = opened(*files, order="given").findings[0].text
     assert "a-epoch=3.pt comes before b-epoch=1.pt, epoch 3 before 1." in said
     assert opened(*files[::-1], order="given").steps.tolist() == [1, 3]
 
@@ -138,7 +141,7 @@ def test_epochs_alone(tmp_path: Path) -> None:
         save(tmp_path / f"epoch={epoch}.pt")
     series = opened(tmp_path)
     assert series.steps.tolist() == [0, 2, 10]
-    assert "epochs are" in series.findings[0]
+    assert "epochs are" in series.findings[0].text
 
 
 def test_epochs_in_files(tmp_path: Path) -> None:
@@ -148,7 +151,7 @@ def test_epochs_in_files(tmp_path: Path) -> None:
     save(tmp_path / "last2.pt", {"epoch": 2, "model_state_dict": {"w": torch.ones(2)}})
     series = opened(tmp_path)
     assert series.steps.tolist() == series.epochs.tolist() == [1, 2, 10]
-    assert series.findings == (
+    assert tuple(map(str, series.findings)) == (
         "steps are not known, epochs are: these are what is counted as steps.",
         "epoch 2 occurs twice: ckpt_2.pt is taken, last2.pt left out.",
     )
@@ -171,7 +174,9 @@ def test_guessed_steps(tmp_path: Path) -> None:
         save(tmp_path / f"ckpt_{number}.pt")
     series = opened(tmp_path)
     assert series.steps.tolist() == [0, 9, 10]
-    assert series.findings == ("steps are guessed from the numbers of names, such as ckpt_9.pt: they may be epochs.",)
+    assert tuple(map(str, series.findings)) == (
+        "steps are guessed from the numbers of names, such as ckpt_9.pt: they may be epochs.",
+    )
 
 
 def test_unknown_steps(tmp_path: Path) -> None:
@@ -189,7 +194,7 @@ def test_repeated_steps(tmp_path: Path) -> None:
         save(tmp_path / name, {"state_dict": {"w": torch.ones(2)}, "global_step": step})
     series = opened(tmp_path)
     assert series.steps.tolist() == [2, 4]
-    assert "step 4 occurs twice" in series.findings[0]
+    assert "step 4 occurs twice" in series.findings[0].text
     with pytest.raises(ValueError, match="all checkpoints are of step 4"):
         opened(tmp_path / "step=4.pt", tmp_path / "last.pt")
 

@@ -114,6 +114,15 @@ def test_a_folder_that_is_not_empty_is_left_alone(run, tmp_path, capsys, picture
     assert "is a file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("out", ["out", ".", "a/b"])
+def test_a_relative_folder_for_the_results(run, tmp_path, monkeypatch, pictureless, out):
+    here = tmp_path / "here"
+    (here / "out").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    assert main(["analyze", str(run), "--out", out, "--overwrite"]) == 0
+    assert (here / out / "trajectory.safetensors").is_file()
+
+
 def test_bad_checkpoints_fail_or_are_skipped(run, tmp_path, capsys, pictureless):
     bad = run / "step=300.safetensors"
     bad.write_bytes(bad.read_bytes()[:-1])

@@ -18,7 +18,7 @@ from lightning_traj.compare.runs import Run
 from lightning_traj.compare.table import comparison_rows
 from lightning_traj.compare.write import is_made
 from lightning_traj.hybrid.conditions import Threshold
-from lightning_traj.loggers.trajectory import add_layout, log_trajectory
+from lightning_traj.loggers import add_layout, log_trajectory
 from lightning_traj.measures.catalogue import MEASURES, shown_in
 from lightning_traj.measures.measure import Measure
 from lightning_traj.plots.layers import layer_figures

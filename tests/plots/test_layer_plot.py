@@ -23,8 +23,8 @@ from lightning_traj.plots import layers as layer_plot
 from lightning_traj.plots import trajectory as plot
 from lightning_traj.recording.recorder import Recorder
 from lightning_traj.recording.settings import RecordingSettings
+from lightning_traj.trajectory import Trajectory, Windows
 from lightning_traj.trajectory import by_layer as layers
-from lightning_traj.trajectory.trajectory import Trajectory, Windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -423,8 +423,8 @@ def test_revisions_say_what_the_callback_says(tmp_path: Path, text: Path, capsys
     assert "1 of the 4 steps that Pythia has until then are not here (1)." in printed
     assert "same weights" not in printed
     shutil.copytree(revisions / "step2", revisions / "step1")
-    findings = from_checkpoints(revisions).settings["findings"]
-    assert analyze.remarks([0, 1, 2, 4], findings, {"attention": {}}) == [analyze.ABOUT_SAME]
+    source = from_checkpoints(revisions).provenance.source
+    assert analyze.remarks([0, 1, 2, 4], source.findings, {"attention": {}}) == [analyze.ABOUT_SAME]
     online, offline = Trajectory.load(run / "trajectory.safetensors"), Trajectory.load(out / "trajectory.safetensors")
     assert online.steps.tolist() == [0, 1, 2, 4]
     assert offline.steps.tolist() == [0, 2, 4]

@@ -13,8 +13,8 @@ from lightning_traj import measures
 from lightning_traj.blocks.block import Block
 from lightning_traj.blocks.roles import ROLES
 from lightning_traj.measures.catalogue import shown_in
+from lightning_traj.trajectory import Windows
 from lightning_traj.trajectory import by_layer as layers
-from lightning_traj.trajectory.trajectory import Windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,8 +1,7 @@
-"""Folders of torch.distributed.checkpoint, read without torch's reader, which unpickles whatever is there.
+"""Folders of torch.distributed.checkpoint, read without torch's reader, which unpickles anything in them.
 
-Their ``.metadata`` is a pickle: of which tensors there are, of the chunks that each consists of, and of where in which
-file each chunk lies, as ``torch.save`` wrote it. Here it is read as plain values and placeholders, and nothing in it is
-called.
+Their ``.metadata`` is a pickle that lists the tensors, the chunks of each, and the place of each chunk in a file, where
+it lies as ``torch.save`` wrote it. Here it is read as plain values and placeholders, and nothing in it is called.
 """
 
 from __future__ import annotations
@@ -23,11 +22,12 @@ from lightning_traj.checkpoints.formats.unpickling import Unpickler
 
 METADATA = ".metadata"
 DIMENSIONS = 64  # of a tensor
+SIDE_BY_SIDE = 2**12  # chunks: each of them is compared with all others
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of a tensor, and where it lies: these bytes of this file are what ``torch.save`` has made of it."""
+    """Part of a tensor, and the bytes of a file in which ``torch.save`` has written it."""
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -38,7 +38,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of the folder."""
+    """Tensor of the folder."""
 
     size: tuple[int, ...]
     dtype: torch.dtype
@@ -46,12 +46,12 @@ class Entry:
 
 
 class DistributedCheckpoint:
-    """Tensors of a folder of torch.distributed.checkpoint.
+    """Source of the tensors in a folder of torch.distributed.checkpoint.
 
-    One is put together from its chunks when it is read, and lies in a temporary file until another is.
+    A tensor is put together from its chunks when it is read, and lies in a temporary file until another one is.
 
     Args:
-        entries: As ``read_metadata`` gives them, by the names that the tensors are to have.
+        entries: Tensors of ``read_metadata``, by the names that they are to have.
     """
 
     def __init__(self, entries: Mapping[str, Entry]) -> None:
@@ -75,10 +75,10 @@ class DistributedCheckpoint:
 
 
 def read_metadata(folder: Path) -> dict[str, Entry]:
-    """The tensors of a folder, by their full names.
+    """Return the tensors of a folder, by their full names.
 
     Raises:
-        ValueError: the metadata is not of torch, or does not go with the files.
+        ValueError: The metadata is not of torch, or does not go with the files.
     """
     root = Unpickler((folder / METADATA).read_bytes(), table=TENSORS).load()
     try:
@@ -116,7 +116,28 @@ def _entry(name: str, state: Mapping[str, Any], storage: Mapping[Any, Any], fold
         chunks.append(Chunk(offsets, sizes, file, start, length))
     if sum(prod(chunk.sizes) for chunk in chunks) != prod(size):
         raise ValueError(f"the chunks of {name} do not make up the tensor")
+    if _overlap(chunks):
+        raise ValueError(f"chunks of {name} overlap")
     return Entry(size, dtype, tuple(chunks))
+
+
+def _overlap(chunks: Sequence[Chunk]) -> bool:
+    """Return whether two chunks have an entry in common; then others would be missing."""
+    reaching: list[Chunk] = []  # those that reach beyond the beginning of the present one along the first axis
+    for chunk in sorted((chunk for chunk in chunks if prod(chunk.sizes)), key=lambda chunk: chunk.offsets):
+        reaching = [other for other in reaching if other.offsets[0] + other.sizes[0] > chunk.offsets[0]]
+        if len(reaching) > SIDE_BY_SIDE:
+            raise ValueError(f"{METADATA} has more than {SIDE_BY_SIDE:,} chunks side by side")
+        if any(_meet(chunk, other) for other in reaching):
+            return True
+        if chunk.offsets:
+            reaching.append(chunk)
+    return False
+
+
+def _meet(one: Chunk, other: Chunk) -> bool:
+    sides = zip(one.offsets, one.sizes, other.offsets, other.sizes, strict=True)
+    return all(a < b + m and b < a + n for a, n, b, m in sides)
 
 
 def _joined(entry: Entry) -> Tensor:

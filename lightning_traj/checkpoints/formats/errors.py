@@ -1,4 +1,4 @@
-"""What is said of a checkpoint that cannot be read."""
+"""Errors for checkpoints that cannot be read."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from pathlib import Path
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be read: the message names it, and says why.
+    """Error for a checkpoint that cannot be read; the message names it and says why.
 
     Attributes:
-        path: Of the checkpoint.
+        path: Path of the checkpoint.
     """
 
     path: Path | None = None
 
 
 class NoWeights(ValueError):
-    """A file holds no weights, but something that is saved beside them."""
+    """Error for a file that holds no weights, but something that is saved beside them."""
 
 
 def unreadable(path: Path, error: BaseException) -> CheckpointError:
-    """What went wrong with a checkpoint, in words that name it."""
+    """Return the error for a checkpoint, which names it and says what went wrong."""
     named = CheckpointError(f"{path} cannot be read as a checkpoint: {reason(error)}.")
     named.path = path
     return named
 
 
 def reason(error: BaseException) -> str:
-    """Why something cannot be read, without a full stop."""
+    """Return why something cannot be read, without a full stop."""
     text = str(error).strip()
     said = text.splitlines()[0][:300] if text else type(error).__name__
     clear = isinstance(error, (CheckpointError, NoWeights, OSError)) or said.startswith("it is ")
@@ -38,7 +38,7 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def within(name: str) -> Iterator[None]:
-    """Of several files of a checkpoint, name the one with which something is wrong."""
+    """Name the file in errors that are raised while it is read, if a checkpoint has several files."""
     try:
         yield
     except Exception as error:

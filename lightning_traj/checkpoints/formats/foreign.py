@@ -1,6 +1,6 @@
-"""Files and folders that are no checkpoints of torch, or not whole: told by their names and first bytes.
+"""Files and folders that are no checkpoints of torch, or incomplete, told by their names and first bytes.
 
-What is said of them names the remedy. Those who read the file itself could say only that it is not theirs.
+Messages about them name the remedy. A reader of the file itself could only say that the format is another one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _START = 512  # bytes that are looked at
 _LONGEST_HEADER = 10**8  # of safetensors
 _KERAS = "it is a file of Keras or TensorFlow: only weights of PyTorch are read"
 _COMPRESSED = "it is compressed: unpack it"
-# What a file begins with -> what it is, and what to do.
+# Beginning of a file -> its kind, and the remedy.
 _BEGINNINGS = (
     (
         b"version https://git-lfs",
@@ -36,7 +36,7 @@ _TENSORFLOW = re.compile(r"\.data-\d{5}-of-\d{5}$|\.index$|\.meta$|\.h5$|\.hdf5$
 
 
 def foreign_file(path: Path) -> str:
-    """What a file is that torch and safetensors did not write, and what to do; empty if it doesn't look like that."""
+    """Return the kind of a file that neither torch nor safetensors wrote, with the remedy; empty for other files."""
     with path.open("rb") as file:
         start = file.read(_START)
     for beginning, words in _BEGINNINGS:
@@ -50,7 +50,7 @@ def foreign_file(path: Path) -> str:
 
 
 def foreign_folder(path: Path) -> str:
-    """What a folder is that holds no checkpoint that can be read, and what to do; empty if that isn't known."""
+    """Return the kind of a folder without a readable checkpoint, with the remedy; empty if it is not known."""
     if is_deepspeed(path):
         return (
             "it is a folder of DeepSpeed, in which each process has its share of the weights: put them together with "
@@ -62,7 +62,7 @@ def foreign_folder(path: Path) -> str:
 
 
 def is_deepspeed(path: Path) -> bool:
-    """Whether DeepSpeed wrote a folder: the one that has its script, or one with the states of its processes."""
+    """Return whether DeepSpeed wrote a folder: it has its script, or the states of its processes."""
     return (path / DEEPSPEED_SCRIPT).is_file() or any(
         next(path.glob(f"{inside}*_{kind}_states.pt"), None) is not None
         for inside in ("", "checkpoint/")
@@ -75,7 +75,7 @@ def _is_tensorflow(name: str) -> bool:
 
 
 def truncation(path: Path) -> str:
-    """How a safetensors file is cut off, by what its header says; empty where it isn't, or has no header."""
+    """Return how a safetensors file is cut off or misnamed, as its header tells; empty if it is neither."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -83,6 +83,8 @@ def truncation(path: Path) -> str:
             return "it is truncated or damaged: it has no header"
         if length + 8 > size and file.read(1) == b"{":
             return "it is truncated: it ends within its header; download or copy it again"
+        if length > _LONGEST_HEADER:
+            return "it is no safetensors file, whatever its name: pass the file that torch.save or save_file wrote"
         try:
             header = json.loads(file.read(length)) if length <= _LONGEST_HEADER else {}
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]

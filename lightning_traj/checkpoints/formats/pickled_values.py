@@ -1,7 +1,7 @@
-"""The values that are rebuilt from pickles: containers, numbers, paths, and NumPy's arrays of numbers.
+"""Values that are rebuilt from pickles: containers, numbers, paths, and NumPy's arrays of numbers.
 
-``VALUES`` says by which function of this module the calls in a pickle are answered. Each of them checks what it is
-given, and none takes more memory than the pickle has bytes for it.
+``VALUES`` maps the calls in a pickle to functions of this module. Each checks its arguments, and none takes more memory
+than the pickle has bytes for it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f
 
 
 class NumberType(Buildable):
-    """One of NumPy's dtypes of numbers."""
+    """NumPy dtype of numbers."""
 
     def __init__(self, code: str) -> None:
         self.dtype: np.dtype[Any] = np.dtype(code)
 
     def build(self, state: Any) -> None:
-        """Take in the byte order."""
+        """Set the byte order."""
         order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
         if order not in ("<", ">", "|", "="):
             raise UnpicklingError("it has a NumPy dtype of no known byte order")
@@ -38,12 +38,12 @@ class NumberType(Buildable):
 
 
 class Array(Buildable):
-    """An array of numbers; None where it is one of anything else."""
+    """Array of numbers; its ``values`` are None if it is one of anything else."""
 
     values: NDArray[Any] | None = None
 
     def build(self, state: Any) -> None:
-        """Take in what ``ndarray.__setstate__`` would."""
+        """Set shape, dtype and entries, as ``ndarray.__setstate__`` would."""
         if not isinstance(state, tuple) or len(state) not in (4, 5):
             raise UnpicklingError("it has a NumPy array without shape, dtype and bytes")
         shape, kind, fortran, content = state[-4:]
@@ -93,7 +93,7 @@ def _from_buffer(reader: Unpickler, content: Any, kind: Any, shape: Any, order: 
 
 
 def _encode(reader: Unpickler, text: Any, encoding: Any = "latin1") -> bytes:
-    """Bytes, as pickles of protocol 2 have them."""
+    """Return bytes, as pickles of protocol 2 have them."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise UnpicklingError("it has bytes in an unknown encoding")
     reader.copying(len(text))
@@ -105,7 +105,7 @@ def _bytes(reader: Unpickler, content: Any = b"", encoding: Any = "latin1") -> b
 
 
 def _sequence(kind: Callable[[Any], Any]) -> Callable[..., Any]:
-    """A list, tuple, set or bytes of the members of another."""
+    """Return a function that makes a list, tuple, set or bytes of the members of another."""
 
     def rebuild(reader: Unpickler, members: Any = (), *_: Any) -> Any:
         if not isinstance(members, (list, tuple, set, frozenset, bytes)):
@@ -117,7 +117,7 @@ def _sequence(kind: Callable[[Any], Any]) -> Callable[..., Any]:
 
 
 def _mapping(reader: Unpickler, entries: Any = ()) -> dict[Any, Any]:
-    """An OrderedDict, Counter and the like, as a dict."""
+    """Return an OrderedDict, Counter and the like as a dict."""
     pairs = list(entries.items()) if isinstance(entries, dict) else entries
     if not isinstance(pairs, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
         raise UnpicklingError("it has a dict that is not made of pairs")
@@ -142,7 +142,7 @@ def _path(kind: type[PurePosixPath] | type[PureWindowsPath]) -> Callable[..., st
 
 
 def _old_object(reader: Unpickler, kind: Any, base: Any = None, value: Any = None) -> Placeholder:
-    """An object in a pickle of protocol 0 or 1; if it is a kind of dict, with the entries of it."""
+    """Return an object in a pickle of protocol 0 or 1; a kind of dict keeps its entries."""
     if not isinstance(kind, Name):
         raise UnpicklingError("it has an object without a class")
     reader.used.add(kind.kind)

@@ -1,4 +1,4 @@
-"""What stands for the objects in a pickle that are not rebuilt, and what can be seen in them."""
+"""Stand-ins for the objects in a pickle that are not rebuilt, whose plain contents can be seen."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Name:
-    """The name of something that a pickle would import: a class or a function, as a rule."""
+    """Name of something that a pickle would import, as a rule a class or a function."""
 
     __slots__ = ("kind",)
 
@@ -16,14 +16,14 @@ class Name:
 
 
 class Placeholder:
-    """Stands for an object that is not rebuilt, and does nothing.
+    """Inert stand-in for an object that is not rebuilt.
 
     Attributes:
-        kind: What would have been called to make it, as a rule its class: ``"argparse.Namespace"``.
-        arguments: What that would have been called with.
-        state: What the object would have been given afterwards: most often its attributes.
-        items: What would have been appended to it, if it is a kind of list or set.
-        entries: What would have been set in it, if it is a kind of dict.
+        kind: Name of the class or function that would have been called: ``"argparse.Namespace"``.
+        arguments: Arguments of that call.
+        state: State that the object would have been given afterwards, most often its attributes.
+        items: Items that would have been appended to it, for a kind of list or set.
+        entries: Entries that would have been set in it, for a kind of dict.
     """
 
     __slots__ = ("arguments", "entries", "items", "kind", "state")
@@ -36,7 +36,7 @@ class Placeholder:
 
     @property
     def attributes(self) -> Mapping[Any, Any]:
-        """Its attributes, as far as its state says; those of ``__slots__`` come second in a pair."""
+        """Attributes in the state; those of ``__slots__`` are the second of a pair."""
         parts = self.state if isinstance(self.state, tuple) and len(self.state) == 2 else (self.state,)
         found: dict[Any, Any] = {}
         for part in parts:
@@ -45,22 +45,22 @@ class Placeholder:
 
 
 class Buildable:
-    """A value that is made first, and told by a later operation (BUILD) what it is."""
+    """Value that is made empty and filled by a later operation, BUILD."""
 
     def build(self, state: Any) -> None:
-        """Take in the state."""
+        """Fill the value."""
         raise NotImplementedError
 
 
 def is_transparent(placeholder: Placeholder) -> bool:
-    """Whether ``content`` shows what is in an object."""
+    """Return whether ``content`` looks into an object."""
     return (
         placeholder.kind.endswith("Namespace") or placeholder.kind.startswith("omegaconf.") or bool(placeholder.entries)
     )
 
 
 def content(value: Any) -> Any:
-    """The dict or the plain value in a namespace, a node of omegaconf, or a kind of dict; any other value as it is."""
+    """Return the dict or value in a namespace, a node of omegaconf or a kind of dict; other values as they are."""
     if not isinstance(value, Placeholder) or not is_transparent(value):
         return value
     attributes = value.attributes

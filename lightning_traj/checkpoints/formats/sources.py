@@ -1,4 +1,4 @@
-"""Named tensors in files, as views of the mapped files: what is not used is not read."""
+"""Named tensors in files, as views of the mapped files; tensors that are not used are not read."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor
 
 
 class Source(Protocol):
-    """Named tensors in files: opened when they are used, and let go of when that is asked for."""
+    """Named tensors in files, which are opened when they are used and closed by ``release``."""
 
     def shapes(self) -> Mapping[str, Tensor]:
-        """Every tensor on the meta device: its shape and its dtype."""
+        """Return every tensor on the meta device, with its shape and dtype."""
 
     def read(self, name: str) -> Tensor:
-        """A tensor, most often a view of a mapped file."""
+        """Return a tensor, most often a view of a mapped file."""
 
     def release(self) -> None:
-        """Close what is open: what has been read since counts no more as memory in use."""
+        """Close the files, so that mapped pages no longer count as memory in use."""
 
 
 class SafetensorsFile:
-    """Tensors of a safetensors file, in the natural order of their names: the file has them by dtype."""
+    """Tensors of a safetensors file, in the natural order of their names, since the file has them by dtype."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -33,7 +33,7 @@ class SafetensorsFile:
         self._shapes: dict[str, Tensor] | None = None
 
     def metadata(self) -> Mapping[str, str]:
-        """What the header says besides the tensors."""
+        """Return the metadata of the header."""
         return dict(self._file().metadata() or {})
 
     def shapes(self) -> Mapping[str, Tensor]:
@@ -60,7 +60,7 @@ class Sharded:
     """Tensors in several files.
 
     Args:
-        files: For each tensor, the file that has it, and its name there.
+        files: File that has each tensor, and the name of the tensor in it.
     """
 
     def __init__(self, files: Mapping[str, tuple[Source, str]]) -> None:
@@ -79,10 +79,10 @@ class Sharded:
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """A JSON object; empty where there is no such file.
+    """Return the JSON object in a file; empty if there is no such file.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: It holds something else.
     """
     if not path.is_file():
         return {}
@@ -96,5 +96,5 @@ def read_json(path: Path) -> Mapping[str, Any]:
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """As a key for sorting, puts h.2 before h.10."""
+    """Return a key for sorting that puts h.2 before h.10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

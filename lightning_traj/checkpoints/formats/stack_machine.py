@@ -1,7 +1,7 @@
-"""A stack machine: what a pickle is a program for, with its memory bounded by the length of the pickle.
+"""Stack machine that runs the program of a pickle, with memory bounded by the length of the pickle.
 
-Every length that a pickle says is bounded by the bytes present, the memo is a dict, and the number of operations, of
-containers, and of bytes that are copied is limited.
+Every length in a pickle is bounded by the bytes present, the memo is a dict, and the numbers of operations, containers
+and copied bytes are limited.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ COPIES = 2**20  # entries that may be copied besides two for each byte of the pi
 
 
 class UnpicklingError(ValueError):
-    """A pickle is truncated, damaged, or made to do harm."""
+    """Error for a pickle that is truncated, damaged, or made to do harm."""
 
 
 class StackMachine:
-    """The stack, the marks in it, the memo, and the bytes of a pickle.
+    """Stack with marks, memo, and bytes of a pickle.
 
     Args:
         data: Bytes that hold the pickle.
-        start: Where in them it begins.
+        start: Index of the first byte of the pickle.
 
     Attributes:
-        stop: Where the next operation begins.
+        stop: Index of the first byte of the next operation.
     """
 
     def __init__(self, data: bytes | mmap, start: int = 0) -> None:
@@ -39,7 +39,7 @@ class StackMachine:
         self._copies = 2 * (len(data) - start) + COPIES
 
     def copying(self, length: int) -> None:
-        """Count what is about to be copied: a pickle could ask for copies of one value again and again."""
+        """Count entries or bytes before they are copied, since a pickle could ask for copies of one value for ever."""
         self._copies -= length
         if self._copies < 0:
             raise UnpicklingError("its pickle makes more copies of its values than it has bytes")

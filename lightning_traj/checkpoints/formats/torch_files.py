@@ -26,17 +26,17 @@ _NOTHING = torch.empty(0, dtype=torch.uint8).untyped_storage()
 
 
 class TorchContents:
-    """What a file of torch holds: mapped when tensors are used, and let go of when that is asked for.
+    """Contents of a file of torch, which is mapped when tensors are used and unmapped by ``release``.
 
     Args:
-        data: The file, or the bytes of one.
+        data: Path of the file, or the bytes of one.
 
     Attributes:
-        value: What was saved, with a StoredTensor for each tensor.
-        objects: How many objects of which class are not read; classes and functions that are named count as one.
+        value: Saved value, with a StoredTensor for each tensor.
+        objects: Number of objects of each class that are not read; a class or function that is named counts as one.
 
     Raises:
-        ValueError: it is damaged, or torch did not write it.
+        ValueError: It is damaged, or torch did not write it.
     """
 
     def __init__(self, data: Path | bytes) -> None:
@@ -54,10 +54,10 @@ class TorchContents:
         self._copies: dict[tuple[str, bool], Any] = {}
 
     def tensors(self, value: Any) -> dict[str, StoredTensor]:
-        """The tensors of a state dict, or of a network that was saved as a whole; what else is in it is left out.
+        """Return the tensors of a state dict, or of a network that was saved as a whole.
 
         Raises:
-            ValueError: a tensor is without its entries, or has fewer than its shape says.
+            ValueError: A tensor is without its entries, or has fewer than its shape says.
         """
         value = content(value)
         named: Any = value.items() if isinstance(value, Mapping) else ()
@@ -69,7 +69,7 @@ class TorchContents:
         return found
 
     def are_aligned(self, tensors: Mapping[str, StoredTensor]) -> bool:
-        """Whether these can be views of the mapped file: whether their entries lie where a processor can read them."""
+        """Return whether tensors can be views of the mapped file, in which their entries then lie aligned."""
         return isinstance(self.data, Path) and all(
             tensor.storage.content is None and self._regions[tensor.storage.key][0] % tensor.dtype.itemsize == 0
             for tensor in tensors.values()
@@ -77,7 +77,7 @@ class TorchContents:
         )
 
     def read(self, tensor: StoredTensor) -> Tensor:
-        """The tensor itself: a view of the mapped file, if it is aligned, else a copy."""
+        """Return the tensor: a view of the mapped file if it is aligned, else a copy."""
         storage = self._bytes("a tensor", tensor)
         made = torch.empty(0, dtype=tensor.dtype)
         made.set_(self._storage(storage, tensor.dtype.itemsize), tensor.offset, tensor.size, tensor.stride)
@@ -85,7 +85,7 @@ class TorchContents:
         return torch._neg_view(made) if tensor.negative else made
 
     def plain(self, value: Any) -> Any:
-        """A tensor or an array of a single number as that number; any other value as it is."""
+        """Return a tensor or array of a single number as that number, and any other value as it is."""
         if isinstance(value, StoredTensor) and value.storage is not None and value.numel == 1:
             return self.read(value).item()
         if isinstance(value, Array) and value.values is not None and value.values.size == 1:
@@ -93,12 +93,12 @@ class TorchContents:
         return value
 
     def release(self) -> None:
-        """Close the file: it is mapped again when a tensor is read."""
+        """Close the file; it is mapped again when a tensor is read."""
         self._whole = None
         self._copies.clear()
 
     def _bytes(self, name: str, tensor: StoredTensor) -> Storage:
-        """The storage of a tensor, which has all entries of it."""
+        """Return the storage of a tensor, which has all of its entries."""
         if tensor.storage is None:
             raise ValueError(f"{name} was saved from the meta device, without its entries")
         held = tensor.storage.content
@@ -125,7 +125,7 @@ class TorchContents:
         return found
 
     def _mapped(self) -> Any:
-        """The bytes of the whole file."""
+        """Return the bytes of the whole file."""
         if self._whole is None:
             if isinstance(self.data, bytes):
                 self._whole = _copied(self.data)
@@ -139,11 +139,11 @@ def _copied(content: bytes) -> Any:
 
 
 class TorchFile:
-    """Tensors of a file of torch.
+    """Source of tensors in a file of torch.
 
     Args:
-        contents: Of the file.
-        tensors: Those of its tensors that are meant.
+        contents: Contents of the file.
+        tensors: Tensors to read, by name.
     """
 
     def __init__(self, contents: TorchContents, tensors: Mapping[str, StoredTensor]) -> None:
@@ -151,7 +151,7 @@ class TorchFile:
         self._shapes: dict[str, Tensor] | None = None
 
     def shapes(self) -> Mapping[str, Tensor]:
-        """Every tensor on the meta device, with its strides."""
+        """Return every tensor on the meta device, with its strides."""
         if self._shapes is None:
             self._shapes = {
                 name: torch.empty_strided(it.size, it.stride, dtype=it.dtype, device="meta")
@@ -160,7 +160,7 @@ class TorchFile:
         return self._shapes
 
     def read(self, name: str) -> Tensor:
-        """A tensor, as a view of the mapped file."""
+        """Return a tensor, as a view of the mapped file."""
         return self.contents.read(self.tensors[name])
 
     def release(self) -> None:
@@ -169,7 +169,7 @@ class TorchFile:
 
 
 class Copied(TorchFile):
-    """Tensors that cannot be mapped where they are: copied, once, into a temporary file."""
+    """Source of tensors that cannot be mapped where they are, and are copied once into a temporary file."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         folder = tempfile.mkdtemp(prefix="lightning_traj-")
@@ -181,14 +181,14 @@ class Copied(TorchFile):
 
 
 def kind_of(value: Any) -> str:
-    """What class a value is of, or would be if it were rebuilt."""
+    """Return the name of a value's class, or of the class that it would have if it were rebuilt."""
     if isinstance(value, StoredTensor):
         return "Tensor"
     return repr(value.kind)[1:-1][:100] if isinstance(value, (Placeholder, Name)) else type(value).__name__
 
 
 def torch_source(contents: TorchContents, tensors: Mapping[str, StoredTensor]) -> TorchFile:
-    """These tensors of a file, mapped or copied."""
+    """Return a source of some tensors of a file, which are mapped if possible and else copied."""
     if contents.are_aligned(tensors):
         return TorchFile(contents, tensors)
     copied = Copied({name: contents.read(tensor) for name, tensor in tensors.items()})

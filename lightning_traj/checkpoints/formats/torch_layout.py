@@ -1,7 +1,7 @@
-"""How files of torch are laid out: which pickle says what is in them, and where in them each storage lies.
+"""Layout of files of torch: the pickle that lists the contents, and the place of each storage in the file.
 
-There are zip archives, of ``torch.save`` and ``torch.jit.save``, and files from before torch 1.6: pickles, followed by
-the bytes of all storages. Archives of Stable-Baselines3 have a file of torch inside.
+``torch.save`` and ``torch.jit.save`` write zip archives. Files from before torch 1.6 are pickles, followed by the bytes
+of all storages. Archives of Stable-Baselines3 have a file of torch inside.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from lightning_traj.checkpoints.formats.placeholders import is_transparent
 from lightning_traj.checkpoints.formats.stack_machine import UnpicklingError
-from lightning_traj.checkpoints.formats.torch_pickles import TENSORS, Storage, is_module, stored_storage
+from lightning_traj.checkpoints.formats.torch_pickles import TENSORS, Storage, is_module, own_key, stored_storage
 from lightning_traj.checkpoints.formats.unpickling import Unpickler
 
 _ZIP, _EMPTY_ZIP, _LOCAL_HEADER = b"PK\x03\x04", b"PK\x05\x06", 30
@@ -32,12 +32,12 @@ Region = tuple[int, int]  # where in a file something begins, and its length, in
 
 @dataclass(frozen=True)
 class Layout:
-    """What a file of torch says.
+    """Layout of a file of torch.
 
     Attributes:
-        value: What was saved, with a StoredTensor for each tensor.
-        regions: Where in the file each storage lies.
-        objects: How many objects of which class are not read; classes and functions that are named count as one.
+        value: Saved value, with a StoredTensor for each tensor.
+        regions: Region of the file in which each storage lies.
+        objects: Number of objects of each class that are not read; a class or function that is named counts as one.
     """
 
     value: Any
@@ -46,16 +46,16 @@ class Layout:
 
 
 def read_layout(data: bytes | mmap) -> Layout:
-    """The layout of a file.
+    """Return the layout of a file.
 
     Raises:
-        ValueError: it is damaged, or torch did not write it.
+        ValueError: It is damaged, or torch did not write it.
     """
     return _archive(data, 0, len(data)) if is_archive(data) else _legacy(data)
 
 
 def is_archive(data: bytes | mmap) -> bool:
-    """Whether a file is a zip archive, complete or not."""
+    """Return whether a file is a zip archive, complete or not."""
     return data[: len(_ZIP)] in (_ZIP, _EMPTY_ZIP)
 
 
@@ -88,7 +88,7 @@ def _archive(data: bytes | mmap, start: int, end: int) -> Layout:
 
 
 def _records(data: bytes | mmap, start: int, end: int) -> dict[str, Region | None]:
-    """The members of an archive within a file, of which those that are compressed are None."""
+    """Return the regions of the members of an archive within a file; None for compressed ones."""
     file = _Window(data, start, end)
     try:
         with zipfile.ZipFile(file) as archive:
@@ -118,7 +118,7 @@ def _stored(records: Mapping[str, Region | None], name: str) -> Region:
 
 
 class _Window(io.RawIOBase):
-    """A part of the bytes as a file, which zipfile needs."""
+    """Part of the bytes as a file, which zipfile needs."""
 
     def __init__(self, data: bytes | mmap, start: int, end: int) -> None:
         self.data, self.start, self.length, self.at = data, start, end - start, 0
@@ -186,7 +186,7 @@ def _legacy(data: bytes | mmap, table: Mapping[str, Any] | None = None) -> Layou
 
 
 def _storage_from_bytes(reader: Unpickler, content: Any) -> Storage:
-    """A storage that ``pickle.dump`` has written instead of ``torch.save``: a file of torch within the pickle."""
+    """Return a storage that ``pickle.dump`` has written instead of ``torch.save``: a file of torch in the pickle."""
     if not isinstance(content, bytes):
         raise UnpicklingError("it has a storage without bytes")
     reader.copying(len(content))
@@ -195,7 +195,7 @@ def _storage_from_bytes(reader: Unpickler, content: Any) -> Storage:
     if not isinstance(storage, Storage) or storage.key not in inner.regions:
         raise UnpicklingError("it has a storage that is none")
     start, length = inner.regions[storage.key]
-    return Storage(f"bytes {start} {id(content)}", storage.dtype, content=content[start : start + length])
+    return Storage(own_key(), storage.dtype, content=content[start : start + length])
 
 
 def _objects(reader: Unpickler) -> Counter[str]:

@@ -1,9 +1,10 @@
-"""The tensors in pickles of torch: each is known by its storage, which lies elsewhere in the file, and by strides."""
+"""Tensors in pickles of torch, which refer to a storage elsewhere in the file and have strides."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from math import prod
 from typing import Any
 
@@ -37,14 +38,17 @@ _STORAGES = {
 }
 
 
+_numbers = count()  # of storages; the addresses of their bytes are used again when those are freed
+
+
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """Where the entries of tensors lie.
+    """Place in which entries of tensors lie.
 
     Attributes:
-        key: Its name in the file.
-        dtype: Of the entries, as far as the storage knows.
-        first: Of how many entries after its beginning in the file it begins.
+        key: Name of the storage in the file.
+        dtype: Dtype of the entries, as far as the storage knows.
+        first: Number of entries between the beginning of the storage in the file and the first one that counts.
         content: The bytes, if the pickle itself holds them.
     """
 
@@ -56,14 +60,14 @@ class Storage:
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """A tensor in a file.
+    """Tensor in a file.
 
     Attributes:
-        storage: None where the tensor was saved without its entries.
-        dtype: Of its entries.
-        offset: Of its first entry in the storage, in entries.
-        size: Of each dimension.
-        stride: Of each dimension, in entries.
+        storage: Place of the entries; None if the tensor was saved without them.
+        dtype: Dtype of the entries.
+        offset: Place of the first entry in the storage, in entries.
+        size: Size of each dimension.
+        stride: Stride of each dimension, in entries.
         conjugate: Whether the entries are conjugates of those in the storage.
         negative: Whether the entries are the negatives of those in the storage.
     """
@@ -78,20 +82,25 @@ class StoredTensor:
 
     @property
     def numel(self) -> int:
-        """The number of its entries; several may lie in one place."""
+        """Number of entries; several may lie in one place."""
         return prod(self.size)
 
     @property
     def end(self) -> int:
-        """How many entries of the storage it reaches over."""
+        """Number of entries of the storage up to the last one that the tensor uses."""
         return self.offset + 1 + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True))
 
 
+def own_key() -> str:
+    """Return a key for a storage whose bytes are in the pickle itself, which has none."""
+    return f"in the pickle, {next(_numbers)}"
+
+
 def stored_storage(reference: Any) -> Any:
-    """The Storage that a pickle of torch refers to, as a persistent id.
+    """Return the Storage that a pickle of torch refers to by a persistent id.
 
     Raises:
-        UnpicklingError: it is none.
+        UnpicklingError: The id is not that of a storage.
     """
     if isinstance(reference, tuple) and len(reference) == 4 and reference[0] == "module":
         return reference[1]  # in old files: the class of a module, with its source
@@ -105,7 +114,7 @@ def stored_storage(reference: Any) -> Any:
 
 
 def module_tensors(module: Placeholder) -> Iterator[tuple[str, StoredTensor]]:
-    """The parameters and buffers of a network that was saved as a whole, by the names of its state dict."""
+    """Yield the parameters and buffers of a network that was saved as a whole, by the names of its state dict."""
     left, looked_at = [("", module)], 0
     while left:
         prefix, module = left.pop()
@@ -129,12 +138,12 @@ def module_tensors(module: Placeholder) -> Iterator[tuple[str, StoredTensor]]:
 
 
 def is_scripted(placeholder: Placeholder) -> bool:
-    """Whether it is a module of TorchScript, whose attributes are tensors, modules and constants."""
+    """Return whether an object is a module of TorchScript, whose attributes are tensors, modules and constants."""
     return placeholder.kind.startswith("__torch__.")
 
 
 def is_module(placeholder: Placeholder) -> bool:
-    """Whether it is a module of a network."""
+    """Return whether an object is a module of a network."""
     return is_scripted(placeholder) or "_parameters" in placeholder.attributes
 
 
@@ -184,23 +193,23 @@ def _empty(reader: Unpickler, dtype: Any, size: Any, stride: Any, *_: Any) -> St
 
 
 def _from_array(reader: Unpickler, array: Any, dtype: Any, *_: Any) -> Any:
-    """A tensor of a device that torch copies to NumPy first, such as a TPU."""
+    """Return a tensor of a device that torch copies to NumPy first, such as a TPU."""
     if not isinstance(array, Array) or array.values is None or not isinstance(dtype, torch.dtype):
         raise UnpicklingError("it has a tensor that is not made of numbers")
-    reader.copying(array.values.nbytes)
+    reader.copying(array.values.size * max(array.values.itemsize, dtype.itemsize))
     tensor = torch.from_numpy(array.values.astype(array.values.dtype.newbyteorder("="))).to(dtype).contiguous()
     content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
-    storage = Storage(f"array {id(content)}", dtype, content=content)
+    storage = Storage(own_key(), dtype, content=content)
     return StoredTensor(storage, dtype, 0, tuple(tensor.shape), tensor.stride())
 
 
 def _first(reader: Unpickler, value: Any, *_: Any) -> Any:
-    """Of a Parameter, its tensor; of a container of TorchScript, what is in it; of a layout, its name."""
+    """Return the first argument: the tensor of a Parameter, the contents of a container, the name of a layout."""
     return value
 
 
 def _of_subclass(reader: Unpickler, function: Any, kind: Any, arguments: Any, state: Any = None, *_: Any) -> Any:
-    """A tensor of a subclass, as the plain tensor that it is, or as a placeholder where it is made of others."""
+    """Return a tensor of a subclass as a plain tensor, or as a placeholder if it is made of others."""
     if not isinstance(function, Name) or not isinstance(kind, Name) or function.kind in _SUBCLASSES:
         raise UnpicklingError("it has a tensor of no known class")
     reader.used.add(kind.kind)

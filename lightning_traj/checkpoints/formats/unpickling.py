@@ -1,4 +1,4 @@
-"""Pickles read as plain values: nothing that they name is imported, and nothing in them is called.
+"""Pickles as plain values: nothing that they name is imported, and nothing in them is called.
 
 A pickle is a program for a small stack machine. Python's own unpicklers, the one in Python that can be subclassed
 included, import what a pickle names, call it, and hand it state. This is an interpreter of its own, and no subclass:
@@ -30,19 +30,19 @@ Rebuild = Callable[..., Any]  # is given the Unpickler, and what the pickle woul
 
 
 class Unpickler(StackMachine):
-    """Reads one pickle.
+    """Reader of one pickle.
 
     Args:
         data: Bytes that hold the pickle.
-        start: Where in them it begins.
-        table: What is made of calls, by the dotted name of what would be called; a value that is no function is what
-            the name itself stands for.
-        persistent: Is given what the pickle refers to outside of itself, and returns what that is.
+        start: Index of the first byte of the pickle.
+        table: Functions that answer calls, by the dotted name that the pickle would call; a value that is no function
+            replaces the name itself.
+        persistent: Function that resolves references to values outside of the pickle.
 
     Attributes:
-        stop: Where the pickle ended, once it has been loaded.
-        placeholders: All that were made.
-        used: Names that were called, or that say the class of a value.
+        stop: Index of the byte behind the pickle, once it is loaded.
+        placeholders: All placeholders that were made.
+        used: Names that were called, or that are classes of values.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class Unpickler(StackMachine):
 
     @property
     def unused(self) -> set[str]:
-        """Names in the pickle that are not used and not known: of classes, functions and modules."""
+        """Names of classes, functions and modules in the pickle that are neither used nor known."""
         return self._names.keys() - self.used - self.table.keys()
 
     def load(self) -> Any:
-        """The value of the pickle.
+        """Return the value of the pickle.
 
         Raises:
-            UnpicklingError: it is truncated, damaged, or made to do harm.
+            UnpicklingError: It is truncated, damaged, or made to do harm.
         """
         for _ in range(OPERATIONS):
             code = self._read(1)
@@ -82,7 +82,7 @@ class Unpickler(StackMachine):
         raise UnpicklingError(f"its pickle has more than {OPERATIONS:,} operations")
 
     def call(self, kind: str, arguments: Any) -> Any:
-        """What calling something of this name gives: by the table, or else a placeholder."""
+        """Answer a call to this name by the table, or else with a placeholder."""
         if not isinstance(arguments, tuple):
             raise UnpicklingError(f"its pickle calls {kind:.100} with no tuple of arguments")
         self.used.add(kind)
@@ -92,13 +92,15 @@ class Unpickler(StackMachine):
         return self.placeholder(kind, arguments)
 
     def placeholder(self, kind: str, arguments: tuple[Any, ...] = ()) -> Placeholder:
-        """A new Placeholder."""
+        """Return a new Placeholder."""
         self._contain()
         self.placeholders.append(Placeholder(kind, arguments))
         return self.placeholders[-1]
 
     def key(self, value: Any) -> Any:
-        """The value as a key of a dict or a member of a set: a placeholder for it, where it is an unusual one."""
+        """Return a value as a key of a dict or a member of a set; unusual ones become placeholders."""
+        if isinstance(value, (str, bytes)) and len(value) > LONGEST_NAME:
+            self.copying(len(value))  # comparing it with an equal key takes as long as copying it
         if isinstance(value, tuple):
             self._tuple_keys += 1
             cheap = self._tuple_keys <= TUPLE_KEYS and len(value) <= KEY_LENGTH and all(map(_is_simple, value))
@@ -109,7 +111,7 @@ class Unpickler(StackMachine):
         return value if cheap else self.placeholder(type(value).__name__, (value,))
 
     def pairs(self, pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-        """A dict of these pairs."""
+        """Return a dict of these pairs."""
         return {self.key(key): value for key, value in pairs}
 
     def _tuple(self, length: int) -> None:
@@ -197,7 +199,7 @@ class Unpickler(StackMachine):
 
 
 def _is_simple(value: Any) -> bool:
-    """Whether hashing a value is cheap; large integers can be made to collide."""
+    """Return whether hashing a value is cheap; large integers can be made to collide."""
     if isinstance(value, int):
         return value.bit_length() <= 64
     return value is None or isinstance(value, (str, bytes, float))

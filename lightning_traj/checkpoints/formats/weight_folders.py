@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from lightning_traj.checkpoints.formats.errors import CheckpointError, within
 from lightning_traj.checkpoints.formats.foreign import foreign_file, truncation
-from lightning_traj.checkpoints.formats.sources import SafetensorsFile, Sharded, Source, read_json
+from lightning_traj.checkpoints.formats.sources import SafetensorsFile, Sharded, Source, natural, read_json
 from lightning_traj.checkpoints.formats.torch_files import TorchContents, kind_of, torch_source
 
 INDEXES = (
@@ -29,30 +30,55 @@ PARTS = (
 )
 AVERAGE = "_ema"
 WEIGHTS = (*INDEXES, *SINGLE)
+_FURTHER = re.compile(r"^(?P<model>model|pytorch_model)_\d+(?P<suffix>\.safetensors|\.bin)$")
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether there are weights in a folder, and not only in those within it."""
+    """Return whether there are weights in a folder itself, and not only in its sub-folders."""
     return any((folder / name).is_file() for name in WEIGHTS)
 
 
+def is_whole_model(path: Path) -> bool:
+    """Return whether a file is called as the only file of a model in a folder, such as ``model.safetensors``."""
+    return path.name.startswith(SINGLE)
+
+
+def models_in(folder: Path) -> list[Path]:
+    """Return the files of a folder in which accelerate has saved several models; empty for any other folder.
+
+    The first is ``model.safetensors``, the second ``model_1.safetensors``, and so on.
+    """
+    further = [child for child in folder.iterdir() if one_of_several(child)]
+    firsts = dict.fromkeys(folder / re.sub(r"_\d+\.", ".", child.name) for child in further)
+    return [*firsts, *sorted(further, key=lambda child: natural(child.name))]
+
+
+def one_of_several(path: Path) -> bool:
+    """Return whether a file is a further model beside the first one, as accelerate names them."""
+    named = _FURTHER.match(path.name)
+    return named is not None and path.with_name(f"{named['model']}{named['suffix']}").is_file()
+
+
 def is_part(folder: Path) -> bool:
-    """Whether a folder is called as diffusers calls a network of several in one checkpoint, or the average of one."""
+    """Return whether a folder has the name of a network in a checkpoint of diffusers, or of its average."""
     return folder.name.removesuffix(AVERAGE) in PARTS
 
 
 def parts(folder: Path, averaged: bool = False) -> list[Path]:
-    """The networks in a folder of diffusers that have weights: those that are averages, or those that are not."""
+    """Return the networks in a folder of diffusers that have weights: the averages, or the others."""
     names = [f"{part}{AVERAGE}" if averaged else part for part in PARTS]
     return [folder / name for name in names if has_weights(folder / name)]
 
 
 def folder_source(path: Path, averaged: bool = False) -> Source | None:
-    """The tensors of a folder, or of the networks in it, whose names then begin with the network's; None without any.
+    """Return the tensors of a folder, or of the networks in it, whose names then begin with the network's.
 
     Args:
         path: The folder.
-        averaged: Whether the networks that are averages are meant.
+        averaged: Whether to take the averages of networks.
+
+    Returns:
+        Source of the tensors; None if there are none.
     """
     if has_weights(path):
         return _source(path)
@@ -91,10 +117,10 @@ def _weights_file(folder: Path, name: Any) -> Source:
 
 
 def safetensors_file(path: Path) -> SafetensorsFile:
-    """A safetensors file, opened.
+    """Open a safetensors file.
 
     Raises:
-        CheckpointError: it is truncated.
+        CheckpointError: It is truncated.
     """
     file = SafetensorsFile(path)
     try:
