@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_traj import FusedLayout, Trajectory, __version__, from_checkpoints
-from lightning_traj.cli.command import RESUMPTION, _fused, main
+from lightning_traj.cli.arguments import _fused
+from lightning_traj.cli.command import RESUMPTION, main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
