@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from typing import Any
 
-from lightning_traj.blocks import GRANULARITIES, as_layouts
-from lightning_traj.checks import check_int
+from lightning_traj.blocks import BlockRules
+from lightning_traj.checks import check_choice, check_int
 from lightning_traj.files import is_remote
 from lightning_traj.recording.quantities import QUANTITIES
 from lightning_traj.schedule import EveryNEpochs, Schedule
@@ -19,10 +19,10 @@ def check_arguments(
     schedule: object,
     snapshot: object,
     sketch_dim: object,
-    blocks: object,
-    include: object,
-    exclude: object,
-    fused: object,
+    blocks: Any,
+    include: Any,
+    exclude: Any,
+    fused: Any,
     max_snapshots: object,
     window: object,
     window_schedule: object,
@@ -32,8 +32,7 @@ def check_arguments(
     name: object,
 ) -> None:
     """Raise for a wrong argument, naming it, its value and the remedy."""
-    if track not in QUANTITIES:
-        raise ValueError(f"track={track!r}: pass one of {', '.join(map(repr, QUANTITIES))}.")
+    check_choice("track", track, QUANTITIES)
     for argument, value in (("schedule", schedule), ("window_schedule", window_schedule)):
         if not isinstance(value, Schedule):
             raise TypeError(
@@ -41,9 +40,6 @@ def check_arguments(
             )
     if snapshot not in ("sketch", "full"):
         raise ValueError(f"snapshot={snapshot!r}: pass 'sketch' or 'full'.")
-    if not callable(blocks) and blocks not in GRANULARITIES:
-        choices = ", ".join(map(repr, GRANULARITIES))
-        raise ValueError(f"blocks={blocks!r}: pass {choices}, or a function from a Block to the name of its block.")
     for argument, value, least in (
         ("sketch_dim", 1 if sketch_dim is None else sketch_dim, 1),
         ("max_snapshots", max_snapshots, 4),
@@ -51,13 +47,7 @@ def check_arguments(
         ("seed", seed, None),
     ):
         check_int(argument, value, least)
-    for argument, patterns in (("include", include), ("exclude", exclude)):
-        listed = [] if patterns is None else [patterns] if isinstance(patterns, str | bytes) else patterns
-        # Any sequence: OmegaConf has lists of its own.
-        if not isinstance(listed, Sequence) or not all(isinstance(pattern, str) for pattern in listed):
-            raise TypeError(
-                f'{argument}={patterns!r}: pass a glob pattern such as "*.weight", a list of them, or None.'
-            )
+    BlockRules(blocks, {} if fused is None else fused, include, exclude)  # raises if one of them is wrong
     if window and track != "weights":
         raise ValueError(f"window={window} with track={track!r}: windows are of the weights' steps; pass None or 0.")
     if (window == 0 or track != "weights") and window_schedule != EveryNEpochs(1):
@@ -67,13 +57,6 @@ def check_arguments(
         )
     if window == 1:
         raise ValueError("window=1: an angle takes two steps; pass 0 for no windows, or at least 2.")
-    declared = {} if fused is None else fused
-    if not isinstance(declared, Mapping) or not all(isinstance(pattern, str) for pattern in declared):
-        raise TypeError(
-            f"fused={fused!r}: pass a dict from glob patterns over parameter names to layouts, such as "
-            '{"*.qkv.weight": FusedLayout({"q": 1, "k": 1, "v": 1})}.'
-        )
-    as_layouts(declared)
     if dirpath is not None:
         _check_dirpath(dirpath, snapshot)
     if not isinstance(figures, bool):
