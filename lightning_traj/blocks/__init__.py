@@ -9,7 +9,6 @@ from lightning_traj.lazy import lazy_exports
 if TYPE_CHECKING:
     from lightning_traj.blocks.block import Block as Block
     from lightning_traj.blocks.fused import FusedLayout as FusedLayout
-    from lightning_traj.blocks.fused import as_layouts as as_layouts
     from lightning_traj.blocks.grouping import ATTENTION as ATTENTION
     from lightning_traj.blocks.grouping import attention_layers as attention_layers
     from lightning_traj.blocks.grouping import block_groups as block_groups
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from lightning_traj.blocks.piece import Piece as Piece
     from lightning_traj.blocks.piece import piece_from_state as piece_from_state
     from lightning_traj.blocks.roles import ROLES as ROLES
-    from lightning_traj.blocks.rules import GRANULARITIES as GRANULARITIES
     from lightning_traj.blocks.rules import BlockRules as BlockRules
     from lightning_traj.blocks.rules import Granularity as Granularity
     from lightning_traj.blocks.selection import Patterns as Patterns
@@ -32,13 +30,13 @@ __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "block": ("Block",),
-        "fused": ("FusedLayout", "as_layouts"),
+        "fused": ("FusedLayout",),
         "grouping": ("ATTENTION", "attention_layers", "block_groups", "group_blocks"),
         "names": ("clean_name", "enclosing", "root_of"),
         "partition": ("Partition",),
         "piece": ("Piece", "piece_from_state"),
         "roles": ("ROLES",),
-        "rules": ("BlockRules", "GRANULARITIES", "Granularity"),
+        "rules": ("BlockRules", "Granularity"),
         "selection": ("Patterns", "Select", "select_blocks"),
     },
 )

@@ -105,8 +105,14 @@ def as_layouts(declared: Mapping[str, Any] | None) -> dict[str, FusedLayout]:
         TypeError: A layout is neither a FusedLayout nor such a mapping, or an argument has the wrong type.
         ValueError: An argument is wrong. Messages name the pattern.
     """
+    declared = {} if declared is None else declared
+    if not isinstance(declared, Mapping) or not all(isinstance(pattern, str) for pattern in declared):
+        raise TypeError(
+            f"fused={declared!r}: pass a dict from glob patterns over parameter names to layouts, such as "
+            '{"*.qkv.weight": FusedLayout({"q": 1, "k": 1, "v": 1})}.'
+        )
     layouts = {}
-    for pattern, layout in (declared or {}).items():
+    for pattern, layout in declared.items():
         if isinstance(layout, Mapping):
             try:
                 layout = FusedLayout(**layout)

@@ -1,4 +1,4 @@
-"""Rules by which parameters become blocks: what is recorded, how it is cut, and what belongs together."""
+"""Rules by which parameters become blocks: which ones are recorded, how they are cut, and how they are grouped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_traj.blocks.known_layouts import known_layout, layout_by_shapes
 from lightning_traj.blocks.names import clean_name
 from lightning_traj.blocks.piece import Piece
 from lightning_traj.blocks.roles import Shapes, plain_path, role_of
-from lightning_traj.blocks.selection import Patterns, is_wanted, matches, plain_patterns
+from lightning_traj.blocks.selection import Patterns, check_is_patterns, is_wanted, matches, plain_patterns
 from lightning_traj.tensors import has_entries
 from lightning_traj.text import function_name
 
@@ -37,8 +37,8 @@ class BlockRules:
         exclude: Patterns over names of parameters and parts that are left out.
 
     Raises:
-        TypeError: A declared layout is not a layout.
-        ValueError: A declared layout has wrong arguments.
+        TypeError: Patterns are not strings, or a declared layout is not a layout.
+        ValueError: The granularity is unknown, or a declared layout has wrong arguments.
     """
 
     granularity: Granularity = "tensor"
@@ -47,6 +47,13 @@ class BlockRules:
     exclude: Patterns | None = None
 
     def __post_init__(self) -> None:
+        if not callable(self.granularity) and self.granularity not in GRANULARITIES:
+            choices = ", ".join(map(repr, GRANULARITIES))
+            raise ValueError(
+                f"blocks={self.granularity!r}: pass {choices}, or a function from a Block to the name of its block."
+            )
+        check_is_patterns("include", self.include)
+        check_is_patterns("exclude", self.exclude)
         # Plain values, whatever kind of sequence or mapping a configuration system passes.
         object.__setattr__(self, "fused", as_layouts(self.fused))
         object.__setattr__(self, "include", plain_patterns(self.include))
@@ -93,7 +100,7 @@ class BlockRules:
             yield Block(f"{name}:{part}", layer, "bias" if role == "bias" else part, piece.numel(parameter)), piece
 
     def wants(self, block: Block, piece: Piece) -> bool:
-        """Whether a piece, the block of which is given, is to be recorded."""
+        """Whether a piece is to be recorded, given the block that it would be on its own."""
         return is_wanted({block.name, piece.parameter}, self.include, self.exclude)
 
     def wants_some(self, name: str, parameter: Tensor, model: nn.Module | None, shapes: Shapes) -> bool:

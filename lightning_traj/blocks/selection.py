@@ -31,6 +31,14 @@ def is_wanted(names: Iterable[str], include: Patterns | None, exclude: Patterns 
     return included and not (exclude is not None and any(matches(name, exclude) for name in names))
 
 
+def check_is_patterns(argument: str, patterns: object) -> None:
+    """Raise TypeError unless the value of an argument is a pattern, a sequence of patterns, or None."""
+    listed = [] if patterns is None else [patterns] if isinstance(patterns, str | bytes) else patterns
+    # Any sequence is accepted, since OmegaConf has lists of its own.
+    if not isinstance(listed, Sequence) or not all(isinstance(pattern, str) for pattern in listed):
+        raise TypeError(f'{argument}={patterns!r}: pass a glob pattern such as "*.weight", a list of them, or None.')
+
+
 def check_patterns(argument: str, patterns: Patterns | None, names: Iterable[str]) -> None:
     """Raise ValueError if a pattern matches no name.
 

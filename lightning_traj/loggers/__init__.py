@@ -1,4 +1,4 @@
-"""What is logged of a trajectory, and one adapter for each kind of logger."""
+"""Logging of trajectories, with one adapter for each kind of logger."""
 
 from __future__ import annotations
 

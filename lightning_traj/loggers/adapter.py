@@ -47,5 +47,5 @@ class LoggerAdapter:
         """Show the measures as columns beside the hyperparameters. Arguments as for ``log_hyperparameters``."""
 
     def event_folder(self) -> str | None:
-        """Return the folder in which TensorBoard finds what was logged, a path or a URL; None if there is none."""
+        """Return the folder that TensorBoard reads, a path or a URL; None if the logger writes no event files."""
         return None

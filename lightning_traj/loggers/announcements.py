@@ -18,7 +18,7 @@ def add_layout(loggers: Sequence[Any], prefixes: Sequence[str] = ("traj",)) -> N
 
 
 def hyperparameters(*owners: Any) -> dict[str, Any]:
-    """Return the hyperparameters that Lightning logs for a module and a data module, each of which may be None."""
+    """Return the hyperparameters that Lightning logs for a module and a data module; either may be None."""
     merged: dict[str, Any] = {}
     for owner in owners:
         if getattr(owner, "_log_hyperparams", False):  # set by save_hyperparameters()

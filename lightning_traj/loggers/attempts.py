@@ -1,4 +1,4 @@
-"""Doing several things of which each may fail."""
+"""Several tasks, each of which may fail."""
 
 from __future__ import annotations
 

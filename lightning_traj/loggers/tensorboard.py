@@ -43,7 +43,7 @@ class TensorBoardAdapter(LoggerAdapter):
     def announce_columns(self, hyperparameters: Mapping[str, Any], prefixes: Sequence[str], finished: bool) -> None:
         """Make the measures columns of the HPARAMS tab.
 
-        The tab shows the last value of each column's curve, so columns only have to be announced. TensorBoard uses the
+        The tab shows the last value of each column's curve, so it is enough to announce columns. TensorBoard uses the
         first list of columns in a run and ignores all later ones. There are two cases:
 
         - Lightning writes a list when training starts that has nothing but its placeholder ``hp_metric``. Our list,

@@ -1,4 +1,4 @@
-"""What is logged of a trajectory: scalars to every logger, pictures to those that take them."""
+"""Logging of trajectories: scalars to every logger, pictures to the loggers that take them."""
 
 from __future__ import annotations
 

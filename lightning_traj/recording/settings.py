@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_traj.blocks import GRANULARITIES, BlockRules, FusedLayout, Granularity, Partition, Patterns, as_layouts
-from lightning_traj.checks import check_int
+from lightning_traj.blocks import BlockRules, FusedLayout, Granularity, Partition, Patterns
+from lightning_traj.checks import check_choice, check_int
 from lightning_traj.files import is_remote
 from lightning_traj.recording.quantities.registry import QUANTITIES
 from lightning_traj.schedule import EveryNEpochs, Schedule
@@ -51,34 +51,19 @@ class RecordingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.track not in QUANTITIES:
-            raise ValueError(f"track={self.track!r}: pass one of {', '.join(map(repr, QUANTITIES))}.")
-        if self.snapshot not in ("sketch", "full"):
-            raise ValueError(f"snapshot={self.snapshot!r}: pass 'sketch' or 'full'.")
-        if not callable(self.blocks) and self.blocks not in GRANULARITIES:
-            choices = ", ".join(map(repr, GRANULARITIES))
-            raise ValueError(
-                f"blocks={self.blocks!r}: pass {choices}, or a function from a Block to the name of its block."
-            )
+        check_choice("track", self.track, QUANTITIES)
+        check_choice("snapshot", self.snapshot, ("sketch", "full"))
         check_int("sketch_dim", 1 if self.sketch_dim is None else self.sketch_dim, 1)
         check_int("max_snapshots", self.max_snapshots, 4)
         check_int("window", 0 if self.window is None else self.window, 0)
         check_int("seed", self.seed)
-        _check_patterns("include", self.include)
-        _check_patterns("exclude", self.exclude)
+        self.partition()  # raises if blocks, include, exclude or fused are wrong
         if self.window and self.track != "weights":
             raise ValueError(
                 f"window={self.window} with track={self.track!r}: windows are of the weights' steps; pass None or 0."
             )
         if self.window == 1:
             raise ValueError("window=1: an angle takes two steps; pass 0 for no windows, or at least 2.")
-        declared = {} if self.fused is None else self.fused
-        if not isinstance(declared, Mapping) or not all(isinstance(pattern, str) for pattern in declared):
-            raise TypeError(
-                f"fused={self.fused!r}: pass a dict from glob patterns over parameter names to layouts, such as "
-                '{"*.qkv.weight": FusedLayout({"q": 1, "k": 1, "v": 1})}.'
-            )
-        as_layouts(declared)
 
     @property
     def is_full(self) -> bool:
@@ -94,7 +79,7 @@ class RecordingSettings:
 
     def partition(self) -> Partition:
         """Return a partition into such blocks that has met no parameters yet."""
-        return Partition(BlockRules(self.blocks, self.fused or {}, self.include, self.exclude))
+        return Partition(BlockRules(self.blocks, {} if self.fused is None else self.fused, self.include, self.exclude))
 
     def described(self, sketch_dim: int) -> dict[str, Any]:
         """Return the settings that have to stay the same for a recording to go on, as plain values.
@@ -139,13 +124,6 @@ def check_output(name: object, dirpath: object, figures: object, snapshot: str) 
         raise ValueError(
             f"name={name!r}: pass letters, digits, '.', '_' and '-'; it is part of tags and of file names."
         )
-
-
-def _check_patterns(argument: str, patterns: Patterns | None) -> None:
-    listed = [] if patterns is None else [patterns] if isinstance(patterns, str | bytes) else patterns
-    # Any sequence: OmegaConf has lists of its own.
-    if not isinstance(listed, Sequence) or not all(isinstance(pattern, str) for pattern in listed):
-        raise TypeError(f'{argument}={patterns!r}: pass a glob pattern such as "*.weight", a list of them, or None.')
 
 
 def _check_dirpath(dirpath: object, snapshot: str) -> None:

@@ -30,7 +30,7 @@ class LocalEntries(NamedTuple):
     share: IndexRegion
 
     def now(self) -> LocalEntries:
-        """Return the entries as they are; ``Deferred`` entries have to be read first."""
+        """Return the entries as they are; ``Deferred`` entries are read first."""
         return self
 
     @property
@@ -68,7 +68,7 @@ class LocalEntries(NamedTuple):
 
 
 class Deferred(NamedTuple):
-    """Entries of a compressed tensor, which have to be read first: one block at a time, since reading makes a copy.
+    """Entries of a compressed tensor, which are read one block at a time, since reading makes a copy.
 
     Attributes:
         tensor: Local part of the parameter.

@@ -13,7 +13,7 @@ from lightning_traj.tensors.regions import IndexRegion, Interval, joined, slice_
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor, of which each process has a part or a copy."""
+    """Whether a tensor is a DTensor: each process has a part or a copy of it."""
     return hasattr(tensor, "placements")
 
 
