@@ -29,8 +29,12 @@ class Schedule(ABC):
     def due_after_epoch(self, epoch: int) -> bool:
         """Whether a snapshot is due at the end of the epoch that makes ``epoch`` completed ones (counted from 1)."""
 
+    def due_after_steps(self, step: int, number: int) -> bool:
+        """Return whether a snapshot is due at one of the last ``number`` optimizer steps, of which ``step`` is last."""
+        return any(self.due_after_step(s) for s in range(step - number + 1, step + 1))
+
     def begins_by(self, steps: float, epochs: float) -> bool:
-        """Whether it is ever due in a run of so many steps and epochs at most, as far as it can tell."""
+        """Return whether it can ever be due in a run of at most this many steps and epochs, as far as it can tell."""
         return True
 
     def __or__(self, other: object) -> Schedule:

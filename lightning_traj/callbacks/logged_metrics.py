@@ -9,7 +9,7 @@ some rank: rank 0 would wait in the metric's collective, and the other ranks in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -40,6 +40,16 @@ def settle_logged_metrics(trainer: Any) -> None:
     with suppress(Exception):  # where ranks cannot be reached, training says so itself
         if metrics and not trainer.strategy.reduce_boolean_decision(was_read, all=False):
             _forget(metrics)
+
+
+def settle_first(trainer: Any, do: Callable[..., None]) -> Callable[..., None]:
+    """Return a function that settles the logged metrics of a fit, and then calls ``do`` with its arguments."""
+
+    def settle_and_do(*args: Any) -> None:
+        settle_logged_metrics(trainer)
+        do(*args)
+
+    return settle_and_do
 
 
 def read_callback_metrics(trainer: Any) -> dict[str, Tensor]:
