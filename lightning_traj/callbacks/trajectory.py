@@ -17,7 +17,7 @@ from lightning_traj.callbacks.logbook import Logbook
 from lightning_traj.callbacks.logged_metrics import settle_first, settle_logged_metrics
 from lightning_traj.callbacks.output import Output
 from lightning_traj.callbacks.resumable import ResumableCallback
-from lightning_traj.callbacks.strategies import check_strategy
+from lightning_traj.callbacks.strategies import check_recording
 from lightning_traj.callbacks.trainer import LightningRun, Trainer, completed_epochs, is_resumed
 from lightning_traj.distributed import Ranks
 from lightning_traj.recording import Recorder, Triggers, check_arguments, new_tracker
@@ -161,7 +161,7 @@ class TrajectoryCallback(ResumableCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        check_strategy(trainer.strategy, trainer.world_size)
+        check_recording(trainer.strategy, trainer.world_size)
         self._restored = self._book.folder = None
         check_names(self.name, _names(trainer))
         self._output.find(self.dirpath, trainer, partial(self._guard.warn, "folder"))
@@ -182,7 +182,7 @@ class TrajectoryCallback(ResumableCallback):
         tracker.quantity.check(trainer, pl_module)
         if recorder.snapshot == "full":
             recorder.snapshots.folder = self._output.snapshots(self.name)
-        tracker.attach(LightningRun(trainer, pl_module), introduce=partial(self._book.introduce, trainer))
+        self._attach(trainer, pl_module)
         restored = self._take_restored()
         if restored is not None:
             self._load(restored)
@@ -236,7 +236,7 @@ class TrajectoryCallback(ResumableCallback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if (restored := self._take_restored()) is not None:  # there was nothing left to train
             self._remember(pl_module)
-            self._tracker.attach(LightningRun(trainer, pl_module))
+            self._attach(trainer, pl_module)
             self._guard("restoring", self._load, restored)
             self._guard("measuring", self._book.collect)
         self._book.after_fit(trainer)
@@ -254,6 +254,10 @@ class TrajectoryCallback(ResumableCallback):
         return self._tracker.state_dict() if len(self._recorder) else {}
 
     # Inside
+
+    def _attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        run = LightningRun(trainer, pl_module)
+        self._tracker.attach(run, introduce=partial(self._book.introduce, trainer))
 
     def _load(self, state: Mapping[str, Any]) -> None:
         self._tracker.load_state_dict(state)

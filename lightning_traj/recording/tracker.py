@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from types import NoneType
 from typing import Any, Protocol, TypeAlias
 
 from torch import nn
@@ -59,11 +58,15 @@ class Attempt(Protocol):
         """Warn, unless there was a warning of this kind before."""
 
 
-def _do_nothing() -> None:
-    """Stand in for ``introduce`` outside of a run; a function of the module can be pickled."""
+def reading_of(read: Callable[[], dict[str, Any]]) -> Reading:
+    """Return the tensors, or the error of reading them, which the recorder raises once the other ranks know of it."""
+    try:
+        return read()
+    except Exception as error:
+        return error
 
 
-class Tracker(Picklable, ABC, transient={"_run": NoneType, "_introduce": lambda: _do_nothing}):
+class Tracker(Picklable, ABC, transient={"run": None, "_introduce": None}):
     """Records one quantity of a model whenever it is due.
 
     Args:
@@ -72,7 +75,13 @@ class Tracker(Picklable, ABC, transient={"_run": NoneType, "_introduce": lambda:
         triggers: Decisions when a snapshot or a window is due.
         counter: Count of the optimizer steps taken.
         attempt: Calls whatever may fail during training, and warns.
+
+    Attributes:
+        run: The training loop that is recorded, from ``attach`` to ``stop``.
     """
+
+    run: Run
+    _introduce: Callable[[], object]
 
     def __init__(
         self, recorder: Recorder, quantity: Quantity, triggers: Triggers, counter: StepCounter, attempt: Attempt
@@ -80,14 +89,6 @@ class Tracker(Picklable, ABC, transient={"_run": NoneType, "_introduce": lambda:
         self.recorder, self.quantity, self.triggers, self.counter = recorder, quantity, triggers, counter
         self._attempt = attempt
         self._notices = Notices(attempt.warn)
-        self._run: Run | None = None
-        self._introduce: Callable[[], object] = _do_nothing
-
-    @property
-    def run(self) -> Run:
-        """The training loop that is being recorded."""
-        assert self._run is not None
-        return self._run
 
     @property
     def steps(self) -> int:
@@ -96,14 +97,14 @@ class Tracker(Picklable, ABC, transient={"_run": NoneType, "_introduce": lambda:
 
     # Before training
 
-    def attach(self, run: Run, introduce: Callable[[], object] = _do_nothing) -> None:
+    def attach(self, run: Run, introduce: Callable[[], object]) -> None:
         """Take up a training loop.
 
         Args:
             run: The training loop.
             introduce: Called when θ_0 is there, before the first step.
         """
-        self._run, self._introduce = run, introduce
+        self.run, self._introduce = run, introduce
 
     def clear(self, aliases: Mapping[str, str] | None = None) -> None:
         """Start a new, empty trajectory.
@@ -178,7 +179,8 @@ class Tracker(Picklable, ABC, transient={"_run": NoneType, "_introduce": lambda:
         self.quantity.clear()
         self.quantity.release()
         self.recorder.ranks.leave()
-        self._run, self._introduce = None, _do_nothing
+        for attribute in ("run", "_introduce"):
+            vars(self).pop(attribute, None)
 
     # State
 
@@ -221,12 +223,6 @@ class Tracker(Picklable, ABC, transient={"_run": NoneType, "_introduce": lambda:
             names = ", ".join(f"{name} ({why})" for name, why in self.quantity.left_out.items())
             self._attempt.warn("left out", f"the {self.recorder.track} of these parameters is left out: {names}")
         return tensors
-
-    def _reading(self) -> Reading:
-        try:
-            return self._read()
-        except Exception as error:  # the recorder raises it after the other ranks, which wait for this one, know of it
-            return error
 
     def _take(self, reading: Reading, epochs: float) -> bool:
         """Hand a snapshot to the recorder; return whether it has been recorded."""

@@ -12,7 +12,7 @@ from lightning_traj.blocks import clean_name
 from lightning_traj.recording.quantities import Quantity, quantity, zeros_like
 from lightning_traj.recording.recorder import Recorder
 from lightning_traj.recording.steps import StepCounter
-from lightning_traj.recording.tracker import Attempt, Reading, Tracker
+from lightning_traj.recording.tracker import Attempt, Reading, Tracker, reading_of
 from lightning_traj.recording.triggers import Triggers
 
 
@@ -98,7 +98,7 @@ class StateTracker(Tracker):
         self._introduce()
 
     def _record(self, epochs: float) -> None:
-        self._take(self._reading(), epochs)
+        self._take(reading_of(self._read), epochs)
 
 
 class StepTracker(Tracker, transient={"_last": NoneType}):
@@ -145,7 +145,7 @@ class StepTracker(Tracker, transient={"_last": NoneType}):
             for stepped in self.run.optimizers if optimizer is None else [optimizer]:
                 self.quantity.after_step(self.run.module, stepped)
         if is_due:
-            reading, epochs = self._reading(), self.run.epochs
+            reading, epochs = reading_of(self._read), self.run.epochs
             if self.triggers.step_due:
                 self._record(reading, epochs)
             else:
