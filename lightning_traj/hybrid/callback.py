@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import NoneType
 from typing import Any, TypeAlias
 
 from lightning.pytorch import LightningModule
 
 from lightning_traj.blocks import clean_name
 from lightning_traj.callbacks import ResumableCallback, TrajectoryCallback, epochs_may_not_end, settle_logged_metrics
-from lightning_traj.hybrid.checks import check_emptied, check_recorded, check_run, check_state
+from lightning_traj.hybrid.checks import check_emptied, check_run, check_state
 from lightning_traj.hybrid.conditions import Condition
 from lightning_traj.hybrid.decisions import Decisions
 from lightning_traj.hybrid.freezing import Freezing
-from lightning_traj.hybrid.groups import MODEL, Train, Unit
+from lightning_traj.hybrid.groups import Train, Unit
 from lightning_traj.hybrid.line_search import DirectionSearch, LineSearch, describe, summary
-from lightning_traj.hybrid.reporting import log_scalars, plan, report_end, report_latest_event
+from lightning_traj.hybrid.recorded import find_recording, recorded_trajectory
+from lightning_traj.hybrid.reporting import log_measures, log_scalars, plan, report_end, report_latest_event
 from lightning_traj.hybrid.settings import HybridSettings
 from lightning_traj.hybrid.timeline import Event, Timeline
 from lightning_traj.measures import MEASURES
 from lightning_traj.recording import Parameters
 from lightning_traj.schedule import Schedule
 from lightning_traj.text import check_unchanged
-from lightning_traj.trajectory import Trajectory
 
 Trainer: TypeAlias = Any  # of lightning.pytorch or of pytorch_lightning
 
 
-class HybridTraining(ResumableCallback, transient={"_freezing": NoneType}):
+class HybridTraining(ResumableCallback, transient={"_freezing": None}):
     """Trains everything at first, and from some point on only a part of the parameters.
 
     Frozen parameters have ``requires_grad=False`` and no gradient: the backward pass does not compute their gradients,
@@ -58,10 +57,11 @@ class HybridTraining(ResumableCallback, transient={"_freezing": NoneType}):
     where there is none, one is added.
 
     Attributes:
-        settings: The arguments as given.
+        settings: All arguments.
+        train: Parameters that are always trained.
         when: Condition for freezing; None for never.
         thaw: Condition for thawing; None for never.
-        line_search: As given.
+        line_search: Settings of the line search; None for none.
         timeline: Events so far, and the time that steps took.
 
     Raises:
@@ -73,6 +73,8 @@ class HybridTraining(ResumableCallback, transient={"_freezing": NoneType}):
         >>> from lightning_traj import HybridTraining
         >>> trainer = Trainer(callbacks=[HybridTraining(train="norm", when=20)], logger=False)
     """
+
+    _freezing: Freezing  # while a fit trains
 
     def __init__(
         self,
@@ -89,9 +91,8 @@ class HybridTraining(ResumableCallback, transient={"_freezing": NoneType}):
         super().__init__(name)
         self.settings = HybridSettings(train, when, thaw, by, line_search, running_statistics, keep_state)
         self.when, self.thaw = self.settings.conditions
-        self.line_search = line_search
+        self.train, self.line_search = self.settings.train, line_search
         self._named = Parameters()  # follows the module's parameters through renamings
-        self._freezing: Freezing | None = None  # while a fit trains
         self._begin()
 
     @property
@@ -105,7 +106,7 @@ class HybridTraining(ResumableCallback, transient={"_freezing": NoneType}):
         if stage != "fit":
             return
         self._restored = None
-        if (measures := self._decisions.measures) and _recording(trainer) is None:
+        if (measures := self._decisions.measures) and find_recording(trainer) is None:
             window = None if any(MEASURES[measure].group == "Oscillation" for measure in measures) else 0
             # Lightning's loop over the callbacks meets it next.
             trainer.callbacks.insert(trainer.callbacks.index(self) + 1, TrajectoryCallback(window=window))
@@ -146,17 +147,21 @@ class HybridTraining(ResumableCallback, transient={"_freezing": NoneType}):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         settle_logged_metrics(trainer)
-        epoch, freezing, decisions = trainer.current_epoch, self._running, self._decisions
+        self._named.of(pl_module)  # parameters may have been renamed since the last look
+        epoch, freezing, decisions = trainer.current_epoch, self._freezing, self._decisions
         if epoch <= decisions.epoch:  # before it was interrupted
             return
-        trajectory = self._trajectory(trainer, freezing) if decisions.measures else None
+        trajectory = None
+        if decisions.measures:
+            trajectory = recorded_trajectory(trainer, freezing.groups, decisions.measures)
+            log_measures(self._guard, trainer, trajectory, freezing, decisions.measures)
         decisions.monitors.pending |= decisions.monitors.logged_in_training(trainer)
         decisions.monitors.note(epoch)
         if complaint := decisions.monitors.complaint(trainer):
             self._guard.warn("monitors", complaint)
         if self._search is not None:
-            names, parameters = self._named.names.aliases, freezing.parameters
-            found = self._search.at_epoch(trainer, pl_module, names, freezing.together(), parameters)
+            aliases, groups = self._named.names.aliases, freezing.together()
+            found = self._search.at_epoch(trainer, pl_module, aliases, groups, freezing.parameters)
             if moved := [label for label, result in found.items() if result.factor]:
                 self._report(trainer, "moved", moved, describe(found))
             values = {f"line_search_{tag}": value for tag, value in summary(found).items()}
@@ -167,11 +172,11 @@ class HybridTraining(ResumableCallback, transient={"_freezing": NoneType}):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._counter.batch_starts(trainer.optimizers)
-        freezing, steps = self._running, self._counter.count
+        freezing, steps = self._freezing, self._counter.count
         if steps > self._decisions.step:
             self._change(trainer, self._decisions.after_steps(steps, freezing.groups, freezing.frozen))
         if self._search is not None:
-            self._search.take_batch(trainer, pl_module, self._named.names.aliases, batch, "train")
+            self._search.take_batch(trainer, pl_module, batch, "train")
         self.timeline.batch_starts(freezing.share)
 
     def on_train_batch_end(
@@ -187,22 +192,22 @@ class HybridTraining(ResumableCallback, transient={"_freezing": NoneType}):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if self._search is not None and self._freezing is not None:  # training has begun
-            self._search.take_batch(trainer, pl_module, self._named.names.aliases, batch, "val")
+        if self._search is not None and hasattr(self, "_freezing"):  # training has begun
+            self._search.take_batch(trainer, pl_module, batch, "val")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.timeline.go_on()
-        if self._freezing is not None:
+        if hasattr(self, "_freezing"):
             self._decisions.monitors.validation_ends(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.timeline.epoch_ends(trainer.current_epoch)
-        layers = self._running.frozen_layers
+        layers = self._freezing.frozen_layers
         log_scalars(self._guard, trainer, lambda: self.timeline.scalars() | {"frozen_layers": layers()})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            report_end(self._guard, trainer, self.timeline, self._running, self.when)
+            report_end(self._guard, trainer, self.timeline, self._freezing, self.when)
 
     # State
 
@@ -223,15 +228,10 @@ class HybridTraining(ResumableCallback, transient={"_freezing": NoneType}):
         if self._restored is None and (state := checkpoint.get("callbacks", {}).get(self.state_key)):
             # No other part of a checkpoint has the values that the start of the coming epoch will note.
             state["decisions"]["pending"] |= self._decisions.monitors.logged_in_training(trainer)
-            self._named.of(pl_module)  # parameters may have been renamed since the last look
+            self._named.of(pl_module)
             state["aliases"] = dict(self._named.names.aliases)
 
     # Inside
-
-    @property
-    def _running(self) -> Freezing:
-        assert self._freezing is not None
-        return self._freezing
 
     def _begin(self) -> None:
         self.timeline = Timeline()
@@ -251,21 +251,9 @@ class HybridTraining(ResumableCallback, transient={"_freezing": NoneType}):
         if self._search is not None and state["search"] is not None:
             self._search.load_state_dict(state["search"], pl_module.device)
 
-    def _trajectory(self, trainer: Trainer, freezing: Freezing) -> Trajectory:
-        """Return the trajectory that conditions look at; log what they see of it."""
-        recording = _recording(trainer)
-        assert recording is not None
-        trajectory, measures = recording.trajectory, self._decisions.measures
-        check_recorded(trajectory, recording.name, freezing.groups, measures)
-        if self.settings.by == MODEL:
-            (group,) = freezing.groups.values()
-            newest = trajectory.series(group.has, measures, last=1)
-            log_scalars(self._guard, trainer, lambda: {name: float(values[-1]) for name, values in newest.items()})
-        return trajectory
-
     def _change(self, trainer: Trainer, labels: list[str]) -> None:
         """Freeze those of the groups that are trained, and thaw the others."""
-        freezing = self._running
+        freezing = self._freezing
         freezing.optimizers = trainer.optimizers  # they may have been replaced
         thawing = [label for label in labels if label in freezing.frozen]
         for label in thawing:
@@ -280,19 +268,12 @@ class HybridTraining(ResumableCallback, transient={"_freezing": NoneType}):
                 self._report(trainer, what, changed, str(condition))
 
     def _report(self, trainer: Trainer, what: str, labels: list[str], why: str) -> None:
-        trained, _ = self._running.trained()
+        trained, _ = self._freezing.trained()
         self.timeline.add(Event(trainer.current_epoch, self._counter.count, what, tuple(labels), trained, why))
         report_latest_event(self._guard, trainer, self.timeline)
 
     def _clean_up(self) -> None:
         super()._clean_up()
-        if self._freezing is not None:
-            self._freezing.put_back()
-        self._freezing = None
+        if (freezing := vars(self).pop("_freezing", None)) is not None:
+            freezing.put_back()
         self._named.names.release()
-
-
-def _recording(trainer: Trainer) -> TrajectoryCallback | None:
-    """Return the callback whose trajectory conditions look at."""
-    callbacks = (callback for callback in trainer.callbacks if isinstance(callback, TrajectoryCallback))
-    return next((callback for callback in callbacks if callback.track == "weights"), None)

@@ -14,12 +14,9 @@ from torch.nn.parameter import is_lazy
 
 from lightning_traj.callbacks import check_freezing, is_sharded
 from lightning_traj.hybrid.decisions import Decisions
-from lightning_traj.hybrid.groups import Group
 from lightning_traj.hybrid.line_search import LineSearch
-from lightning_traj.measures import MEASURES
 from lightning_traj.recording import with_inner
 from lightning_traj.schedule import limit
-from lightning_traj.trajectory import Trajectory
 
 
 def check_run(
@@ -62,30 +59,6 @@ def check_run(
             )
     if line_search is not None:
         _check_line_search(trainer, parameters, line_search)
-
-
-def check_recorded(trajectory: Trajectory, name: str, groups: Mapping[str, Group], measures: Collection[str]) -> None:
-    """Raise ValueError if the trajectory lacks blocks of a group of parameters, or the windows that a measure needs.
-
-    Args:
-        trajectory: Trajectory that conditions look at.
-        name: Name of the TrajectoryCallback that records it.
-        groups: Groups of parameters, each of which is judged by its own blocks.
-        measures: Names of the measures that conditions look at.
-    """
-    recorded = {block.name for block in trajectory.blocks}
-    for label, group in groups.items():
-        if missing := sorted(group.blocks - recorded):
-            raise ValueError(
-                f"of the group {label!r}, {missing[0]!r} is not recorded by the TrajectoryCallback {name!r}, on which "
-                "a condition looks: give that one blocks='tensor' and no include= or exclude= that leaves it out."
-            )
-    for measure in measures:
-        if MEASURES[measure].group == "Oscillation" and not trajectory.settings["window"]:
-            raise ValueError(
-                f"a condition looks at {measure!r}, which the TrajectoryCallback {name!r} does not record: give that "
-                "one window=8, or use another measure."
-            )
 
 
 def check_state(trainer: Any, epoch: int, steps: int) -> None:

@@ -13,6 +13,7 @@ from lightning_traj.hybrid.freezing import Freezing
 from lightning_traj.hybrid.groups import MODEL
 from lightning_traj.hybrid.timeline import LISTED, Timeline, print_timeline
 from lightning_traj.loggers import trajectory as tensorboard
+from lightning_traj.trajectory import Trajectory
 
 
 def plan(freezing: Freezing, conditions: Mapping[str, object]) -> str:
@@ -58,6 +59,16 @@ def log_scalars(guard: Guard, trainer: Any, read: Callable[[], Mapping[str, floa
 
     if trainer.is_global_zero:
         guard("logging", log)
+
+
+def log_measures(
+    guard: Guard, trainer: Any, trajectory: Trajectory, freezing: Freezing, measures: Sequence[str]
+) -> None:
+    """Log the measures that conditions see, where there is one group of parameters."""
+    if freezing.settings.by == MODEL:
+        (group,) = freezing.groups.values()
+        newest = trajectory.series(group.has, measures, last=1)
+        log_scalars(guard, trainer, lambda: {measure: float(values[-1]) for measure, values in newest.items()})
 
 
 def report_end(guard: Guard, trainer: Any, timeline: Timeline, freezing: Freezing, when: Condition | None) -> None:

@@ -45,6 +45,9 @@ class Probe:
         autocast: Makes the context of a training step.
         reduce: Returns the mean over all processes of the losses of this one.
         aliases: First names of parameters by the clean names that they have now, where these differ.
+
+    Attributes:
+        parameters: Parameters of the copy, by clean first name.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class Probe:
     ) -> None:
         self.module = _copied(module).train()
         self.batches, self.settings, self.autocast, self.reduce = batches, settings, autocast, reduce
-        self._parameters = current_parameters(self.module, aliases or {})
+        self.parameters = current_parameters(self.module, aliases or {})
 
     def loss(self) -> Tensor:
         """Return the mean loss at the probe's weights, a scalar, with the same random numbers each time.
@@ -85,7 +88,7 @@ class Probe:
         losses = []
         for factor in factors:
             for name, p in parameters.items():
-                self._parameters[name].copy_(torch.add(p, moves[name], alpha=factor))
+                self.parameters[name].copy_(torch.add(p, moves[name], alpha=factor))
             losses.append(self.loss())
         values = self.reduce(torch.stack(losses)).tolist()  # the only wait for the device
         best = min(range(len(values)), key=lambda i: values[i] if values[i] == values[i] else inf)
@@ -94,12 +97,16 @@ class Probe:
         for name, p in parameters.items():
             if best:
                 p.add_(moves[name], alpha=factors[best])
-            self._parameters[name].copy_(p)
+            self.parameters[name].copy_(p)
         return SearchResult(factors[best], values[0], values[best])
 
 
 def probe_of(
-    trainer: Any, module: nn.Module, batches: Sequence[Any], settings: LineSearch, aliases: Mapping[str, str]
+    trainer: Any,
+    module: nn.Module,
+    batches: Sequence[Any],
+    settings: LineSearch,
+    aliases: Mapping[str, str] | None = None,
 ) -> Probe:
     """Return a probe of the module that a Trainer trains; further arguments as of ``Probe``."""
     autocast = trainer.precision_plugin.train_step_context

@@ -54,10 +54,10 @@ class DirectionSearch:
         self.batches.append(apply_to_collection(batch, Tensor, Tensor.clone))
         return len(self.batches) == 1
 
-    def take_batch(self, trainer: Any, module: nn.Module, aliases: Mapping[str, str], batch: Any, data: str) -> None:
+    def take_batch(self, trainer: Any, module: nn.Module, batch: Any, data: str) -> None:
         """Keep a batch of a run, if it is still needed; the first one shows whether a loss can be evaluated at all."""
         if self.keep(batch, data):
-            probe_of(trainer, module, self.batches, self.settings, aliases).loss()
+            probe_of(trainer, module, self.batches, self.settings).loss()
 
     def is_due(self, epoch: int) -> bool:
         """Return whether to search, or to take the first θ', at the start of an epoch."""
@@ -110,7 +110,8 @@ class DirectionSearch:
         """
         found = {}
         for label, names in groups.items():
-            moving = {n: parameters[n] for n in names if n in self.earlier and parameters[n].requires_grad}
+            known = [name for name in names if name in self.earlier and name in probe.parameters]
+            moving = {name: parameters[name] for name in known if parameters[name].requires_grad}
             if moving:
                 found[label] = probe.search(moving, self.earlier)
         return found
