@@ -1,4 +1,4 @@
-"""Checks before training that a run and what is asked of it go together, and hints where they nearly do not."""
+"""Checks before training that a run suits its settings, and hints about settings that may surprise."""
 
 from __future__ import annotations
 

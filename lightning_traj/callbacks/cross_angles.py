@@ -11,7 +11,8 @@ from lightning_traj import measures
 from lightning_traj.gram import Row
 from lightning_traj.recording import Recorder
 
-# Tag, the two quantities, and the two vectors of a block from their newest sketches and the first one of the second.
+# By pair of quantities: the tag, and the two vectors of a block, made of the newest sketches of both quantities and the
+# first sketch of the second.
 CROSSINGS: dict[tuple[str, str], tuple[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]]] = {
     ("gradient", "update"): ("gradient_update_angle", lambda gradient, update, _: (-gradient, update)),
     ("average", "weights"): ("weights_average_angle", lambda average, weights, _: (average, weights)),
@@ -20,13 +21,13 @@ CROSSINGS: dict[tuple[str, str], tuple[str, Callable[[Tensor, Tensor, Tensor], t
 
 
 def crossing(first: tuple[str, Recorder], second: tuple[str, Recorder]) -> dict[str, float]:
-    """The angle between two quantities over the blocks that both have, in degrees, by tag.
+    """Return the angle between two quantities over the blocks that both have, in degrees, by tag.
 
     ``gradient_update_angle`` is ∠(−g, u), 0 for plain gradient descent; ``weights_average_angle`` ∠(θ, average);
     ``direction_update_angle`` ∠(θ_t − θ_0, u), 0 where the update goes on straight away from θ_0.
 
-    Empty for two quantities without an angle that means something, and where they were not recorded at the same step,
-    in full, or with different sketches.
+    Empty for two quantities between which no angle is defined, and where they were recorded in full, at different steps
+    or with different sketches.
     """
     for (one, its), (other, others) in ((first, second), (second, first)):
         if (one, other) in CROSSINGS and _comparable(its, others):

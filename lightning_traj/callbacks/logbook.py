@@ -129,7 +129,7 @@ class Logbook(Picklable, transient={"folder": NoneType}):
             self.guard("logging", self._log, trainer, batches_of(trainer), pictures=pictures)
 
     def after_epoch(self, trainer: Trainer) -> None:
-        """Log what is new at the end of an epoch."""
+        """Log at the end of an epoch, if there is something new."""
         if self._pace.is_due_after_epoch(self.recorder.scheduled, self.recorder.windows.latest):
             self.guard("logging", self._log, trainer, last_step(trainer))
 
@@ -170,7 +170,7 @@ class Logbook(Picklable, transient={"folder": NoneType}):
             tensorboard.log_scalars(trainer.loggers, tags, last_step(trainer))
 
     def save(self, trainer: Trainer, sketches: bool = False) -> None:
-        """Write the file: what was collected last, or, with sketches, everything up to now."""
+        """Write the file: the trajectory as collected last, or, with sketches, up to now."""
         if sketches:
             self.collect()
         if self.folder is None or self.trajectory is None or not trainer.is_global_zero:

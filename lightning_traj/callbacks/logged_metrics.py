@@ -67,7 +67,7 @@ def read_callback_metrics(trainer: Any) -> dict[str, Tensor]:
 
 
 def add_callback_metrics(trainer: Any, values: Mapping[str, Tensor]) -> None:
-    """Add values to ``trainer.callback_metrics`` without computing what is logged, as reading that property would.
+    """Add values to ``trainer.callback_metrics`` without computing logged metrics, as reading that property would.
 
     Args:
         trainer: Trainer of the running fit.

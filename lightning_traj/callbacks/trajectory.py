@@ -34,15 +34,15 @@ class TrajectoryCallback(ResumableCallback):
     schedule also within it, no more often than ``Trainer(log_every_n_steps=…)``) the measures go to all loggers,
     pictures to those that take them (within an epoch only when the snapshots have doubled), and everything to
     ``<name>.safetensors`` beside the logs (``trajectory.safetensors`` for the default name). Training is the same to
-    the last bit as without it; once it runs, whatever fails here warns, and training goes on.
+    the last bit as without it; once it runs, a failure of the callback warns, and training goes on.
 
     Args:
-        track: What the trajectory is of: ``"weights"``; ``"average"``, those of WeightAveraging, EMAWeightAveraging or
-            an AveragedModel; ``"gradient"`` just before the step; ``"update"``, the step itself; ``"first_moment"`` or
-            ``"second_moment"`` of the optimizer. One a callback; for several, add several callbacks. What belongs to a
-            step is recorded at the first one, and then at the step that is due or the last one of the epoch. With
-            several optimizers each parameter has that of its own optimizer's latest step, for which gradients or
-            updates are copied at every step.
+        track: Quantity whose trajectory is recorded: ``"weights"``; ``"average"``, the averaged weights of
+            WeightAveraging, EMAWeightAveraging or an AveragedModel; ``"gradient"`` just before the step; ``"update"``,
+            the step itself; ``"first_moment"`` or ``"second_moment"`` of the optimizer. For several quantities, add
+            several callbacks. A quantity of a step is recorded at the first step, and then at the step that is due or
+            the last one of the epoch. With several optimizers, each parameter's quantity is that of its own
+            optimizer's latest step, for which gradients or updates are copied at every step.
         schedule: When to take a snapshot: ``EveryNEpochs(n)``, ``EveryNSteps(n)``, ``LogSpaced(cap)``,
             ``AtSteps([…])``, ``AtEpochs([…])``, or several of them joined by ``|``.
         snapshot: ``"sketch"`` keeps ``sketch_dim`` numbers a block, and answers with standard errors; ``"full"`` writes
@@ -50,12 +50,13 @@ class TrajectoryCallback(ResumableCallback):
         sketch_dim: Length of a block's sketch. Blocks that are no longer are kept whole. Standard errors fall as its
             inverse square root, and checkpoints grow with it. None: 512, or, for a run that goes on from a checkpoint,
             the length with which its trajectory was recorded.
-        blocks: What is a block, the finest piece that can be asked for: ``"tensor"``, each parameter tensor, and each
-            part of a fused one; ``"layer"``, all of a module's; ``"role"``, all q's, …; ``"model"``, one; or a function
-            from a tensor's ``Block`` to the name of the block that it is added to. Coarser ones take less memory.
-        include: Glob pattern or patterns over names of parameters and parts (``*.weight:q``): what is recorded. None:
+        blocks: Blocks of parameters, the finest pieces that can be selected later: ``"tensor"``, each parameter tensor,
+            and each part of a fused one; ``"layer"``, all tensors of a module; ``"role"``, all q's, …; ``"model"``, a
+            single block; or a function from a tensor's ``Block`` to the name of the block that it is added to. Coarser
+            blocks take less memory.
+        include: Glob pattern or patterns over names of parameters and parts (``*.weight:q``) that are recorded. None:
             every floating-point parameter.
-        exclude: The same for what is not recorded.
+        exclude: Glob pattern or patterns over names that are not recorded.
         fused: Layouts of fused projections that are not known, by pattern over parameter names, such as
             ``{"*.to_qkv.weight": FusedLayout({"q": 1, "k": 1, "v": 1})}``. Those of torch, transformers, timm, LitGPT
             and nanoGPT are known.
@@ -65,16 +66,16 @@ class TrajectoryCallback(ResumableCallback):
             None: 8, or as many as an epoch has; 0: no windows. At most ``max_snapshots`` windows are kept.
         window_schedule: When a window begins, besides the start: by default with every epoch. It begins with the
             parameters right before its first step, and ends with the epoch.
-        seed: Of the sketch; runs can be compared with each other where it and ``sketch_dim`` are the same.
+        seed: Seed of the sketch. Runs can be compared with each other if they share it and ``sketch_dim``.
         dirpath: Folder of the files, or a URL that fsspec opens (``s3://…``), to which they are sent in the
             background; default: beside the logs. Full snapshots need a folder on this machine.
         figures: Whether pictures are logged too. They take some tenths of a second an epoch: little, unless an epoch
-            takes seconds. The file has what it takes to draw them later (``lightning_traj.plots.trajectory``).
+            takes seconds. They can be drawn later from the file (``lightning_traj.plots.trajectory``).
         name: Prefix of the tags, stem of the file; default: ``"traj"`` for the weights, and ``"traj_gradient"`` and so
             on for others. Two callbacks in one Trainer need different names.
 
     Raises:
-        TypeError, ValueError: an argument is wrong (at once), or the model or the checkpoint does not go with it
+        TypeError, ValueError: An argument is wrong (at once), or the model or the checkpoint does not go with it
             (before training starts).
 
     Example:
@@ -149,7 +150,7 @@ class TrajectoryCallback(ResumableCallback):
         """The Trajectory so far.
 
         Raises:
-            RuntimeError: nothing has been recorded yet.
+            RuntimeError: Nothing has been recorded yet.
         """
         self._book.collect(drop=False)  # it may be one rank alone that asks
         if self._book.trajectory is None:

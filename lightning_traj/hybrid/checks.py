@@ -26,7 +26,7 @@ def check_run(
     line_search: LineSearch | None,
     keep_state: bool,
 ) -> None:
-    """Raise ValueError if the strategy, an optimizer or the length of the run rules out what is asked for.
+    """Raise ValueError if the strategy, an optimizer or the length of the run rules out the settings.
 
     Args:
         trainer: Trainer of the fit.

@@ -24,7 +24,7 @@ class Freezing:
     Parameters that were frozen by others are never thawed.
 
     Attributes:
-        settings: Which parameters are always trained, how the others are grouped, and what rests in frozen groups.
+        settings: Settings of HybridTraining: the groups, and whether statistics and optimizer states rest with them.
         named: The parameters of the module as they are renamed; sharded ones stay shards.
         module: Module that has the parameters.
         optimizers: Optimizers of the run.
@@ -94,7 +94,7 @@ class Freezing:
         self._stop_statistics(self.frozen)
 
     def apply(self) -> None:
-        """Freeze again what was frozen when the run was interrupted.
+        """Freeze the groups again that were frozen when the run was interrupted.
 
         Raises:
             ValueError: The model lacks a frozen group or some of its parameters.
@@ -110,7 +110,7 @@ class Freezing:
         self._stop_statistics(self.frozen)
 
     def put_back(self) -> None:
-        """Leave the module as it was before the run; ``frozen`` still lists what was frozen in it."""
+        """Leave the module as it was before the run; ``frozen`` still lists the frozen groups."""
         self._set([name for names in self.frozen.values() for name in names], self._current(), trained=True)
         self._stop_statistics(())
 

@@ -72,7 +72,7 @@ def log_measures(
 
 
 def report_end(guard: Guard, trainer: Any, timeline: Timeline, freezing: Freezing, when: Condition | None) -> None:
-    """Tell the user at the end of training what was frozen, and draw it.
+    """Summarise for the user at the end of training which groups were frozen when.
 
     Args:
         guard: Calls whatever may fail, and warns.

@@ -64,6 +64,6 @@ class HybridSettings:
 
     @property
     def lasting(self) -> dict[str, str]:
-        """Settings that a run has to keep to continue from a checkpoint, in words."""
+        """Descriptions of the settings that a run has to keep to continue from a checkpoint."""
         train = f"function {function_name(self.train)}" if callable(self.train) else repr(self.train)
         return {"train": train, "by": repr(self.by)}

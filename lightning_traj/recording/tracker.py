@@ -150,7 +150,7 @@ class Tracker(Picklable, ABC, transient={"run": None, "_introduce": None}):
         """Look at the parameters right before an optimizer step; arguments as of ``StepCounter.start``."""
 
     def after_step(self, optimizer: Any, number: int) -> None:
-        """Record what is due right after optimizer steps; arguments as of ``StepCounter.start``."""
+        """Record after optimizer steps, if it is due; arguments as of ``StepCounter.start``."""
         self._attempt("recording", self._after_step, optimizer, number)
         if number > 1:
             self.recorder.cancel_window()
@@ -166,10 +166,10 @@ class Tracker(Picklable, ABC, transient={"run": None, "_introduce": None}):
         self._request_window(lambda: self.triggers.window_schedule.due_after_steps(self.steps, number))
 
     def batch_ends(self) -> None:
-        """Record what is due at the end of a batch."""
+        """Record at the end of a batch, if it is due."""
 
     def epoch_ends(self) -> None:
-        """Record what is due at the end of an epoch."""
+        """Record at the end of an epoch, if it is due."""
         self._attempt("recording", self._after_epoch, self.run.epoch + 1)
         self._attempt("recording", self.recorder.end_window, self.steps)
         self._request_window(lambda: self.triggers.window_schedule.due_after_epoch(self.run.epoch + 1))

@@ -29,12 +29,12 @@ class Triggers:
 
     @property
     def settings(self) -> dict[str, str]:
-        """Schedules in words that are the same in every process; a run has to keep them to continue."""
+        """Descriptions of the schedules, the same in every process; a run has to keep them to continue."""
         return {"schedule": _describe(self.schedule), "window_schedule": _describe(self.window_schedule)}
 
     @property
     def settings_of_ranks(self) -> dict[str, str]:
-        """Words that have to be the same on all ranks.
+        """Descriptions that must be equal on all ranks.
 
         A user's own schedule appears by the name of its class: its values may well depend on the rank, and its answers
         be the same all the same.
@@ -74,11 +74,11 @@ class Triggers:
         return self.step_due or self.epoch_due
 
     def step_over(self) -> None:
-        """Forget what was due at the latest step."""
+        """Clear the flags of the latest step."""
         self.step_due = self.epoch_due = False
 
 
 def _describe(schedule: Schedule) -> str:
-    """Describe a schedule in words that are the same in every process, also one of the user's own without a repr."""
+    """Return a description that is the same in every process, also of a user's own schedule without a repr."""
     plain = type(schedule).__repr__ is object.__repr__
     return f"{type(schedule).__qualname__}({stable_repr(vars(schedule))})" if plain else stable_repr(schedule)
