@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,8 +52,10 @@ class Loop:
     callbacks: list[Any] = field(default_factory=list)
 
 
-def train(track: str, schedule: Schedule, state: Any = None, epochs: range = range(EPOCHS)) -> tuple[Tracker, Attempt]:
-    """Train as the Trainer of the tests does, with a tracker instead of a callback."""
+def train(
+    track: str, schedule: Schedule, state: Mapping[str, Any] | None = None, epochs: range = range(EPOCHS)
+) -> tuple[Tracker, dict[str, Any]]:
+    """Train as the Trainer of the tests does, with a tracker instead of a callback; also return a checkpoint."""
     torch.manual_seed(0)
     module = Adam()
     optimizer = module.configure_optimizers()
@@ -71,7 +74,7 @@ def train(track: str, schedule: Schedule, state: Any = None, epochs: range = ran
     assert tracker.prepare().startswith("recording 4 blocks")
     counter.start([optimizer], counter.count, say=print, before=tracker.before_step, after=tracker.after_step)
     tracker.begin(loop.epochs, resumed=state is not None)
-    data = batches()
+    data = batches(alike=True)
     for loop.epoch in epochs:
         for i, batch in enumerate(data):
             loop.is_last_batch, loop.epochs = i + 1 == len(data), loop.epoch + (i + 1) / len(data)
@@ -83,8 +86,12 @@ def train(track: str, schedule: Schedule, state: Any = None, epochs: range = ran
             tracker.batch_ends()
         tracker.epoch_ends()
     assert introduced == ([] if tracker.quantity.at_steps else [0 if state is None else 4 * epochs.start])
+    assert attempt.warnings == []
+    saved = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "tracker": tracker.state_dict()}
     counter.stop()
-    return tracker, attempt
+    tracker.stop()
+    assert not hasattr(tracker, "run")
+    return tracker, copy.deepcopy(saved)
 
 
 def trajectory(tracker: Tracker) -> Trajectory:
@@ -100,8 +107,17 @@ SCHEDULES = [EveryNEpochs(1), EveryNSteps(3), LogSpaced(4) | EveryNEpochs(2), At
 @pytest.mark.parametrize("track", ["weights", "gradient", "update", "first_moment", "second_moment"])
 def test_a_plain_loop_gives_the_trajectory_of_the_callback(fit: Any, track: str, schedule: Schedule) -> None:
     torch.manual_seed(0)
-    callback = TrajectoryCallback(track=track, schedule=schedule, sketch_dim=16, window=8 if track == "weights" else 0)
-    fit(callback, module=Adam, max_epochs=EPOCHS, data=batches(shuffle=False))
-    tracker, attempt = train(track, schedule)
+    callback = TrajectoryCallback(track=track, schedule=schedule, sketch_dim=16)
+    fit(callback, module=Adam, max_epochs=EPOCHS, data=batches(alike=True))
+    tracker, _ = train(track, schedule)
     assert_same(trajectory(tracker), callback.trajectory)
-    assert attempt.warnings == []
+
+
+@pytest.mark.parametrize("track", ["weights", "gradient"])
+def test_a_plain_loop_goes_on(track: str) -> None:
+    whole, _ = train(track, EveryNEpochs(1))
+    _, saved = train(track, EveryNEpochs(1), epochs=range(2))
+    resumed, _ = train(track, EveryNEpochs(1), saved, range(2, EPOCHS))
+    assert_same(trajectory(resumed), trajectory(whole))
+    with pytest.raises(ValueError, match=r"schedule=EveryNSteps\(n=2\) differs from schedule=EveryNEpochs\(n=1\)"):
+        train(track, EveryNSteps(2), saved)
