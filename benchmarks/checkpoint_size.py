@@ -60,7 +60,7 @@ def recorded(shapes: Shapes, snapshots: int, **settings: Any) -> Recorder:
 def added(recorder: Recorder) -> dict[str, Any]:
     """What the callback adds to a checkpoint."""
     callback = TrajectoryCallback()
-    callback._recorder = recorder
+    callback._recorder = callback._tracker.recorder = recorder
     return {callback.state_key: callback.state_dict()}
 
 

@@ -56,7 +56,7 @@ class Timed(TrajectoryCallback):
     def __init__(self, schedule: Schedule) -> None:
         super().__init__(schedule=schedule)
         self.seconds: dict[str, list[float]] = {"_record": [], "_log": []}
-        for owner, (method, seconds) in zip((self, self._book), self.seconds.items(), strict=True):
+        for owner, (method, seconds) in zip((self._tracker, self._book), self.seconds.items(), strict=True):
             setattr(owner, method, self._timed(getattr(owner, method), seconds))
 
     @staticmethod

@@ -1,8 +1,8 @@
-"""When to take a snapshot: pure functions of the counters of a run, so that a resumed run needs no state of them.
+"""Schedules of snapshots: pure functions of the counters of a run, so that a resumed run needs no state of them.
 
 Steps are optimizer steps really taken: neither batches that only accumulate gradients nor skipped steps count, and
-with several optimizers each one's steps do. Where several steps are noticed together (see ``StepCounter``), what is due
-at one of them is due at the last.
+with several optimizers each one's steps do. Where several steps are noticed together (see ``StepCounter``), a snapshot
+that is due at one of them is taken at the last.
 """
 
 from __future__ import annotations
@@ -17,27 +17,32 @@ from lightning_traj.checks import check_int
 
 
 class Schedule(ABC):
-    """What a schedule answers. θ_0, the state before the first step, is recorded under every schedule.
+    """Base of all schedules. θ_0, the state before the first step, is recorded under every schedule.
 
     Schedules are joined by ``|``: ``EveryNEpochs(1) | LogSpaced(1000)`` is due whenever one of them is.
-    Where several processes train together, all of them have to get the same answers: they sum when one is due.
+    Where several processes train together, all of them must get the same answers, since they add up their parts of each
+    snapshot.
     """
 
     @abstractmethod
     def due_after_step(self, step: int) -> bool:
-        """Whether a snapshot is due right after optimizer step ``step`` (counted from 1)."""
+        """Return whether a snapshot is due right after optimizer step ``step`` (counted from 1)."""
 
     @abstractmethod
     def due_after_epoch(self, epoch: int) -> bool:
-        """Whether a snapshot is due at the end of the epoch that makes ``epoch`` completed ones (counted from 1)."""
+        """Return whether a snapshot is due at the end of epoch ``epoch`` (counted from 1)."""
+
+    def due_after_steps(self, step: int, number: int) -> bool:
+        """Return whether a snapshot is due at one of the last ``number`` optimizer steps, of which ``step`` is last."""
+        return any(self.due_after_step(s) for s in range(step - number + 1, step + 1))
 
     def begins_by(self, steps: float, epochs: float) -> bool:
-        """Whether it is ever due in a run of so many steps and epochs at most, as far as it can tell."""
+        """Return whether it can ever be due in a run of at most this many steps and epochs, as far as it can tell."""
         return True
 
     def __or__(self, other: object) -> Schedule:
         if not isinstance(other, Schedule):
-            raise TypeError(f"{self!r} | {other!r}: the right side is no schedule; join schedules with schedules.")
+            raise TypeError(f"{self!r} | {other!r}: the right side is not a schedule; join schedules with schedules.")
         return Union((self, other))
 
 
@@ -49,7 +54,7 @@ class EveryNEpochs(Schedule):
         n: Epochs between two snapshots, at least 1.
 
     Raises:
-        TypeError, ValueError: n is not an integer, or below 1.
+        TypeError, ValueError: The number is not an integer, or below 1.
     """
 
     n: int = 1
@@ -72,7 +77,7 @@ class EveryNSteps(Schedule):
         n: Optimizer steps between two snapshots, at least 1.
 
     Raises:
-        TypeError, ValueError: n is not an integer, or below 1.
+        TypeError, ValueError: The number is not an integer, or below 1.
     """
 
     n: int
@@ -94,11 +99,11 @@ class LogSpaced(Schedule):
     ``LogSpaced(1000)`` are the steps of Pythia's checkpoints: 1, 2, 4, …, 512, 1000, 2000, 3000, …
 
     Args:
-        cap: Where linear spacing begins, and its interval: at least 1.
-        base: Ratio of the steps before that, an integer of at least 2.
+        cap: Step at which linear spacing begins, and its interval; at least 1.
+        base: Ratio of consecutive steps before that, an integer of at least 2.
 
     Raises:
-        TypeError, ValueError: cap or base is not an integer, or too small.
+        TypeError, ValueError: An argument is not an integer, or too small.
     """
 
     cap: int = 1000
@@ -119,21 +124,26 @@ class LogSpaced(Schedule):
         return False
 
 
+class _Listed(Schedule):
+    """Base of schedules whose only field lists the counts at which they are due."""
+
+    def __post_init__(self) -> None:
+        ((name, values),) = vars(self).items()
+        object.__setattr__(self, name, _listed(type(self).__name__, name, values))
+
+
 @dataclass(frozen=True)
-class AtSteps(Schedule):
-    """A snapshot after each of these optimizer steps.
+class AtSteps(_Listed):
+    """A snapshot after each of the listed optimizer steps.
 
     Args:
-        steps: Counted from 1, at least one of them; in any order.
+        steps: Numbers of the steps, counted from 1, in any order; at least one.
 
     Raises:
-        TypeError, ValueError: steps is no list of integers, is empty, or has one below 1.
+        TypeError, ValueError: The steps are not a list of integers, are empty, or include one below 1.
     """
 
     steps: Iterable[int]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", _listed(type(self).__name__, "steps", self.steps))
 
     def due_after_step(self, step: int) -> bool:  # noqa: D102 (see Schedule)
         return step in self.steps
@@ -146,20 +156,17 @@ class AtSteps(Schedule):
 
 
 @dataclass(frozen=True)
-class AtEpochs(Schedule):
-    """A snapshot at the end of each of these epochs.
+class AtEpochs(_Listed):
+    """A snapshot at the end of each of the listed epochs.
 
     Args:
-        epochs: Counted from 1, at least one of them; in any order.
+        epochs: Numbers of the epochs, counted from 1, in any order; at least one.
 
     Raises:
-        TypeError, ValueError: epochs is no list of integers, is empty, or has one below 1.
+        TypeError, ValueError: The epochs are not a list of integers, are empty, or include one below 1.
     """
 
     epochs: Iterable[int]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "epochs", _listed(type(self).__name__, "epochs", self.epochs))
 
     def due_after_step(self, step: int) -> bool:  # noqa: D102 (see Schedule)
         return False
@@ -173,7 +180,7 @@ class AtEpochs(Schedule):
 
 @dataclass(frozen=True)
 class Union(Schedule):
-    """Due whenever one of its schedules is: what ``|`` makes."""
+    """Schedules joined by ``|``: due whenever one of them is."""
 
     schedules: tuple[Schedule, ...]
 
@@ -201,7 +208,7 @@ def _listed(schedule: str, argument: str, values: object) -> tuple[int, ...]:
     listed = [index(x) if hasattr(x, "__index__") and not isinstance(x, bool) else x for x in values]  # NumPy's too
     for value in listed:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{schedule}({argument}=…): {value!r} is no integer; pass a list of integers.")
+            raise TypeError(f"{schedule}({argument}=…): {value!r} is not an integer; pass a list of integers.")
         if value < 1:
             raise ValueError(f"{schedule}({argument}=…): {value} is below 1, and the first one is 1.")
     if not listed:
@@ -210,12 +217,12 @@ def _listed(schedule: str, argument: str, values: object) -> tuple[int, ...]:
 
 
 def is_due_within_epochs(schedule: Schedule) -> bool:
-    """Whether a schedule can be due before an epoch ends; a schedule of the user's own may well be."""
+    """Return whether a schedule can be due before an epoch ends; a schedule of the user's own is assumed to be."""
     if isinstance(schedule, Union):
         return any(map(is_due_within_epochs, schedule.schedules))
     return not isinstance(schedule, EveryNEpochs | AtEpochs)
 
 
 def limit(value: int | None) -> float:
-    """A limit of the Trainer, ``max_steps`` or ``max_epochs``, as a number: None and -1 are none."""
+    """Return a limit of the Trainer, ``max_steps`` or ``max_epochs``, as a number: infinite for None and -1."""
     return inf if value is None or value == -1 else value

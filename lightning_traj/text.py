@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -52,3 +52,19 @@ def function_name(function: Any) -> str:
 def stable_repr(value: object) -> str:
     """Return the repr of a value without addresses, which is the same in every process."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def check_unchanged(ours: Mapping[str, str], theirs: Mapping[str, str], recorded: str) -> None:
+    """Raise ValueError where a setting differs from the one that a state was saved with.
+
+    Args:
+        ours: Settings of this run, by argument, in words.
+        theirs: Settings of the run that saved the state.
+        recorded: The end of the phrase "with which …" about the saved state.
+    """
+    for argument, value in ours.items():
+        if theirs[argument] != value:
+            raise ValueError(
+                f"{argument}={value} differs from {argument}={theirs[argument]}, with which {recorded}: pass "
+                f"{argument}={theirs[argument]} to go on with it, or another name= to begin a new one."
+            )

@@ -81,7 +81,7 @@ def test_the_order_of_a_union_does_not_count():
 
 def test_integers_of_numpy():
     assert AtSteps(np.arange(1, 4)) == AtSteps([1, 2, 3])
-    with pytest.raises(TypeError, match="True is no integer"):
+    with pytest.raises(TypeError, match="True is not an integer"):
         AtSteps([True])
 
 
@@ -107,10 +107,10 @@ def test_bad_intervals_are_named(schedule, n, error):
         (lambda: LogSpaced(2.5), TypeError, r"LogSpaced\(cap=2.5\): pass a positive int"),
         (lambda: AtSteps([]), ValueError, r"AtSteps\(steps=\[\]\) is never due: name at least one"),
         (lambda: AtSteps([3, 0]), ValueError, "0 is below 1, and the first one is 1"),
-        (lambda: AtEpochs([1.5]), TypeError, "1.5 is no integer"),
+        (lambda: AtEpochs([1.5]), TypeError, "1.5 is not an integer"),
         (lambda: AtEpochs("12"), TypeError, r"AtEpochs\(epochs='12'\): pass a list of integers"),
         (lambda: AtEpochs(3), TypeError, r"AtEpochs\(epochs=3\): pass a list of integers, such as AtEpochs"),
-        (lambda: EveryNSteps(1) | 5, TypeError, r"EveryNSteps\(n=1\) \| 5: the right side is no schedule"),
+        (lambda: EveryNSteps(1) | 5, TypeError, r"EveryNSteps\(n=1\) \| 5: the right side is not a schedule"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_named(make, error, message):

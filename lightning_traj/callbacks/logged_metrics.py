@@ -9,7 +9,7 @@ some rank: rank 0 would wait in the metric's collective, and the other ranks in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -42,6 +42,16 @@ def settle_logged_metrics(trainer: Any) -> None:
             _forget(metrics)
 
 
+def settle_first(trainer: Any, do: Callable[..., None]) -> Callable[..., None]:
+    """Return a function that settles the logged metrics of a fit, and then calls ``do`` with its arguments."""
+
+    def settle_and_do(*args: Any) -> None:
+        settle_logged_metrics(trainer)
+        do(*args)
+
+    return settle_and_do
+
+
 def read_callback_metrics(trainer: Any) -> dict[str, Tensor]:
     """Return ``trainer.callback_metrics``; Metrics that nobody has read before can still be updated.
 
@@ -57,7 +67,7 @@ def read_callback_metrics(trainer: Any) -> dict[str, Tensor]:
 
 
 def add_callback_metrics(trainer: Any, values: Mapping[str, Tensor]) -> None:
-    """Add values to ``trainer.callback_metrics`` without computing what is logged, as reading that property would.
+    """Add values to ``trainer.callback_metrics`` without computing logged metrics, as reading that property would.
 
     Args:
         trainer: Trainer of the running fit.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
-from lightning_traj import loggers as tensorboard
+from lightning_traj import loggers
 from lightning_traj.files import replace_together
 from lightning_traj.plots import save_png
 from lightning_traj.plots import trajectory as plot
@@ -87,9 +87,9 @@ def _write(trajectory: Trajectory, out: Path, csv: bool) -> None:
 def _write_events(trajectory: Trajectory, out: Path) -> None:
     """Write the same charts and pictures as in training."""
     logger = _Events(out / EVENTS)
-    tensorboard.add_layout([logger])
-    tensorboard.log_history([logger], trajectory)
-    tensorboard.log_layers([logger], trajectory, int(trajectory.steps[-1]))
+    loggers.add_layout([logger])
+    loggers.log_history([logger], trajectory)
+    loggers.log_layers([logger], trajectory, int(trajectory.steps[-1]))
     logger.experiment.close()
 
 

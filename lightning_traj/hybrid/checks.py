@@ -1,4 +1,4 @@
-"""Does a run go with freezing midway? Asked before training starts."""
+"""Checks before training that a run goes together with freezing parameters while it lasts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
+from lightning_traj.callbacks import check_freezing, is_sharded
 from lightning_traj.hybrid.decisions import Decisions
-from lightning_traj.hybrid.freezing import Group
 from lightning_traj.hybrid.line_search import LineSearch
-from lightning_traj.measures import MEASURES
 from lightning_traj.recording import with_inner
 from lightning_traj.schedule import limit
-from lightning_traj.trajectory import Trajectory
-
-# By name: Lightning has each of them twice, in two packages.
-UNSUPPORTED = {"FSDPStrategy": "flattens parameters", "DeepSpeedStrategy": "keeps parameters of its own"}
 
 
 def check_run(
@@ -31,26 +26,27 @@ def check_run(
     line_search: LineSearch | None,
     keep_state: bool,
 ) -> None:
-    """Raise ValueError where the strategy, an optimizer or the length of the run does not go with what is asked for.
+    """Raise ValueError if the strategy, an optimizer or the length of the run rules out the settings.
 
     Args:
-        trainer: Of the run.
-        parameters: Of the module, by name.
-        decisions: When to freeze and thaw.
-        line_search: What to try, if anything.
-        keep_state: Whether optimizers keep their state of what is frozen.
+        trainer: Trainer of the fit.
+        parameters: Parameters of the module, by name.
+        decisions: Decisions when to freeze and thaw.
+        line_search: Settings of the line search; None for none.
+        keep_state: Whether optimizers keep their state of frozen parameters.
     """
     if lazy := [name for name, p in parameters.items() if is_lazy(p)]:
         raise ValueError(
-            f"the parameters {', '.join(lazy[:3])} have no shape before the first batch: what they are for cannot be "
-            "told; run a batch through the model before fit."
+            f"the parameters {', '.join(lazy[:3])} have no shape before the first batch, and their roles are unknown: "
+            "run a batch through the model before fit."
         )
     if decisions.conditions:
         _check_strategy(trainer, keep_state)
     for optimizer in trainer.optimizers:
         if any(isinstance(each, torch.optim.LBFGS) for each in with_inner(optimizer)):
             raise ValueError(
-                "LBFGS steps along what it remembers of all parameters, and would move frozen ones: use another one."
+                "LBFGS steps along directions that it remembers of all parameters, and would move frozen ones: use "
+                "another optimizer."
             )
     max_epochs = limit(trainer.max_epochs)
     steps = _most_steps(trainer, max_epochs)
@@ -65,51 +61,27 @@ def check_run(
         _check_line_search(trainer, parameters, line_search)
 
 
-def check_recorded(trajectory: Trajectory, name: str, groups: Mapping[str, Group], measures: Collection[str]) -> None:
-    """Raise ValueError where the trajectory lacks some of a group of parameters, or what a measure needs.
-
-    Args:
-        trajectory: On which conditions look.
-        name: Of the TrajectoryCallback that records it.
-        groups: Each of which is to be judged.
-        measures: By which.
-    """
-    recorded = {block.name for block in trajectory.blocks}
-    for label, group in groups.items():
-        if missing := sorted(group.blocks - recorded):
-            raise ValueError(
-                f"of the group {label!r}, {missing[0]!r} is not recorded by the TrajectoryCallback {name!r}, on which "
-                "a condition looks: give that one blocks='tensor' and no include= or exclude= that leaves it out."
-            )
-    for measure in measures:
-        if MEASURES[measure].group == "Oscillation" and not trajectory.provenance.window:
-            raise ValueError(
-                f"a condition looks at {measure!r}, which the TrajectoryCallback {name!r} does not record: give that "
-                "one window=8, or use another measure."
-            )
-
-
 def check_state(trainer: Any, epoch: int, steps: int) -> None:
-    """Raise ValueError where freezing before the first step would make checkpoints that cannot be loaded.
+    """Raise ValueError if freezing before the first step would make checkpoints that cannot be loaded.
 
     Args:
-        trainer: Of the run.
-        epoch: In which something is to be frozen.
-        steps: Optimizer steps taken before.
+        trainer: Trainer of the fit.
+        epoch: Epoch in which a group is about to be frozen.
+        steps: Number of optimizer steps taken before.
     """
-    if not steps and is_sharded(trainer):
+    if not steps and is_sharded(trainer.strategy):
         raise ValueError(
-            f"when: freezing in epoch {epoch}, before any step, leaves optimizers without state of what is frozen, and "
-            "ModelParallelStrategy could not resume from such checkpoints: freeze from epoch 1 on, or set "
+            f"when: freezing in epoch {epoch}, before any step, leaves optimizers without state of frozen parameters, "
+            "and ModelParallelStrategy could not resume from such checkpoints: freeze from epoch 1 on, or set "
             "requires_grad=False in configure_model."
         )
 
 
 def check_emptied(trainer: Any, emptied: Collection[int]) -> None:
-    """Raise ValueError where a GradScaler would fail at optimizers that are left without anything to train.
+    """Raise ValueError if a GradScaler would fail at optimizers that have nothing left to train.
 
     Args:
-        trainer: Of the run.
+        trainer: Trainer of the fit.
         emptied: Numbers of these optimizers.
     """
     if emptied and getattr(trainer.precision_plugin, "scaler", None) is not None:
@@ -119,13 +91,8 @@ def check_emptied(trainer: Any, emptied: Collection[int]) -> None:
         )
 
 
-def is_sharded(trainer: Any) -> bool:
-    """Whether checkpoints are loaded by torch.distributed.checkpoint, which expects state of all that is trained."""
-    return any(cls.__name__ == "ModelParallelStrategy" for cls in type(trainer.strategy).__mro__)
-
-
 def _most_steps(trainer: Any, max_epochs: float) -> float:
-    """Optimizer steps that a run can have, as far as it can be told: how many a batch has, if not one, is not known."""
+    """Return an upper limit of the optimizer steps of a run; unless the module takes steps, one a batch."""
     max_steps = limit(trainer.max_steps)
     batches: float = trainer.num_training_batches
     if not trainer.lightning_module.automatic_optimization or trainer.reload_dataloaders_every_n_epochs:
@@ -136,17 +103,12 @@ def _most_steps(trainer: Any, max_epochs: float) -> float:
 
 
 def _check_strategy(trainer: Any, keep_state: bool) -> None:
-    strategy = type(trainer.strategy).__name__
-    if is_sharded(trainer) and not keep_state:
+    if is_sharded(trainer.strategy) and not keep_state:
         raise ValueError(
             "keep_state=False: under ModelParallelStrategy a checkpoint from which the state of something is missing "
             "cannot be loaded: pass keep_state=True."
         )
-    if strategy in UNSUPPORTED:
-        raise ValueError(
-            f"{strategy} {UNSUPPORTED[strategy]}, which cannot be frozen midway: use ModelParallelStrategy (FSDP2) or "
-            'strategy="ddp_find_unused_parameters_true".'
-        )
+    check_freezing(trainer.strategy)
     model = trainer.strategy.model
     if isinstance(model, DistributedDataParallel):
         if not model.find_unused_parameters:

@@ -1,4 +1,4 @@
-"""When to freeze and when to thaw: at a time, or when the trajectory or a logged value says so."""
+"""Conditions for freezing and thawing: a time, or a state of the trajectory or of a logged value."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from lightning_traj.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class ConditionContext:
-    """What a condition is judged by, for one group of parameters, at the start of an epoch.
+    """Facts by which a condition is judged, for one group of parameters at the start of an epoch.
 
     Attributes:
-        epoch: That begins, counted from 0.
+        epoch: Epoch that begins, counted from 0.
         changed: Epoch in which the group was frozen or thawed last; −1 before.
-        trajectory: Up to now; None where no condition asks for it.
-        select: The group's blocks in it.
-        values: Of the condition's ``monitor``, as logged since the group was changed: of each epoch the last.
+        trajectory: Trajectory up to now; None where no condition asks for it.
+        select: Predicate that chooses the group's blocks in the trajectory.
+        values: Values of the condition's ``monitor`` that were logged since the group was changed, the last one of each
+            epoch.
     """
 
     epoch: int
@@ -36,22 +37,22 @@ class ConditionContext:
 
 
 class Condition(ABC):
-    """What ``when`` and ``thaw`` ask at the start of every epoch, of each group of parameters.
+    """Condition for freezing or thawing, asked at the start of every epoch for each group of parameters.
 
     Attributes:
-        measure: The measure of the trajectory that it looks at; None: it looks at none.
-        monitor: The logged value that it looks at; None: it looks at none.
+        measure: Measure of the trajectory that it looks at; None for none.
+        monitor: Logged value that it looks at; None for none.
     """
 
     measure: str | None = None
     monitor: str | None = None
 
     @abstractmethod
-    def holds(self, seen: ConditionContext) -> bool:
-        """Whether the group is to be changed now."""
+    def holds(self, context: ConditionContext) -> bool:
+        """Return whether to change the group now."""
 
     def holds_after_step(self, step: int) -> bool:
-        """Whether it is, right after optimizer step ``step`` (counted from 1)."""
+        """Return whether to change the group right after optimizer step ``step`` (counted from 1)."""
         return False
 
     @property
@@ -60,7 +61,7 @@ class Condition(ABC):
         return type(self).holds_after_step is not Condition.holds_after_step
 
     def begins_by(self, steps: float, epochs: float) -> bool:
-        """Whether it can ever hold in a run of so many steps and epochs at most, as far as it can tell."""
+        """Return whether it can ever hold in a run of at most this many steps and epochs, as far as it can tell."""
         return True
 
 
@@ -69,14 +70,17 @@ class Threshold(Condition):
     """A measure of the group's own trajectory stays below, or above, a value.
 
     Args:
-        measure: ``"direction_drift"``, ``"mds"``, ``"saturation"``, or any other of the tags.
-        below, above: The value; one of the two. Undefined measures are neither.
-        snapshots: How many snapshots in a row, all of them since the group was changed last. A pause is not looked back
-            on: after a thaw, ``"direction_drift"`` is judged once the five snapshots before are of the time after it,
-            too. Measures of the whole path count the snapshots of pauses like all others.
+        measure: Name of the measure: ``"direction_drift"``, ``"mds"``, ``"saturation"``, or any other of the tags.
+        below: Value that the measure has to stay below. Undefined measures are not below it.
+        above: Value that the measure has to stay above, instead of ``below``.
+        snapshots: Number of snapshots in a row for which that holds, all of them since the group was changed last.
+            Pauses are not looked back on: after a thaw, ``"direction_drift"`` is judged once the five snapshots that
+            it looks back on are of the time after the thaw. Measures of the whole path count the snapshots of pauses
+            like all others.
 
     Raises:
-        TypeError, ValueError: the measure is unknown, none or both values are given, or snapshots is below 1.
+        TypeError, ValueError: The measure is unknown, none or both values are given, or the number of snapshots is
+            below 1.
     """
 
     measure: str
@@ -99,16 +103,16 @@ class Threshold(Condition):
         side, value = ("below", self.below) if self.above is None else ("above", self.above)
         return f"{self.measure} {side} {value:g}" + f" for {self.snapshots} snapshots" * (self.snapshots > 1)
 
-    def holds(self, seen: ConditionContext) -> bool:  # noqa: D102 (see Condition)
-        trajectory = seen.trajectory
+    def holds(self, context: ConditionContext) -> bool:  # noqa: D102 (see Condition)
+        trajectory = context.trajectory
         assert trajectory is not None
-        # Of a snapshot that was taken while the group was frozen, its trajectory says nothing. The one that was taken
-        # where it was thawed is the first to be looked back on.
-        back = 1 if seen.changed < 0 else MEASURES[self.measure].looks_back
-        if int((trajectory.epochs > seen.changed).sum()) < self.snapshots - 1 + back:
+        # Snapshots that were taken while the group was frozen say nothing about it. The one that was taken where it was
+        # thawed is the first to look back on.
+        back = 1 if context.changed < 0 else MEASURES[self.measure].looks_back
+        if int((trajectory.epochs > context.changed).sum()) < self.snapshots - 1 + back:
             return False
         low, high = -inf if self.above is None else self.above, inf if self.below is None else self.below
-        values = trajectory.series(seen.select, [self.measure], last=self.snapshots)[self.measure]
+        values = trajectory.series(context.select, [self.measure], last=self.snapshots)[self.measure]
         return bool(((low < values) & (values < high)).all())
 
 
@@ -117,14 +121,14 @@ class Plateau(Condition):
     """A logged value, such as the validation loss, has stopped improving.
 
     Args:
-        monitor: Its name, as the module logs it. Values that are not finite are left out.
-        patience: Logged values in a row that did not improve on the best before, since the group was changed last. An
-            epoch counts one: of several validations the last, and where none was run, none.
+        monitor: Name of the value, as the module logs it. Values that are not finite are left out.
+        patience: Number of logged values in a row that did not improve on the best before, since the group was changed
+            last. An epoch counts one: the last of several validations, and none where no validation was run.
         mode: Whether ``"min"`` or ``"max"`` is better.
-        min_delta: What is less of an improvement is none.
+        min_delta: Smallest change that counts as an improvement.
 
     Raises:
-        TypeError, ValueError: an argument is wrong.
+        TypeError, ValueError: An argument is wrong.
     """
 
     monitor: str = "val/loss"
@@ -140,22 +144,22 @@ class Plateau(Condition):
     def __str__(self) -> str:
         return f"{self.monitor} no better for {self.patience} logged values"
 
-    def holds(self, seen: ConditionContext) -> bool:  # noqa: D102 (see Condition)
+    def holds(self, context: ConditionContext) -> bool:  # noqa: D102 (see Condition)
         sign = 1.0 if self.mode == "min" else -1.0
-        values = [sign * value for value in seen.values]
+        values = [sign * value for value in context.values]
         before, latest = values[: -self.patience], values[-self.patience :]
         return bool(before) and min(latest) >= min(before) - self.min_delta
 
 
 @dataclass(frozen=True)
 class After(Condition):
-    """So many epochs have begun since the group was frozen or thawed last, or since the start.
+    """A number of epochs have begun since the group was frozen or thawed last, or since the start.
 
     Args:
-        epochs: At least 1.
+        epochs: Number of epochs, at least 1.
 
     Raises:
-        TypeError, ValueError: epochs is not an integer, or below 1.
+        TypeError, ValueError: The number is not an integer, or below 1.
     """
 
     epochs: int
@@ -166,21 +170,21 @@ class After(Condition):
     def __str__(self) -> str:
         return f"after {self.epochs} epochs"
 
-    def holds(self, seen: ConditionContext) -> bool:  # noqa: D102 (see Condition)
-        return seen.epoch - max(seen.changed, 0) >= self.epochs
+    def holds(self, context: ConditionContext) -> bool:  # noqa: D102 (see Condition)
+        return context.epoch - max(context.changed, 0) >= self.epochs
 
 
 @dataclass(frozen=True)
 class FromEpoch(Condition):
-    """From the start of epoch ``epoch`` on, once: what a plain number means."""
+    """From the start of an epoch on, once; a plain number stands for it."""
 
     epoch: int
 
     def __str__(self) -> str:
         return f"epoch {self.epoch}"
 
-    def holds(self, seen: ConditionContext) -> bool:  # noqa: D102 (see Condition)
-        return seen.changed < self.epoch <= seen.epoch
+    def holds(self, context: ConditionContext) -> bool:  # noqa: D102 (see Condition)
+        return context.changed < self.epoch <= context.epoch
 
     def begins_by(self, steps: float, epochs: float) -> bool:  # noqa: D102
         return self.epoch < epochs
@@ -188,15 +192,15 @@ class FromEpoch(Condition):
 
 @dataclass(frozen=True)
 class Scheduled(Condition):
-    """Whenever a schedule of snapshots is due; at the end of an epoch is at the start of the next."""
+    """Whenever a schedule of snapshots is due; the end of an epoch is the start of the next."""
 
     schedule: Schedule
 
     def __str__(self) -> str:
         return repr(self.schedule)
 
-    def holds(self, seen: ConditionContext) -> bool:  # noqa: D102 (see Condition)
-        return seen.epoch > 0 and self.schedule.due_after_epoch(seen.epoch)
+    def holds(self, context: ConditionContext) -> bool:  # noqa: D102 (see Condition)
+        return context.epoch > 0 and self.schedule.due_after_epoch(context.epoch)
 
     def holds_after_step(self, step: int) -> bool:  # noqa: D102
         return self.schedule.due_after_step(step)
@@ -210,10 +214,10 @@ class Scheduled(Condition):
 
 
 def as_condition(argument: str, value: object) -> Condition | None:
-    """A condition from what a user passes for it: an epoch, a schedule, a condition, or None.
+    """Return the condition that an argument stands for: an epoch, a schedule, a condition, or None.
 
     Raises:
-        TypeError, ValueError: it is something else, or a negative epoch; the message names the argument.
+        TypeError, ValueError: The value is something else, or a negative epoch; the message names the argument.
     """
     if value is None or isinstance(value, Condition):
         return value

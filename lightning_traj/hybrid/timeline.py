@@ -17,15 +17,15 @@ LISTED = 12  # events that a table shows, of more the latest
 
 @dataclass(frozen=True)
 class Event:
-    """Something that was done to the parameters.
+    """A change of some groups of parameters.
 
     Attributes:
-        epoch: In which, counted from 0.
-        step: Optimizer steps taken before.
+        epoch: Epoch of the event, counted from 0.
+        step: Number of optimizer steps taken before.
         what: ``"frozen"``, ``"thawed"`` or ``"moved"``.
-        groups: Names of the groups that it was done to.
-        trained: Parameters that are trained from then on.
-        why: The condition; of a move, the factors and what it did to the loss.
+        groups: Names of the groups that were changed.
+        trained: Number of parameters that are trained from then on.
+        why: The condition that held; for a move, the factors and the change of the loss.
     """
 
     epoch: int
@@ -37,7 +37,7 @@ class Event:
 
     @property
     def listed(self) -> str:
-        """The groups in words, of many the first."""
+        """Names of the groups in a line; of many, the first ones."""
         return ", ".join(self.groups[:3]) + (f", … ({len(self.groups)})" if len(self.groups) > 3 else "")
 
     def __str__(self) -> str:
@@ -49,13 +49,13 @@ class Event:
 class Timeline:
     """Events, and seconds a step of each epoch.
 
-    An epoch's steps are timed together, from its first batch to the end of its last, validation left out, and nothing
-    waits for the device: what a GPU still has to do then counts to the next epoch.
+    An epoch's steps are timed together, from its first batch to the end of its last, validation left out. Nothing waits
+    for the device: work that a GPU still has to do then counts towards the next epoch.
 
     Attributes:
-        events: In order.
-        epochs: Of each epoch, in order: its number, seconds a batch, and the share of the parameters that were trained,
-            NaN where that changed within it.
+        events: Events in order.
+        epochs: Number of each epoch, in order, with seconds a batch and the share of the parameters that were trained;
+            the share is NaN where it changed within the epoch.
     """
 
     def __init__(self) -> None:
@@ -68,46 +68,46 @@ class Timeline:
         self._share = 1.0
 
     def add(self, event: Event) -> None:
-        """Something is done to the parameters, before the first batch of an epoch or between two."""
+        """Note an event, before the first batch of an epoch or between two."""
         self.events.append(event)
         if self._began is not None:
             self._share = nan
 
     def batch_starts(self, share: Callable[[], float]) -> None:
-        """A batch starts; ``share`` says which share of the parameters is trained, and is asked once an epoch."""
+        """Note that a batch starts; ``share`` returns the share of the parameters that is trained, once an epoch."""
         if self._began is None:
             self._began, self._share, self._paused, self._batches = time.perf_counter(), share(), 0.0, 0
 
     def batch_ends(self) -> None:
-        """A batch has ended."""
+        """Note that a batch has ended."""
         if self._began is not None:
             self._seconds = time.perf_counter() - self._began - self._paused
             self._batches += 1
 
     def pause(self) -> None:
-        """Something else than training begins, such as validation."""
+        """Stop the clock, for validation or anything else that is not training."""
         self._pause = time.perf_counter()
 
     def go_on(self) -> None:
-        """It has ended."""
+        """Let the clock run on."""
         self._paused += time.perf_counter() - self._pause
 
     def epoch_ends(self, epoch: int) -> None:
-        """The epoch has ended."""
+        """Note that the epoch has ended."""
         if self._began is not None and self._batches:
             self.epochs.append((epoch, self._seconds / self._batches, self._share))
         self._began = None
 
     def full_step(self) -> float:
-        """Seconds a step with everything trained: median over epochs, without the first of several; NaN if unknown."""
+        """Return seconds a step with everything trained: median over epochs, without the first; NaN if unknown."""
         return self._typical(frozen=False)
 
     def frozen_step(self) -> float:
-        """Seconds a step while something was frozen: median over epochs; NaN if unknown."""
+        """Return seconds a step while something was frozen: median over epochs; NaN if unknown."""
         return self._typical(frozen=True)
 
     def scalars(self) -> dict[str, float]:
-        """What the newest epoch says, by tag; NaN where undefined."""
+        """Return the values of the newest epoch, by tag; NaN where undefined."""
         if not self.epochs:
             return {}
         _, seconds, share = self.epochs[-1]
@@ -115,11 +115,11 @@ class Timeline:
         return {"trained_share": share, "step_time": seconds, "step_time_ratio": seconds / full}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, as primitives."""
+        """Return everything as primitives."""
         return {"events": [asdict(event) for event in self.events], "epochs": list(self.epochs)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken."""
+        """Continue where ``state_dict`` was taken."""
         self.events = [Event(**{**event, "groups": tuple(event["groups"])}) for event in state["events"]]
         self.epochs = [(epoch, seconds, share) for epoch, seconds, share in state["epochs"]]
 
@@ -131,7 +131,7 @@ class Timeline:
 
 
 def timeline_table(timeline: Timeline, trained: int, trainable: int) -> Table:
-    """The events as a table: when, what was done to which groups, and how much was trained from then on."""
+    """Return a table of the events: time, change, groups, and number of parameters trained from then on."""
     table = Table(
         title=f"Hybrid training: {trained:,} of {trainable:,} parameters are trained at the end", title_justify="left"
     )
@@ -149,7 +149,7 @@ def timeline_table(timeline: Timeline, trained: int, trainable: int) -> Table:
 
 
 def time_saved(timeline: Timeline) -> str:
-    """How long a step took before and after freezing, in a sentence; empty where either is unknown."""
+    """Return a sentence about the time of a step before and after freezing; empty where either is unknown."""
     full, frozen = timeline.full_step(), timeline.frozen_step()
     if full != full or frozen != frozen:
         return ""
@@ -160,7 +160,7 @@ def time_saved(timeline: Timeline) -> str:
 
 
 def print_timeline(timeline: Timeline, trained: tuple[int, int]) -> None:
-    """Print the table, and what was saved."""
+    """Print the table of events, and the time that freezing saved."""
     console = Console()
     console.print(timeline_table(timeline, *trained))
     if line := time_saved(timeline):

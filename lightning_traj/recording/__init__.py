@@ -7,27 +7,29 @@ from typing import TYPE_CHECKING
 from lightning_traj.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from lightning_traj.recording.process import attempt as attempt
+    from lightning_traj.recording.parameters import Parameters as Parameters
     from lightning_traj.recording.quantities.quantity import Training as Training
-    from lightning_traj.recording.quantities.registry import quantity as quantity
-    from lightning_traj.recording.quantities.values import zeros_like as zeros_like
     from lightning_traj.recording.recorder import Recorder as Recorder
     from lightning_traj.recording.settings import RecordingSettings as RecordingSettings
     from lightning_traj.recording.settings import check_output as check_output
     from lightning_traj.recording.settings import check_schedules as check_schedules
     from lightning_traj.recording.step_hooks import with_inner as with_inner
     from lightning_traj.recording.steps import StepCounter as StepCounter
+    from lightning_traj.recording.tracker import Tracker as Tracker
+    from lightning_traj.recording.trackers import new_tracker as new_tracker
+    from lightning_traj.recording.triggers import Triggers as Triggers
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "process": ("attempt",),
+        "parameters": ("Parameters",),
         "quantities.quantity": ("Training",),
-        "quantities.registry": ("quantity",),
-        "quantities.values": ("zeros_like",),
         "recorder": ("Recorder",),
         "settings": ("RecordingSettings", "check_output", "check_schedules"),
         "step_hooks": ("with_inner",),
         "steps": ("StepCounter",),
+        "tracker": ("Tracker",),
+        "trackers": ("new_tracker",),
+        "triggers": ("Triggers",),
     },
 )

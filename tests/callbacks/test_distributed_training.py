@@ -648,7 +648,7 @@ def stopped_before_training(root: Path) -> str:
     """One rank alone cannot begin: what is said."""
     callback = TrajectoryCallback(dirpath=root, **ALWAYS)
     if torch.distributed.get_rank():
-        callback._quantity.check = lambda *_: (_ for _ in ()).throw(ValueError("mine alone"))  # type: ignore[method-assign]
+        callback._tracker.quantity.check = lambda *_: (_ for _ in ()).throw(ValueError("mine alone"))  # type: ignore[method-assign]
     with pytest.raises((ValueError, RuntimeError)) as caught:
         train("DDP", callback, root=root, max_epochs=1)
     torch.distributed.barrier()

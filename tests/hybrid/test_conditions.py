@@ -11,7 +11,7 @@ import torch
 from lightning_traj import After, AtEpochs, AtSteps, EveryNEpochs, Plateau, Threshold, Trajectory
 from lightning_traj.hybrid.conditions import ConditionContext, as_condition
 from lightning_traj.hybrid.decisions import Decisions
-from lightning_traj.hybrid.freezing import Group
+from lightning_traj.hybrid.groups import Group
 from lightning_traj.recording.recorder import Recorder
 from lightning_traj.recording.settings import RecordingSettings
 
@@ -151,18 +151,18 @@ def test_steps_are_asked_about_one_by_one() -> None:
 
 
 def test_monitors_are_remembered_since_the_last_change() -> None:
-    decisions = Decisions(1, Plateau("loss", patience=2))  # type: ignore[arg-type]
+    decisions = Decisions(as_condition("when", 1), Plateau("loss", patience=2))
     decisions.conditions.pop("when")
     decisions.changed["straight"] = 3
     held = []
     for epoch, value in enumerate([9.0, 1.0, 1.0, 1.0, 5.0, float("nan"), 5.0, 5.0]):
-        decisions.pending["loss"] = value
-        decisions.note(epoch)
+        decisions.monitors.pending["loss"] = value
+        decisions.monitors.note(epoch)
         held.append(bool(decisions.at_epoch(epoch, {"straight": GROUPS["straight"]}, ["straight"], None)))
         decisions.load_state_dict(decisions.state_dict())
     assert held == [False] * 7 + [True]
-    assert decisions.missing == []
-    assert Decisions(None, Plateau("other")).missing == ["other"]
+    assert decisions.monitors.missing == []
+    assert Decisions(None, Plateau("other")).monitors.missing == ["other"]
 
 
 WRONG: dict[str, tuple[Any, str]] = {

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lightning_traj import HybridTraining, LineSearch, TrajectoryCallback
-from lightning_traj.hybrid.line_search import DirectionSearch, Probe, in_words, summarised
+from lightning_traj.hybrid.line_search import DirectionSearch, Probe, describe, summary
 from models import BATCHES, Validated, batches, mlp
 
 
@@ -58,8 +58,8 @@ def test_groups_are_searched_one_after_the_other() -> None:
     assert (found["first"].factor, found["first"].after) == (4.0, 4.0)
     assert (found["second"].factor, found["second"].before, found["second"].after) == (-2.0, 4.0, 0.0)
     assert [module.a.tolist(), module.b.tolist()] == [[0.0, 0.0], [0.0]]
-    assert in_words(found) == "by -2 or 4: loss 20 to 0"
-    assert summarised(found) == {"taken": 1.0, "gain": 20.0}
+    assert describe(found) == "by -2 or 4: loss 20 to 0"
+    assert summary(found) == {"taken": 1.0, "gain": 20.0}
 
 
 def test_an_undefined_loss_is_not_lower() -> None:

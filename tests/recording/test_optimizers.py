@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from lightning_traj import AtSteps, EveryNEpochs, EveryNSteps, HybridTraining, Trajectory, TrajectoryCallback
-from lightning_traj.recording import Training, quantity
+from lightning_traj.recording import Training
+from lightning_traj.recording.quantities.registry import quantity
 from models import BATCHES
 from optimizers import REGISTRY, REQUIRED, SPARSE, TORCH, Entry, Stepping, dense_torch_classes
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_traj.recording import StepCounter, Training, quantity
-from lightning_traj.recording.quantities.registry import QUANTITIES
+from lightning_traj.recording import StepCounter, Training
+from lightning_traj.recording.quantities.registry import QUANTITIES, quantity
 from models import mlp
 
 STEPS = 3
