@@ -40,7 +40,7 @@ class Guard:
         if what not in self._warned:
             self._warned.add(what)
             with suppress(Warning):  # also where warnings are errors
-                rank_zero_warn(f"{self.name}: {message}. Training goes on; this is said once.")
+                rank_zero_warn(f"{self.name}: {message.removesuffix('.')}. Training goes on; this is said once.")
 
     def forget(self) -> None:
         """Forget earlier warnings, as another run begins."""

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_traj.callbacks.guard import Guard
 from lightning_traj.callbacks.trainer import Trainer, is_resumed, may_skip_steps
 from lightning_traj.files import METHODS_OF_MODULE, Picklable, identity_of
-from lightning_traj.recording import StepCounter
+from lightning_traj.recording import Look, StepCounter
 
 
 class ResumableCallback(Picklable, Callback, transient=METHODS_OF_MODULE):
@@ -69,7 +69,7 @@ class ResumableCallback(Picklable, Callback, transient=METHODS_OF_MODULE):
     def _start_counting(
         self,
         trainer: Trainer,
-        before: Callable[[Any, bool], None] | None = None,
+        before: Callable[[Any, Look], None] | None = None,
         after: Callable[[Any, int], None] | None = None,
     ) -> None:
         """Count optimizer steps from here on; ``before`` and ``after`` are called around each of them."""

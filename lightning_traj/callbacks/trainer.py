@@ -16,6 +16,8 @@ from lightning_traj.schedule import limit
 # Of lightning.pytorch or of pytorch_lightning; both set most attributes where type checkers don't see them.
 Trainer: TypeAlias = Any
 
+DEFAULT_MAX_EPOCHS = 1000  # what Lightning chooses for a Trainer without limits
+
 
 class LightningRun:
     """A fit, as far as recording asks about it: the ``Run`` of a Trainer and a module."""
@@ -89,8 +91,9 @@ def steps_in_epoch(trainer: Trainer) -> float:
 
 
 def epochs_may_not_end(trainer: Trainer) -> bool:
-    """Return whether the training data have no length and the run is not limited by a number of epochs."""
+    """Return whether the training data have no length and the user has not limited the run to some epochs."""
     by_epochs = limit(trainer.max_epochs) < inf and limit(trainer.max_steps) == inf
+    by_epochs = by_epochs and trainer.max_epochs != DEFAULT_MAX_EPOCHS
     return bool(trainer.num_training_batches == inf and not by_epochs and not trainer.fast_dev_run)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lightning_traj.recording.settings import check_output as check_output
     from lightning_traj.recording.settings import check_schedules as check_schedules
     from lightning_traj.recording.step_hooks import with_inner as with_inner
+    from lightning_traj.recording.steps import Look as Look
     from lightning_traj.recording.steps import StepCounter as StepCounter
     from lightning_traj.recording.tracker import Tracker as Tracker
     from lightning_traj.recording.trackers import new_tracker as new_tracker
@@ -27,7 +28,7 @@ __getattr__, __dir__ = lazy_exports(
         "recorder": ("Recorder",),
         "settings": ("RecordingSettings", "check_output", "check_schedules"),
         "step_hooks": ("with_inner",),
-        "steps": ("StepCounter",),
+        "steps": ("Look", "StepCounter"),
         "tracker": ("Tracker",),
         "trackers": ("new_tracker",),
         "triggers": ("Triggers",),

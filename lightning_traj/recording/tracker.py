@@ -18,7 +18,7 @@ from lightning_traj.recording.notices import Notices
 from lightning_traj.recording.process import Read
 from lightning_traj.recording.quantities.quantity import Quantity, Training
 from lightning_traj.recording.recorder import Recorder
-from lightning_traj.recording.steps import StepCounter
+from lightning_traj.recording.steps import Look, StepCounter
 from lightning_traj.recording.triggers import Triggers
 from lightning_traj.text import check_unchanged
 
@@ -140,10 +140,11 @@ class Tracker(Picklable, ABC, transient={"run": None, "_introduce": None}):
 
     # During training
 
-    def before_step(self, optimizer: Any, has_gradients: bool) -> None:
-        """Look at the parameters right before an optimizer step; arguments as of ``StepCounter.start``."""
-        self._attempt("following parameters", self.quantity.parameters.follow, self.run.module, optimizer)
-        self._before_step(optimizer, has_gradients)
+    def before_step(self, optimizer: Any, look: Look) -> None:
+        """Look at the parameters before an optimizer step; arguments as of ``StepCounter.start``."""
+        if look.is_first:
+            self._attempt("following parameters", self.quantity.parameters.follow, self.run.module, optimizer)
+        self._before_step(optimizer, look)
 
     def after_step(self, optimizer: Any, number: int) -> None:
         """Record after optimizer steps, if it is due; arguments as of ``StepCounter.start``."""
@@ -207,7 +208,7 @@ class Tracker(Picklable, ABC, transient={"run": None, "_introduce": None}):
     # Inside
 
     @abstractmethod
-    def _before_step(self, optimizer: Any, has_gradients: bool) -> None:
+    def _before_step(self, optimizer: Any, look: Look) -> None:
         """Keep what the coming step is about to change, if that is recorded."""
 
     @abstractmethod

@@ -14,7 +14,7 @@ from lightning_traj.recording.quantities.quantity import Quantity
 from lightning_traj.recording.quantities.registry import quantity
 from lightning_traj.recording.quantities.values import zeros_like
 from lightning_traj.recording.recorder import Recorder
-from lightning_traj.recording.steps import StepCounter
+from lightning_traj.recording.steps import Look, StepCounter
 from lightning_traj.recording.tracker import Attempt, Tracker
 from lightning_traj.recording.triggers import Triggers
 
@@ -68,16 +68,18 @@ class StateTracker(Tracker):
             self.recorder.windows.end(self.steps)
             self._request_window(lambda: not self.steps or self.triggers.window_schedule.due_after_epoch(epoch))
 
-    def _before_step(self, optimizer: Any, has_gradients: bool) -> None:
+    def _before_step(self, optimizer: Any, look: Look) -> None:
         is_initial = not len(self.recorder) and not self.steps  # lazy parameters have their values only now
-        if not (is_initial or self.recorder.windows.due or self.recorder.windows.running):
+        looks = look.is_last and (self.recorder.windows.due or self.recorder.windows.running)
+        if not (is_initial or looks):
             return
         parameters = self.quantity.parameters.of(self.run.module)
         if any(is_lazy(parameter) for parameter in parameters.values()):
             return
         if is_initial:
             self._record_initial(self.run.epochs)
-        self._attempt("recording", self.recorder.windows.prepare, parameters)
+        if look.is_last:
+            self._attempt("recording", self.recorder.windows.prepare, parameters)
 
     def batch_ends(self) -> None:  # noqa: D102
         if self._due_at_batch_end:
@@ -130,8 +132,9 @@ class StepTracker(Tracker, transient={"_last": NoneType}):
     def begin(self, epochs: float, resumed: bool) -> None:  # noqa: D102 (there is no value before the first step)
         self.triggers.first_due = not len(self.recorder)
 
-    def _before_step(self, optimizer: Any, has_gradients: bool) -> None:
-        self._attempt("recording", self._keep, optimizer, has_gradients)
+    def _before_step(self, optimizer: Any, look: Look) -> None:
+        if look.is_first if self.quantity.is_of_first_look else look.is_last:
+            self._attempt("recording", self._keep, optimizer, look.has_gradients)
 
     def _keep(self, optimizer: Any, has_gradients: bool) -> None:
         # The decision is the same on all ranks, whatever gradients each of them has. A gradient in partial sums is
@@ -176,8 +179,8 @@ class StepTracker(Tracker, transient={"_last": NoneType}):
         elif last is None and recorded < self.steps and self.triggers.schedule.due_after_epoch(epoch):
             self._attempt.warn(
                 "last batch",
-                f"no {track} was recorded at the end of this epoch, whose last batch took no optimizer step; use "
-                "EveryNSteps",
+                f"no {track} was recorded at the end of this epoch: its last batch took no optimizer step, or was not "
+                "known to be the last one; use EveryNSteps",
             )
 
     def _read(self) -> dict[str, Any]:

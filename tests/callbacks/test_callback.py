@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -26,6 +28,7 @@ from lightning_traj import (
     Trajectory,
     TrajectoryCallback,
 )
+from lightning_traj.callbacks.trainer import epochs_may_not_end
 from models import (
     CLASSES,
     INPUTS,
@@ -513,6 +516,12 @@ def test_a_hint_where_epochs_may_never_end(fit: Any, caplog: Any, case: str) -> 
             fit(TrajectoryCallback(schedule=schedule), data=data, **{"max_epochs": -1, **arguments})
         assert caplog.text.count(HINT) == expected
         assert caplog.text.count("pass schedule=EveryNSteps(n) or LogSpaced()") == expected
+
+
+def test_a_trainer_without_limits_may_be_given_endless_data() -> None:
+    limits = {"max_steps": -1, "num_training_batches": math.inf, "fast_dev_run": False}
+    assert epochs_may_not_end(SimpleNamespace(max_epochs=1000, **limits))  # which Lightning chooses then
+    assert not epochs_may_not_end(SimpleNamespace(max_epochs=999, **limits))
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_a_plain_training_loop(track: str, within: bool) -> None:
         [optimizer],
         0,
         say=lambda line: None,
-        before=lambda optimizer, has_gradients: seen.before_step(module, optimizer, has_gradients),
+        before=lambda optimizer, look: seen.before_step(module, optimizer, look.has_gradients),
         after=lambda optimizer, number: seen.after_step(module, optimizer),
     )
     for _ in range(STEPS):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lightning_traj import AtSteps, EveryNSteps, HybridTraining, TrajectoryCallback
 from lightning_traj.recording.step_hooks import runs_hooks, with_inner
-from lightning_traj.recording.steps import StepCounter
+from lightning_traj.recording.steps import Look, StepCounter
 from models import BATCHES, Module, TwoOptimizers, batches
 from optimizers import SGD, Bare, Deaf, Lookahead, Manual, Sam, Stepping
 
@@ -222,7 +222,7 @@ def counted() -> Any:
             [optimizer],
             0,
             say=lambda line: reports.append(line),
-            before=lambda optimizer, ready: reports.append(("before", float(parameter[0].detach()), ready)),
+            before=lambda optimizer, look: reports.append(("before", float(parameter[0].detach()), look)),
             after=lambda optimizer, number: reports.append(("after", number)),
         )
         return counter, optimizer, reports
@@ -239,6 +239,22 @@ def test_a_step_is_reported_once_before_and_once_after(counted: Any) -> None:
     assert counter.count == 3
 
 
+def test_parameters_are_looked_at_before_and_after_what_a_loop_does_at_an_announcement(counted: Any) -> None:
+    counter, optimizer, reports = counted()
+    (parameter,) = optimizer.param_groups[0]["params"]
+
+    def closure() -> None:
+        counter.announce(optimizer, [optimizer], counter.count)
+        parameter.data.add_(1)
+
+    optimizer.step(closure)
+    counter.announce(optimizer, [optimizer], counter.count)  # the closure is evaluated ahead of the step
+    optimizer.step()
+    looks = [report for report in reports if report[0] == "before"]
+    assert [look for *_, look in looks] == [Look(True, False), Look(False, True), Look(True, True), Look(False, True)]
+    assert looks[1][1] == looks[0][1] + 1
+
+
 def test_the_result_of_a_closure_is_handed_on(counted: Any) -> None:
     _, optimizer, _ = counted()
     assert optimizer.step(lambda: 5) == 5
@@ -251,7 +267,7 @@ def test_a_step_that_calls_its_parents_is_one_step(counted: Any) -> None:
     evaluations: list[int] = []
     optimizer.step(lambda: evaluations.append(1))
     assert len(evaluations) == 2
-    assert reports == [("before", 1.0, True), ("after", 1)]  # where it began, not where it climbed to
+    assert reports == [("before", 1.0, Look()), ("after", 1)]  # where it began, not where it climbed to
     assert counter.count == 1
 
 

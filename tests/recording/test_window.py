@@ -297,6 +297,11 @@ class AfterBatches(Moved):
         self.move(self)
 
 
+class BeforeOptimizerStep(Moved):
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.move(self)
+
+
 class Validation(Moved):
     """Leaves other weights behind."""
 
@@ -362,6 +367,19 @@ def test_what_moves_between_steps_is_no_part_of_them(fit: Any, kind: Any, move: 
             thetas = np.cumsum([np.zeros_like(steps[0]), *steps[begin:end]], axis=0)
             window = list(oscillation(trajectory.windows.of(chosen, index)))
             assert window == pytest.approx(measured(thetas), rel=1e-5, abs=1e-9), (select, index)
+
+
+def test_what_moves_right_before_a_step_is_no_part_of_it(fit: Any) -> None:
+    """In the module's hook, which comes after that of every callback."""
+    module = BeforeOptimizerStep(as_data)
+    module.make = partial(torch.optim.SGD, lr=0.0)
+    weights, updates = TrajectoryCallback(), TrajectoryCallback(track="update")
+    trainer = fit(weights, updates, module=module)
+    assert weights.trajectory.summary()["oscillation_step_length"] == 0
+    assert updates.trajectory.summary()["param_norm"] == 0
+    assert weights.trajectory.summary()["displacement"] == pytest.approx(
+        math.sqrt(sum(p.numel() for p in module.parameters())) * trainer.global_step
+    )
 
 
 def test_a_window_is_shifted_along_with_the_parameters() -> None:

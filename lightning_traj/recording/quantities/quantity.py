@@ -39,12 +39,15 @@ class Quantity(ABC):
         parameters: Named parameters that the quantity belongs to.
         at_steps: Whether the quantity belongs to an optimizer step, as a gradient does, or to the state between steps,
             as weights do.
+        is_of_first_look: Whether a quantity of steps is kept at the first look before a step, ahead of the training
+            loop's own hooks, and not right before the step (see ``steps.Look``).
         zero_if_missing: Whether a parameter whose optimizer took a step without it has the value zero. Otherwise its
             value counts as unchanged.
         left_out: Reasons why a parameter's quantity cannot be read, by name.
     """
 
     at_steps = True
+    is_of_first_look = False
     zero_if_missing = False
 
     def __init__(self) -> None:

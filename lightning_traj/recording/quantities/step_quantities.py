@@ -93,6 +93,8 @@ class Gradient(StepQuantity):
     After a step that nothing announced (see ``StepCounter``), it is the gradient that the step has left.
     """
 
+    is_of_first_look = True
+
     def before_step(self, module: nn.Module, optimizer: Optimizer, has_gradients: bool = True) -> None:  # noqa: D102
         if has_gradients:
             super().before_step(module, optimizer)
