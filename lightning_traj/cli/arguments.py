@@ -21,8 +21,8 @@ EXIT_CODES = """exit codes:
   130  interrupted: the same command goes on where it was
 """
 ANALYZE = """The measures of a run that is over, from the checkpoints that it left: Lightning's .ckpt, state dicts
-(.pt, .pth, .bin), TorchScript, safetensors, archives of Stable-Baselines3, folders of Hugging Face, accelerate and diffusers,
-and folders of torch.distributed.checkpoint. Checkpoints are only read: nothing in them is executed."""
+(.pt, .pth, .bin), TorchScript, safetensors, archives of Stable-Baselines3, folders of Hugging Face, accelerate and
+diffusers, and folders of torch.distributed.checkpoint. Checkpoints are only read: nothing in them is executed."""
 WRITTEN = """written to DIR:
   report.html              the whole report in one file, without a network
   trajectory.safetensors   what it is made of, for Trajectory.load and for compare

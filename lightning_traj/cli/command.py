@@ -73,7 +73,7 @@ def _analyze(options: argparse.Namespace) -> int:
     read = {name: getattr(options, name) for name in ("key", "weights", "order", "partial", "skip_bad")}
     chosen: list[str | None] = [options.series]
     if options.series == ALL:
-        names = series_in(find(options.paths), **read)
+        names = series_in(find(options.paths), **read, explicit=set(options.paths))
         chosen = [*names] if len(names) > 1 else [None]
     folders = {name: options.out if len(chosen) == 1 else options.out / str(name) for name in chosen}
     files = {name: options.out / (RESUMPTION if len(chosen) == 1 else f"{RESUMPTION}-{name}") for name in chosen}
