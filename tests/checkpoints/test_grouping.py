@@ -304,6 +304,13 @@ def test_the_command_line_lists_series_and_picks_one(
         assert (both / name / "report.html").is_file()
 
 
+def test_a_series_that_fails_is_named(gan: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nan = {name: torch.full(shape, torch.nan) for name, shape in OTHER.items()}
+    write(gan[0], named("gen_epoch_{}.pt", dict.fromkeys(NUMBERS, nan)))
+    assert main(["analyze", str(gan[0]), "--out", str(tmp_path / "out"), "--series", "all"]) == 1
+    assert "error: series gen_epoch: 0 of 4 checkpoints are finite" in capsys.readouterr().err
+
+
 def test_reports_of_each_that_are_interrupted_go_on(
     gan: Any, tmp_path: Path, pictureless: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
