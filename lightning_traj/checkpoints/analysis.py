@@ -15,7 +15,7 @@ from torch import nn
 
 from lightning_traj.blocks import FusedLayout, Granularity, Patterns
 from lightning_traj.checkpoints.exact import exact_trajectory
-from lightning_traj.checkpoints.findings import in_files, in_trajectory, label, objects_left_out
+from lightning_traj.checkpoints.findings import in_files, in_trajectory, label, objects_left_out, unread_tensors
 from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, Weights
 from lightning_traj.checkpoints.formats.errors import CheckpointError
 from lightning_traj.checkpoints.grouping import reopen_series
@@ -178,7 +178,7 @@ def _trajectory(
     checkpoints = [series.checkpoints[i] for i in kept]
     lost = [c for i, c in enumerate(series.checkpoints) if i not in kept]
     notes += [Finding("left out", f"{label(c)} has non-finite entries, and is left out.") for c in lost]
-    notes += objects_left_out(checkpoints)
+    notes += unread_tensors(checkpoints) + objects_left_out(checkpoints)
     clock = None if series.clock is None else series.clock.at(kept)
     notes += in_files(checkpoints, parameters, clock) + in_trajectory(trajectory, checkpoints, parameters)
     source = CheckpointSource(

@@ -71,6 +71,17 @@ def objects_left_out(checkpoints: Sequence[Checkpoint]) -> list[Finding]:
     return [Finding("objects", f"{objects} of {classes} beside the tensors {were} left out: {kinds}.")]
 
 
+def unread_tensors(checkpoints: Sequence[Checkpoint]) -> list[Finding]:
+    """Name the tensors in state dicts that cannot be read, such as quantised ones."""
+    unread: dict[str, str] = {}
+    for checkpoint in checkpoints:
+        unread |= checkpoint.unread
+    if not unread:
+        return []
+    kinds = join_names(sorted(set(unread.values())), MOST)
+    return [Finding("parameters", f"{_listed(list(unread))} left out: tensors of {kinds} cannot be read.")]
+
+
 def changed_shapes(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> dict[str, Finding]:
     """Find parameters whose shape is not the same in all checkpoints that have them."""
     found = {}

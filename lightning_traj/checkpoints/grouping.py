@@ -17,6 +17,7 @@ from lightning_traj.trajectory import Finding
 SHARED = 2 / 3  # share of the tensors of the larger of two checkpoints that the other one needs for the same series
 MATCHED = 0.5  # share of a checkpoint's parameters that others have to hold in the same shape
 MOST = 4  # names in a sentence
+LONGEST = 100  # letters of the name of a series, which is the name of a folder, too
 # Prefixes that wrappers add to the names of parameters: DDP, torch.compile, LightningModules, Fabric, FSDP1.
 WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|model|net|network|_forward_module|_fsdp_wrapped_module)\.)+")
 Signature = frozenset[tuple[str, tuple[int, ...]]]
@@ -171,6 +172,7 @@ def series_by_name(groups: Sequence[Sequence[Checkpoint]], stems: Sequence[str])
         stems: Common part of the names of the files in each group.
     """
     folders = [folder_and_name(group[0].path)[0].absolute().name for group in groups]
+    stems = [stem[:LONGEST] for stem in stems]
     count = Tally(stems)
     names = [
         f"{folder}_{stem}" if count[stem] > 1 and len(set(folders)) > 1 else stem

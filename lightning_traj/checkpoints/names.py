@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 _THOUSANDS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 _NUMBER = re.compile(
@@ -248,20 +248,16 @@ def _quality(
     """Sort first what differs in all names, grows with time in each run, has many values, and is evenly spaced."""
     distinct = sorted(set(values))
     repeats = len(distinct) < len(values)
-    grows = len(set(times)) > 1
-    for run in set(runs) if repeats and grows else ():
-        grows &= _is_growing(
-            [value for value, its, _ in zip(values, runs, times, strict=True) if its == run],
-            [time for its, time in zip(runs, times, strict=True) if its == run],
-        )
-    if grows and not repeats:
-        grows = _is_growing(values, times)
+    by_run: dict[Any, list[tuple[float, int | float]]] = {}
+    for time, value, run in zip(times, values, runs, strict=True) if len(set(times)) > 1 else ():
+        by_run.setdefault(run if repeats else (), []).append((time, value))
+    grows = bool(by_run) and all(map(_is_growing, by_run.values()))
     gaps = {after - before for before, after in pairwise(distinct)}
     return repeats, not grows, -len(distinct), len(gaps), -place if repeats else place
 
 
-def _is_growing(values: Sequence[int | float], times: Sequence[float]) -> bool:
-    by_time = [value for _, value in sorted(zip(times, values, strict=True))]
+def _is_growing(written: Sequence[tuple[float, int | float]]) -> bool:
+    by_time = [value for _, value in sorted(written)]
     return all(before <= after for before, after in pairwise(by_time))
 
 

@@ -1,4 +1,4 @@
-"""When the checkpoints of a series were written: from the files, or from the numbers in their names.
+"""Dates of the checkpoints in a series, from the files or from the numbers in their names.
 
 The rule, for a series of files whose tensors are alike: each of these sources dates some of the files, and the one that
 tells most of them apart is taken, the first of equals.
@@ -9,7 +9,7 @@ tells most of them apart is taken, the first of equals.
 4. The number that varies in the names: ``names.counter``.
 
 A file that this source does not date is taken for step 0 if its name says so (``init``, ``untrained``), and is left out
-otherwise (``best``, ``final``), which is said.
+otherwise (``best``, ``final``). Findings tell what was guessed, and where steps in files contradict their names.
 """
 
 from __future__ import annotations

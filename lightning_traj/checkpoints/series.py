@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -81,7 +81,7 @@ def open_series(
         ValueError: Fewer than two checkpoints are left, or their order is not known.
     """
     opened, notes = _open(paths, key, weights, skip_bad, skipped)
-    found, strays = _series_in(opened, order, partial)
+    found, strays = _series_in(opened, order, partial, explicit)
     if len(found) > 1 or (series is not None and series not in found):
         if series not in found:
             raise several_series(found, [parameter_count(members[-1]) for members in found.values()], series)
@@ -108,10 +108,11 @@ def series_in(
     order: Order = "step",
     partial: bool = False,
     skip_bad: bool = False,
+    explicit: Collection[Path] | None = None,
 ) -> list[str]:
     """Return the names of the series that these checkpoints make up; arguments as for ``open_series``."""
     opened, _ = _open(paths, key, weights, skip_bad, ())
-    return list(_series_in(opened, order, partial)[0])
+    return list(_series_in(opened, order, partial, explicit)[0])
 
 
 def _open(
@@ -162,15 +163,25 @@ def _check_count(opened: Sequence[Checkpoint], notes: Sequence[Finding] = ()) ->
 
 
 def _series_in(
-    opened: Sequence[Checkpoint], order: Order, partial: bool
+    opened: Sequence[Checkpoint], order: Order, partial: bool, explicit: Collection[Path] | None
 ) -> tuple[dict[str, list[Checkpoint]], list[Checkpoint]]:
     """Return series by name, and lone files: those whose tensors no other file has, if there are series at all."""
     groups = [list(range(len(opened)))] if partial else by_tensors(opened)
-    if order == "step":
-        groups = [[group[i] for i in run] for group in groups for run in split_runs([opened[i] for i in group])]
+    groups = [[group[i] for i in run] for group in groups for run in _runs([opened[i] for i in group], order, explicit)]
     strays = [group[0] for group in groups if len(group) == 1] if any(len(group) > 1 for group in groups) else []
     kept = [[opened[i] for i in group] for group in groups if group[0] not in strays]
     return series_by_name(kept, [shared_name(group) for group in kept]), [opened[i] for i in strays]
+
+
+def _runs(checkpoints: Sequence[Checkpoint], order: Order, explicit: Collection[Path] | None) -> list[list[int]]:
+    """Split checkpoints with the same tensors into runs; an order that is given joins files and folders."""
+    together = [list(range(len(checkpoints)))]
+    if order == "given" and (explicit is None or any(c.path in explicit for c in checkpoints)):
+        return together
+    runs = split_runs(checkpoints)
+    folders = [{folder_and_name(checkpoints[i].path)[0] for i in run} for run in runs]
+    in_one_folder = any(one & other for one, other in combinations(folders, 2))
+    return runs if order == "step" or in_one_folder else together
 
 
 def _left_out_strays(strays: Sequence[Checkpoint], members: Sequence[Checkpoint]) -> list[Finding]:

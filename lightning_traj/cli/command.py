@@ -73,13 +73,14 @@ def _analyze(options: argparse.Namespace) -> int:
     read = {name: getattr(options, name) for name in ("key", "weights", "order", "partial", "skip_bad")}
     chosen: list[str | None] = [options.series]
     if options.series == ALL:
-        names = series_in(find(options.paths), **read)
+        names = series_in(find(options.paths), **read, explicit=set(options.paths))
         chosen = [*names] if len(names) > 1 else [None]
     folders = {name: options.out if len(chosen) == 1 else options.out / str(name) for name in chosen}
     files = {name: options.out / (RESUMPTION if len(chosen) == 1 else f"{RESUMPTION}-{name}") for name in chosen}
-    try:
-        trajectories = {  # all of them before anything is written: interrupted, the same command goes on
-            name: from_checkpoints(
+    trajectories = {}
+    for name in chosen:  # all of them before anything is written: interrupted, the same command goes on
+        try:
+            trajectories[name] = from_checkpoints(
                 options.paths,
                 **read,
                 series=name,
@@ -94,11 +95,11 @@ def _analyze(options: argparse.Namespace) -> int:
                 resume=files[name],
                 progress=sys.stderr.isatty(),
             )
-            for name in chosen
-        }
-    except SeveralSeries as error:
-        _fail(str(error))
-        return SEVERAL
+        except SeveralSeries as error:
+            _fail(str(error))
+            return SEVERAL
+        except ValueError as error:
+            return _fail(f"series {name}: {error}" if len(chosen) > 1 else str(error))
     codes = [_write(trajectories[name], folders[name], options) for name in chosen]
     for file in files.values():
         file.unlink(missing_ok=True)

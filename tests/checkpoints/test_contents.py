@@ -202,6 +202,22 @@ def test_what_is_left_out_is_said_in_one_line(tmp_path: Path, states: list[State
     )
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_tensors_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        quantised = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
+        state = {"w": torch.randn(4, 4), "q.weight": quantised, "s.weight": torch.eye(3).to_sparse()}
+        torch.save({"state_dict": {**state, "n.weight": np.ones(3)}, "x": Path("a")}, tmp_path / f"step={step}.pt")
+    source = from_checkpoints(tmp_path).provenance.source
+    assert source is not None
+    found = [finding.text for finding in source.findings if finding.kind == "parameters"]
+    assert found == [
+        "q.weight, s.weight and n.weight are left out: tensors of numpy.ndarray, torch._utils._rebuild_qtensor and "
+        "torch._utils._rebuild_sparse_tensor cannot be read."
+    ]
+    assert not any("_rebuild" in finding.text for finding in source.findings if finding.kind == "objects")
+
+
 @pytest.mark.parametrize("name", ["args", "cfg", "config", "hparams"])
 def test_hyperparameters_where_others_than_lightning_keep_them(tmp_path: Path, name: str) -> None:
     torch.save({"model": {"w": torch.ones(2)}, name: argparse.Namespace(lr=0.1)}, tmp_path / "step=1.pt")

@@ -90,7 +90,7 @@ def test_missing_steps(found: Any, steps: list[int], gaps: list[str]) -> None:
 def test_missing_epochs(found: Any) -> None:
     said = found(names={i: f"epoch={epoch}.pt" for i, epoch in enumerate((0, 1, 2, 4, 5, 6))})
     assert said == [
-        "steps are not known, epochs are: these are what is counted as steps.",
+        "steps are not known, epochs are: these are counted as steps.",
         "the first checkpoint is of epoch 0: what is called θ_0 here may not be initialisation; displacement, relative "
         "maps, turn and saturation are from epoch 0 on (save one before the first step).",
         "no checkpoint between epoch 2 and 4, where others are 1 epoch apart.",

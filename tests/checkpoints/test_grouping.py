@@ -221,6 +221,24 @@ def test_numbers_that_start_anew_in_the_next_folder(tmp_path: Path, states: Any)
     assert not any(finding.kind == "order" for finding in series.findings)
 
 
+def test_two_runs_in_one_folder_are_not_joined_by_an_order(tmp_path: Path, states: Any) -> None:
+    folder = write(tmp_path / "runs", named("a_{}.pt", states()) | named("b_{}.pt", states(seed=1)))
+    with pytest.raises(SeveralSeries, match=r"a: 4 files.*\n.*b: 4 files"):
+        from_checkpoints(folder, order="given")
+    files = [folder / f"{run}_{n}.pt" for run in "ab" for n in NUMBERS]
+    assert len(from_checkpoints(files, order="given")) == 8
+    assert series_in(find(folder), order="given", explicit={folder}) == ["a", "b"]
+    assert len(series_in(files, order="given", explicit=files)) == 1
+
+
+def test_long_names_of_series(tmp_path: Path, states: Any) -> None:
+    long = "x" * 200
+    write(tmp_path, named(f"{long}_a_{{}}.pt", states()) | named(f"{long}_b_{{}}.pt", states(seed=1)))
+    names = series_in(find(tmp_path))
+    assert len(set(names)) == 2
+    assert max(map(len, names)) < 120
+
+
 def test_an_optimizer_is_left_out_under_a_key_too(tmp_path: Path, states: Any) -> None:
     files = {f"net_{n}.pt": {"ema": state} for n, state in states().items()}
     write(tmp_path, files | {"optimizer_1.pt": {"state": {}, "param_groups": []}})
@@ -284,6 +302,13 @@ def test_the_command_line_lists_series_and_picks_one(
         written = Trajectory.load(both / name / "trajectory.safetensors")
         np.testing.assert_array_equal(written.anchored, from_checkpoints(folder, series=name).anchored)
         assert (both / name / "report.html").is_file()
+
+
+def test_a_series_that_fails_is_named(gan: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nan = {name: torch.full(shape, torch.nan) for name, shape in OTHER.items()}
+    write(gan[0], named("gen_epoch_{}.pt", dict.fromkeys(NUMBERS, nan)))
+    assert main(["analyze", str(gan[0]), "--out", str(tmp_path / "out"), "--series", "all"]) == 1
+    assert "error: series gen_epoch: 0 of 4 checkpoints are finite" in capsys.readouterr().err
 
 
 def test_reports_of_each_that_are_interrupted_go_on(

@@ -152,7 +152,7 @@ def test_epochs_in_files(tmp_path: Path) -> None:
     series = opened(tmp_path)
     assert series.steps.tolist() == series.epochs.tolist() == [1, 2, 10]
     assert tuple(map(str, series.findings)) == (
-        "steps are not known, epochs are: these are what is counted as steps.",
+        "steps are not known, epochs are: these are counted as steps.",
         "epoch 2 occurs twice: ckpt_2.pt is taken, last2.pt left out.",
     )
 

@@ -124,6 +124,11 @@ def test_a_relative_folder_for_the_results(run, tmp_path, monkeypatch, picturele
     assert (here / out / "trajectory.safetensors").is_file()
 
 
+def test_control_characters_do_not_reach_the_terminal(tmp_path, capsys):
+    assert main(["analyze", str(tmp_path / "no\x1b]0;title\x07where"), "--out", str(tmp_path / "out")]) == 1
+    assert "no?]0;title?where: there is no such file" in capsys.readouterr().err
+
+
 def test_bad_checkpoints_fail_or_are_skipped(run, tmp_path, capsys, pictureless):
     bad = run / "step=300.safetensors"
     bad.write_bytes(bad.read_bytes()[:-1])
@@ -241,5 +246,5 @@ def test_it_is_installed():
     assert (
         subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"lightning-traj {__version__}\n"
     )
-    loaded = "import sys, lightning_traj.cli.command as c; c._parser().format_help(); print('torch' in sys.modules)"
+    loaded = "import sys, lightning_traj.cli.command as c; c.make_parser().format_help(); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True).stdout == "False\n"

@@ -28,6 +28,7 @@ class Contents:
         averaged: Whether these are averaged weights, as far as the file tells.
         config: Config of a Hugging Face folder; empty for others.
         objects: Number of objects of each class that are in the file and were not read.
+        unread: Names of tensors in the state dict that cannot be read, with the function that would make them.
     """
 
     source: Source
@@ -35,6 +36,7 @@ class Contents:
     averaged: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
     objects: Mapping[str, int] = field(default_factory=dict)
+    unread: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Checkpoint:
         config: The config.json of a Hugging Face folder; empty for others.
         logged: Hyperparameters in the file, flat.
         objects: Number of objects of each class that are in the file and were not read.
+        unread: Names of tensors in the state dict that cannot be read, with the function that would make them.
         shapes: All tensors on the meta device, by their names, free of ``_orig_mod.``.
         compiled: Whether names in the file have ``_orig_mod.``.
     """
@@ -66,6 +69,7 @@ class Checkpoint:
     config: Mapping[str, Any] = field(default_factory=dict)
     logged: Mapping[str, Any] = field(default_factory=dict)
     objects: Mapping[str, int] = field(default_factory=dict)
+    unread: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shapes = self.source.shapes()

@@ -92,5 +92,14 @@ def _dated(path: Path, contents: Contents) -> Checkpoint:
         epoch = next((found for found in (epoch, epoch_in(said), epoch_in_name(name)) if found is not None), None)
     logged = plain_hyperparameters(*(said.get(name) for name in HYPERPARAMETERS))
     return Checkpoint(
-        path, contents.source, step, epoch, number, contents.averaged, contents.config, logged, contents.objects
+        path,
+        contents.source,
+        step=step,
+        epoch=epoch,
+        number=number,
+        averaged=contents.averaged,
+        config=contents.config,
+        logged=logged,
+        objects=contents.objects,
+        unread=contents.unread,
     )

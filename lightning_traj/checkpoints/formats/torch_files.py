@@ -184,6 +184,8 @@ def kind_of(value: Any) -> str:
     """Return the name of a value's class, or of the class that it would have if it were rebuilt."""
     if isinstance(value, StoredTensor):
         return "Tensor"
+    if isinstance(value, Array):
+        return "numpy.ndarray"
     return repr(value.kind)[1:-1][:100] if isinstance(value, (Placeholder, Name)) else type(value).__name__
 
 

@@ -46,7 +46,9 @@ def read(path: Path, key: str | None, weights: Weights) -> Contents:
     source = torch_source(contents, tensors)
     averaged = "n_averaged" in tensors or inside == (AVERAGE,)
     averaged |= RAW_BESIDE_AVERAGE in said and inside == ("state_dict",)
-    return Contents(source, said, averaged=averaged, objects=contents.objects)
+    unread = _unread(content(_at(state, inside)))
+    objects = {kind: count for kind, count in contents.objects.items() if kind not in unread.values()}
+    return Contents(source, said, averaged=averaged, objects=objects, unread=unread)
 
 
 def listing(names: Mapping[Any, Any]) -> str:
@@ -103,6 +105,16 @@ def _where(contents: TorchContents, state: Any, key: str | None, weights: Weight
     ):
         raise NoWeights(f"no state dict found, only the state of an optimizer: {found}")
     raise CheckpointError(f"no state dict found; name the key that leads to it: {found}")
+
+
+def _unread(state: Any) -> dict[str, str]:
+    """Return the tensors of a state dict that cannot be read: quantised, sparse or NumPy's, with their kinds."""
+    named = state.items() if isinstance(state, Mapping) else ()
+    return {
+        name: kind_of(value)
+        for name, value in named
+        if isinstance(name, str) and kind_of(value).startswith(("torch._utils._rebuild", "numpy."))
+    }
 
 
 def _may_be_weights(name: Any) -> bool:
