@@ -8,9 +8,9 @@ from math import ceil, inf
 from typing import Any, TypeAlias
 
 from lightning.pytorch import LightningModule
+from torch.optim.swa_utils import AveragedModel
 
 from lightning_traj.callbacks.averaging import averaged_model
-from lightning_traj.recording import Training
 from lightning_traj.schedule import limit
 
 # Of lightning.pytorch or of pytorch_lightning; both set most attributes where type checkers don't see them.
@@ -33,9 +33,9 @@ class LightningRun:
         return optimizers
 
     @property
-    def training(self) -> Training:
-        """The module with its optimizers, and with the average that one of the callbacks may keep."""
-        return Training(self.module, self.optimizers, averaged_model(self._trainer.callbacks))
+    def averaged(self) -> AveragedModel | None:
+        """The average of the module that one of the callbacks keeps."""
+        return averaged_model(self._trainer.callbacks)
 
     @property
     def epoch(self) -> int:

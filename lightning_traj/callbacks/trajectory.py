@@ -21,7 +21,15 @@ from lightning_traj.callbacks.resumable import ResumableCallback
 from lightning_traj.callbacks.strategies import check_recording
 from lightning_traj.callbacks.trainer import LightningRun, Trainer, completed_epochs, is_resumed
 from lightning_traj.distributed import Ranks
-from lightning_traj.recording import Recorder, RecordingSettings, Triggers, check_output, check_schedules, new_tracker
+from lightning_traj.recording import (
+    Recorder,
+    RecordingSettings,
+    Triggers,
+    check_output,
+    check_schedules,
+    new_tracker,
+    training_of,
+)
 from lightning_traj.schedule import EveryNEpochs, Schedule
 from lightning_traj.trajectory import Trajectory
 
@@ -166,7 +174,7 @@ class TrajectoryCallback(ResumableCallback):
         settle_logged_metrics(trainer)
         tracker, recorder = self._tracker, self._recorder
         self._attach(trainer, pl_module)
-        tracker.quantity.check(tracker.run.training)
+        tracker.quantity.check(training_of(tracker.run))
         if self.track == "average":
             check_order(trainer.callbacks)
         if recorder.options.snapshot == "full":

@@ -221,7 +221,7 @@ class HybridTraining(ResumableCallback, transient={"_freezing": None}):
             "decisions": self._decisions.state_dict(),
             "timeline": self.timeline.state_dict(),
             "search": None if self._search is None else self._search.state_dict(),
-            "aliases": dict(self._named.names.aliases),
+            **_known(self._named),
         }
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -229,7 +229,7 @@ class HybridTraining(ResumableCallback, transient={"_freezing": None}):
             # No other part of a checkpoint has the values that the start of the coming epoch will note.
             state["decisions"]["pending"] |= self._decisions.monitors.logged_in_training(trainer)
             self._named.of(pl_module)
-            state["aliases"] = dict(self._named.names.aliases)
+            state |= _known(self._named)
 
     # Inside
 
@@ -243,7 +243,7 @@ class HybridTraining(ResumableCallback, transient={"_freezing": None}):
     def _load(self, state: Mapping[str, Any], pl_module: LightningModule) -> None:
         check_unchanged(self.settings.lasting, state["settings"], "the checkpoint was made")
         self._begin()
-        self._named.names.restart(state.get("aliases", {}))  # which older checkpoints lack
+        self._named.names.restart(state.get("aliases", {}), state.get("shapes"))  # which older checkpoints lack
         self._frozen = {label: list(names) for label, names in state["frozen"].items()}
         self._counter.count = state["steps"]
         self._decisions.load_state_dict(state["decisions"])
@@ -276,4 +276,10 @@ class HybridTraining(ResumableCallback, transient={"_freezing": None}):
         super()._clean_up()
         if (freezing := vars(self).pop("_freezing", None)) is not None:
             freezing.put_back()
-        self._named.names.release()
+        self._named.release()
+
+
+def _known(named: Parameters) -> dict[str, Any]:
+    """Return the names and shapes by which a resumed run finds the parameters again."""
+    shapes = {clean_name(first): shape for first, shape in named.names.shapes.items()}
+    return {"aliases": dict(named.names.aliases), "shapes": shapes}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_traj.recording.steps import Look as Look
     from lightning_traj.recording.steps import StepCounter as StepCounter
     from lightning_traj.recording.tracker import Tracker as Tracker
+    from lightning_traj.recording.tracker import training_of as training_of
     from lightning_traj.recording.trackers import new_tracker as new_tracker
     from lightning_traj.recording.triggers import Triggers as Triggers
 
@@ -29,7 +30,7 @@ __getattr__, __dir__ = lazy_exports(
         "settings": ("RecordingSettings", "check_output", "check_schedules"),
         "step_hooks": ("with_inner",),
         "steps": ("Look", "StepCounter"),
-        "tracker": ("Tracker",),
+        "tracker": ("Tracker", "training_of"),
         "trackers": ("new_tracker",),
         "triggers": ("Triggers",),
     },

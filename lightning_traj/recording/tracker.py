@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from lightning_traj.blocks import clean_name
 from lightning_traj.files import Picklable
@@ -35,8 +36,8 @@ class Run(Protocol):
         """The optimizers that train it now."""
 
     @property
-    def training(self) -> Training:
-        """The module with its optimizers and its average, as quantities are read from them."""
+    def averaged(self) -> AveragedModel | None:
+        """The average of the whole module that is kept outside of it, if there is one."""
 
     @property
     def epoch(self) -> int:
@@ -59,6 +60,11 @@ class Attempt(Protocol):
 
     def warn(self, what: str, message: str) -> None:
         """Warn, unless there was a warning of this kind before."""
+
+
+def training_of(run: Run) -> Training:
+    """Return the part of a training loop that quantities are read from."""
+    return Training(run.module, run.optimizers, run.averaged)
 
 
 class Tracker(Picklable, ABC, transient={"run": None, "_introduce": None}):
@@ -221,7 +227,7 @@ class Tracker(Picklable, ABC, transient={"run": None, "_introduce": None}):
 
     def _read(self) -> dict[str, Any]:
         """Return the tensors to be recorded, by name of their parameter."""
-        tensors = self.quantity.read(self.run.training)
+        tensors = self.quantity.read(training_of(self.run))
         if self.quantity.left_out:
             names = ", ".join(f"{name} ({why})" for name, why in self.quantity.left_out.items())
             self._attempt.warn(

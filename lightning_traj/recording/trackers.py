@@ -15,7 +15,7 @@ from lightning_traj.recording.quantities.registry import quantity
 from lightning_traj.recording.quantities.values import zeros_like
 from lightning_traj.recording.recorder import Recorder
 from lightning_traj.recording.steps import Look, StepCounter
-from lightning_traj.recording.tracker import Attempt, Tracker
+from lightning_traj.recording.tracker import Attempt, Tracker, training_of
 from lightning_traj.recording.triggers import Triggers
 
 
@@ -186,7 +186,7 @@ class StepTracker(Tracker, transient={"_last": NoneType}):
     def _read(self) -> dict[str, Any]:
         tensors = super()._read()
         known = {piece.parameter for pieces in self.recorder.state.partition.pieces for piece in pieces}
-        waiting = self.quantity.waiting(self.run.training)
+        waiting = self.quantity.waiting(training_of(self.run))
         zeros = {}
         for name, parameter in self.parameters().items():
             if name in tensors:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -49,7 +49,7 @@ class Loop:
     epoch: int = 0
     epochs: float = 0.0
     is_last_batch: bool = False
-    callbacks: list[Any] = field(default_factory=list)
+    averaged: Any = None
 
 
 def train(

@@ -371,14 +371,18 @@ def test_what_moves_between_steps_is_no_part_of_them(fit: Any, kind: Any, move: 
 
 def test_what_moves_right_before_a_step_is_no_part_of_it(fit: Any) -> None:
     """In the module's hook, which comes after that of every callback."""
-    module = BeforeOptimizerStep(as_data)
-    module.make = partial(torch.optim.SGD, lr=0.0)
+
+    def module() -> Any:
+        made = BeforeOptimizerStep(as_data)
+        made.make = partial(torch.optim.SGD, lr=0.0)
+        return made
+
     weights, updates = TrajectoryCallback(), TrajectoryCallback(track="update")
     trainer = fit(weights, updates, module=module)
     assert weights.trajectory.summary()["oscillation_step_length"] == 0
     assert updates.trajectory.summary()["param_norm"] == 0
     assert weights.trajectory.summary()["displacement"] == pytest.approx(
-        math.sqrt(sum(p.numel() for p in module.parameters())) * trainer.global_step
+        math.sqrt(sum(p.numel() for p in trainer.lightning_module.parameters())) * trainer.global_step
     )
 
 
