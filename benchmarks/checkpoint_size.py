@@ -7,7 +7,6 @@ are made up, as is the window of eight steps that follows each: of their values,
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from lightning_traj import FusedLayout, TrajectoryCallback
 from lightning_traj.blocks.partition import Partition
 from lightning_traj.recording.recorder import Recorder
 from lightning_traj.recording.settings import RecordingSettings
+from lightning_traj.recording.sketch_store import Sketcher
 from recipes.resnet.networks import build
 
 WINDOW = 8
@@ -25,14 +25,14 @@ QKV = {"q": 1, "k": 1, "v": 1}
 FUSED = {"*.c_attn.weight": FusedLayout(QKV, axis=1), "*.c_attn.bias": FusedLayout(QKV)}  # as the callback knows them
 
 
-class MadeUp(Recorder):
-    """A recorder whose sketches wander at random, and do not come from parameters."""
+class MadeUp(Sketcher):
+    """Sketches that wander at random, and do not come from parameters."""
 
     position: torch.Tensor | None = None
     noise = torch.Generator().manual_seed(0)
 
-    def _own_sketches(self, partition: Partition, parameters: Mapping[str, torch.Tensor] | Exception) -> torch.Tensor:
-        numel = sum(self._sizes(partition.blocks))
+    def _own(self, partition: Partition, read: Any, last: Any) -> torch.Tensor:
+        numel = sum(self.sizes(partition.blocks))
         start = torch.zeros(numel, dtype=torch.float64) if self.position is None else self.position
         self.position = start + torch.randn(numel, generator=self.noise, dtype=torch.float64)
         return self.position
@@ -45,7 +45,8 @@ def resnet20() -> Shapes:
 
 def recorded(shapes: Shapes, snapshots: int, **settings: Any) -> Recorder:
     """A recorder with so many snapshots, each followed by a window, and the last window half way through."""
-    recorder = MadeUp(window=WINDOW, fused=FUSED, **settings)
+    recorder = Recorder(RecordingSettings(window=WINDOW, fused=FUSED, **settings))
+    recorder.sketcher.__class__ = MadeUp
     parameters = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     step = 0
     for epoch in range(snapshots):

@@ -74,10 +74,9 @@ def rank_of(rank: int, size: int, port: int, results: SimpleQueue[Any]) -> None:
     answers = {}
     for snapshot in ("sketch", "full"):
         with tempfile.TemporaryDirectory() as folder:
-            alone, ours = (
-                Recorder(RecordingSettings(snapshot=snapshot), folder=Path(folder, f"{rank}{i}")) for i in range(2)
-            )
-            ours.ranks = Ranks.of_world()
+            settings = RecordingSettings(snapshot=snapshot)
+            alone, ours = (Recorder(settings, Path(folder, f"{rank}{i}")) for i in range(2))
+            ours.process.ranks = Ranks.of_world()
             for step in range(SNAPSHOTS):
                 theta = walk(step)
                 shards = {name: distribute_tensor(tensor, mesh, [Shard(0)]) for name, tensor in theta.items()}

@@ -79,8 +79,14 @@ def stacked() -> Callable[..., NDArray[np.float64]]:
 def recorded() -> Callable[..., Recorder]:
     """A Recorder that has taken these snapshots, one a step and ten steps an epoch, in windows end to end."""
 
-    def record(snapshots: Snapshots, recorder: Recorder | None = None, first: int = 0, **settings: Any) -> Recorder:
-        recorder = Recorder(RecordingSettings(**settings)) if recorder is None else recorder
+    def record(
+        snapshots: Snapshots,
+        recorder: Recorder | None = None,
+        first: int = 0,
+        folder: Path | None = None,
+        **settings: Any,
+    ) -> Recorder:
+        recorder = Recorder(RecordingSettings(**settings), folder) if recorder is None else recorder
         for step, snapshot in enumerate(snapshots, start=first):
             assert recorder.record(snapshot, step, step / 10)
             recorder.windows.add(snapshot, step)

@@ -80,7 +80,7 @@ def test_full_row(benchmark: dict[str, ModuleType]) -> None:
 def test_blocks(benchmark: dict[str, ModuleType]) -> None:
     blocks = benchmark["blocks"]
     values = blocks.trained(blocks.network(blocks=8, numel=100_000))
-    assert len(blocks.recording(values)[0].blocks) == 8
+    assert len(blocks.recording(values)[0].state.blocks) == 8
     blocks.check(values)
     with pytest.raises(AssertionError, match="and is"):
         blocks.check(values, sigmas=0.0)

@@ -63,7 +63,7 @@ def test_the_check_of_what_is_loaded_can_fail():
 
 
 def test_recording_needs_no_lightning():
-    names = "Recorder, StepCounter, Training, quantity"
+    names = "Recorder, StepCounter, Training, Triggers, new_tracker"
     loaded = loaded_by(f"from lightning_traj.recording import {names}; from lightning_traj import Trajectory; Recorder")
     assert not loaded & {"lightning", "pytorch_lightning", "torchmetrics"}
 

@@ -65,7 +65,7 @@ def host_copy(state: RecordState, windows: StepWindows, previous: HostCopy | Non
         previous: Last copy, if there is one.
     """
     gram, paths = state.gram, state.path_lengths.kept
-    n, b, groups = len(state.history), len(gram.lengths), paths[-1].numel()
+    n, b, groups = len(state.history), len(state.blocks), paths[-1].numel()
     landed = {} if previous is None else previous.windows
     if previous is None or (len(previous.anchored), previous.paths.shape[1]) != (b, groups):  # blocks were added
         previous = HostCopy((), np.zeros((b, 0, 0)), np.zeros((0, b, 4, 4)), np.zeros((0, groups)))

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors import safe_open
 from torch.utils.data import DataLoader, TensorDataset
 
-import lightning_traj.recording.recorder
+import lightning_traj.recording.history
 from lightning_traj import EveryNSteps, Trajectory, TrajectoryCallback
 from lightning_traj.recording.recorder import Recorder
 from lightning_traj.recording.settings import RecordingSettings
@@ -181,21 +181,20 @@ def test_a_checkpoint_in_the_midst_of_a_snapshot(
 ) -> None:
     """A signal may ask for one at any moment: it gets what was there before."""
     snapshots = walk({"w": (5, 4), "late": (3,)}, 6)
-    settings = {"snapshot": mode, "max_snapshots": 4, "window": 2, "folder": tmp_path}
-    recorder, before = Recorder(RecordingSettings(**settings)), Recorder(RecordingSettings(**settings))
+    settings = RecordingSettings(snapshot=mode, max_snapshots=4, window=2)
+    recorder, before, resumed = (Recorder(settings, tmp_path) for _ in range(3))
     states = []
 
     def interrupted(*args: Any) -> Any:
         states.append(recorder.state_dict())
         return thinned(*args)
 
-    thinned = lightning_traj.recording.recorder.thinned
-    monkeypatch.setattr("lightning_traj.recording.recorder.thinned", interrupted)
+    thinned = lightning_traj.recording.history.thinned
+    monkeypatch.setattr("lightning_traj.recording.history.thinned", interrupted)
     monkeypatch.setattr("lightning_traj.recording.windows.thinned", interrupted)
     recorded(snapshots, recorder)
     monkeypatch.undo()
     assert len(states) == 6 + 2
-    resumed = Recorder(RecordingSettings(**settings))
     state = next(state for state in states if len(state["steps"]) and state["steps"][-1] == 3)
     resumed.load_state_dict(state)
     recorded(snapshots[:4], before)

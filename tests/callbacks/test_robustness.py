@@ -98,12 +98,28 @@ def test_run_that_is_infinite_throughout(survives: Any, snapshot: Any) -> None:
     class Early(Hopeless):
         def __init__(self) -> None:
             super().__init__()
-            self.stray.data.fill_(float("nan"))
+            for parameter in self.parameters():
+                parameter.data.fill_(float("nan"))
 
     callback = TrajectoryCallback(snapshot=snapshot)
     survives(callback, module=Early)
     with pytest.raises(RuntimeError, match="has recorded nothing yet"):
         callback.trajectory  # noqa: B018
+
+
+@pytest.mark.parametrize("snapshot", ["sketch", "full"])
+def test_a_parameter_that_is_infinite_from_the_start_is_left_out(survives: Any, fit: Any, snapshot: Any) -> None:
+    class Early(Hopeless):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stray.data.fill_(float("nan"))
+
+    callback, others = TrajectoryCallback(snapshot=snapshot), TrajectoryCallback(snapshot=snapshot, exclude="stray")
+    text = survives(callback, module=Early)
+    assert "'stray' (it has entries that are not finite before training)" in text
+    fit(others, module=Early)
+    assert "stray" not in [block.name for block in callback.trajectory.blocks]
+    np.testing.assert_array_equal(callback.trajectory.anchored, others.trajectory.anchored)
 
 
 class BrokenLogger(pl.loggers.CSVLogger):

@@ -52,8 +52,8 @@ def save(folder: Path, snapshots: Snapshots) -> Path:
     return folder
 
 
-def recorder_of(snapshots: Snapshots, **arguments: Any) -> Any:
-    recorder = Recorder(RecordingSettings(window=0, **arguments))
+def recorder_of(snapshots: Snapshots, folder: Path | None = None, **arguments: Any) -> Any:
+    recorder = Recorder(RecordingSettings(window=0, **arguments), folder)
     for step, snapshot in enumerate(snapshots):
         assert recorder.record(snapshot, step, 0.0)
     return recorder.collect()[0]

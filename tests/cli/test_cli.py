@@ -168,7 +168,7 @@ def test_wrong_usage(arguments, capsys):
     [
         (["analyze", "nowhere"], "nowhere: there is no such file"),
         (["analyze", "{run}", "--include", "*.wieght"], "close to it: 'net."),
-        (["analyze", "{run}", "--sketch", "--sketch-dim", "0"], "at least one entry"),
+        (["analyze", "{run}", "--sketch", "--sketch-dim", "0"], "pass a positive int"),
         (["compare", "{run}", "{run}"], "holds no trajectory"),
     ],
 )

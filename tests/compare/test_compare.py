@@ -26,8 +26,6 @@ from lightning_traj.compare.table import comparison_table
 from lightning_traj.compare.words import at_a_glance
 from lightning_traj.compare.write import is_made, write_comparison
 from lightning_traj.plots.series import Timeline, series
-from lightning_traj.recording.recorder import Recorder
-from lightning_traj.recording.settings import RecordingSettings
 from lightning_traj.report import summary as report
 from pages import HOSTILE, assert_stands_alone
 
@@ -42,9 +40,7 @@ def saved(walk, recorded):
     """A factory of trajectories with rows, as they lie in the file when training has ended."""
 
     def make(snapshots=None, n=6, shapes=SHAPES, keep=True, **settings):
-        recorder = recorded(
-            walk(shapes, n) if snapshots is None else snapshots, Recorder(RecordingSettings(**settings))
-        )
+        recorder = recorded(walk(shapes, n) if snapshots is None else snapshots, **settings)
         trajectory = recorder.collect()[0]
         return trajectory.with_sketches(recorder.rows()) if keep else trajectory
 
