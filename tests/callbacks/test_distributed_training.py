@@ -154,7 +154,7 @@ SHARED_OUT = {"DDP": False, "DDP, shared out": True}  # whether ranks sketch a p
 
 def share_out(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if SHARED_OUT.get(layout):
-        monkeypatch.setattr("lightning_traj.recording.recorder.DIVIDED", (0, 0))
+        monkeypatch.setattr("lightning_traj.recording.sketch_store.DIVIDED", (0, 0))
 
 
 DATA = data  # which a test replaces by the other one
