@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,26 +18,6 @@ if TYPE_CHECKING:
     from lightning_traj.schedule import AtEpochs, AtSteps, EveryNEpochs, EveryNSteps, LogSpaced
     from lightning_traj.sketch import CountSketch
     from lightning_traj.trajectory import Trajectory
-
-_HOMES = {
-    "After": "hybrid.conditions",
-    "AtEpochs": "schedule",
-    "AtSteps": "schedule",
-    "Condition": "hybrid.conditions",
-    "CountSketch": "sketch.countsketch",
-    "EveryNEpochs": "schedule",
-    "EveryNSteps": "schedule",
-    "FusedLayout": "blocks.fused",
-    "HybridTraining": "hybrid.callback",
-    "LineSearch": "hybrid.line_search",
-    "LogSpaced": "schedule",
-    "Plateau": "hybrid.conditions",
-    "RunningGram": "gram.running_gram",
-    "Threshold": "hybrid.conditions",
-    "Trajectory": "trajectory.trajectory",
-    "TrajectoryCallback": "callbacks.trajectory",
-    "from_checkpoints": "checkpoints.analysis",
-}
 
 __all__ = [
     "After",
@@ -60,14 +41,44 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: importing the package alone loads neither torch nor Lightning."""
-    if name == "measures":
-        return import_module("lightning_traj.measures")
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+def lazy_exports(
+    package: str, homes: Mapping[str, Iterable[str]], modules: Iterable[str] = ()
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return ``__getattr__`` and ``__dir__`` of a package that loads a module when one of its names is first used.
+
+    So importing this package alone loads neither torch nor Lightning.
+
+    Args:
+        package: The package's ``__name__``.
+        homes: The names that it exports, by the module of the package that defines them.
+        modules: Modules of the package that it exports as a whole.
+    """
+    exported = {name: f"{package}.{module}" for module, names in homes.items() for name in names}
+    whole = {module: f"{package}.{module}" for module in modules}
+
+    def find(name: str) -> Any:
+        if name in whole:
+            return import_module(whole[name])
+        if name not in exported:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(exported[name]), name)
+
+    return find, lambda: sorted([*exported, *whole])
 
 
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "blocks.fused": ("FusedLayout",),
+        "callbacks.trajectory": ("TrajectoryCallback",),
+        "checkpoints.analysis": ("from_checkpoints",),
+        "gram.running_gram": ("RunningGram",),
+        "hybrid.callback": ("HybridTraining",),
+        "hybrid.conditions": ("After", "Condition", "Plateau", "Threshold"),
+        "hybrid.line_search": ("LineSearch",),
+        "schedule": ("AtEpochs", "AtSteps", "EveryNEpochs", "EveryNSteps", "LogSpaced"),
+        "sketch.countsketch": ("CountSketch",),
+        "trajectory.trajectory": ("Trajectory",),
+    },
+    modules=("measures",),
+)

@@ -33,7 +33,7 @@ class Schedule(ABC):
         """Return whether a snapshot is due at the end of epoch ``epoch`` (counted from 1)."""
 
     def due_after_steps(self, step: int, number: int) -> bool:
-        """Return whether a snapshot is due at one of the last ``number`` optimizer steps, of which ``step`` is last."""
+        """Return whether a snapshot is due at one of the ``number`` optimizer steps up to ``step``."""
         return any(self.due_after_step(s) for s in range(step - number + 1, step + 1))
 
     def begins_by(self, steps: float, epochs: float) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_traj.lazy import lazy_exports
+from lightning_traj import lazy_exports
 
 if TYPE_CHECKING:
     from lightning_traj.compare.joint import joint_gram as joint_gram

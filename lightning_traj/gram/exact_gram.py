@@ -76,7 +76,7 @@ class ExactGram:
         return torch.cat(found)
 
     def products_numel(self, blocks: int) -> int:
-        """Return the number of inner products that ``products`` returns for so many blocks."""
+        """Return the number of inner products that ``products`` returns for this number of blocks."""
         return blocks * (len(NEW[0]) + len(self.snapshots))
 
     def with_row(self, row: Blocks, products: Tensor | None = None) -> ExactGram:

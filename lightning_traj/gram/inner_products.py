@@ -1,4 +1,4 @@
-"""Rows of snapshots, and the inner products of what they differ by, block by block: in float64, few launches."""
+"""Rows of snapshots, and inner products of their differences, block by block: in float64, in few launches."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ CHUNK = 655_360  # entries: two float64 rows of it stay in a large cache, and th
 
 @dataclass(frozen=True)
 class Row:
-    """The sketches of one snapshot, which nobody changes any more.
+    """Sketches of all blocks of one snapshot, which are not changed any more.
 
     Attributes:
-        flat: Those of all blocks, one after the other: float64, 1-D.
-        lengths: Of each.
+        flat: Sketches of all blocks, one after the other: float64, 1-D.
+        lengths: Length of each block's sketch.
     """
 
     flat: Tensor
@@ -28,25 +28,25 @@ class Row:
 
     @staticmethod
     def of(sketches: Sequence[Tensor]) -> Row:
-        """Of a copy of 1-D tensors, one a block."""
+        """Return a row of copies of 1-D tensors, one a block."""
         return Row(torch.cat(list(sketches)).double(), tuple(sketch.numel() for sketch in sketches))
 
     def blocks(self) -> tuple[Tensor, ...]:
-        """The sketches of the blocks: views."""
+        """Return the sketches of the blocks as views."""
         return torch.split(self.flat, list(self.lengths))
 
 
 def local_grams(row: Row, base: Tensor, latest: Tensor, before: Tensor, displacement: Tensor | None = None) -> Tensor:
-    """Gram matrices of θ_t, d_t, u_t and u_{t−1} of each block, from sketches of θ_t, θ_0, θ_{t−1} and θ_{t−2}.
+    """Return the Gram matrices of θ_t, d_t, u_t and u_{t−1} of each block, from sketches of snapshots.
 
     Many blocks at a time: few launches, in memory that stays in a CPU's cache.
 
     Args:
-        row: Of θ_t.
-        base: Of θ_0, flat.
-        latest: Of θ_{t−1}.
-        before: Of θ_{t−2}.
-        displacement: Where d_t is written to.
+        row: Sketches of θ_t.
+        base: Sketches of θ_0, flat.
+        latest: Sketches of θ_{t−1}, flat.
+        before: Sketches of θ_{t−2}, flat.
+        displacement: Tensor that d_t is written to.
 
     Returns:
         float64 [blocks, 4, 4].
@@ -70,7 +70,7 @@ def local_grams(row: Row, base: Tensor, latest: Tensor, before: Tensor, displace
 
 
 def _padded(vectors: Tensor, lengths: Sequence[int]) -> Tensor:
-    """[4, entries] to [4, blocks, length of the longest one], others being padded with zeros."""
+    """Return [4, entries] as [4, blocks, length of the longest block], with shorter blocks padded with zeros."""
     width = max(lengths)
     if min(lengths) < width:
         zeros = vectors.new_zeros(width)
@@ -83,7 +83,7 @@ def _padded(vectors: Tensor, lengths: Sequence[int]) -> Tensor:
 def exact_products(
     theta: Tensor, base: Tensor, latest: Tensor, before: Tensor, stored: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """What is new of the local Gram matrix [7] of a block, and its ⟨θ_0, d_t⟩, ⟨d_1, d_t⟩, … [1 + stored].
+    """Return the new entries of a block's local Gram matrix [7], and ⟨θ_0, d_t⟩, ⟨d_1, d_t⟩, … [1 + stored].
 
     One pass over each tensor, chunk by chunk: converted into float64 rows that stay in the cache, so that the products
     are float64's while the traffic is float32's.

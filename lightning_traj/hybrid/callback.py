@@ -260,7 +260,7 @@ class HybridTraining(ResumableCallback, transient={"_freezing": None}):
             freezing.thaw(label)
         if len(labels) > len(thawing):
             check_state(trainer, trainer.current_epoch, self._counter.count)
-        # A group of which the user has frozen everything is left alone.
+        # A group that the user has frozen entirely is left alone.
         frozen = [label for label in labels if label not in thawing and freezing.freeze(label)]
         for what, changed, condition in (("thawed", thawing, self.thaw), ("frozen", frozen, self.when)):
             if changed:

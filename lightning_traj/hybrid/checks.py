@@ -55,7 +55,7 @@ def check_run(
         if not trainer.fast_dev_run and not condition.begins_by(steps - 1, max_epochs):
             raise ValueError(
                 f"{argument}: {condition} is not within this run, of max_epochs={max_epochs} (epochs are counted from "
-                f"0) and at most {steps} steps, after the last of which it would be too late: name an earlier one."
+                f"0) and at most {steps} steps (after the last one it would be too late): name an earlier one."
             )
     if line_search is not None:
         _check_line_search(trainer, parameters, line_search)

@@ -54,8 +54,8 @@ def grouped_parameters(
     for select in [train] if isinstance(train, str) or callable(train) else train:
         if select == "norm" and not any(block.role == "norm" for block in blocks):
             raise ValueError(
-                f"train={train!r}: the model has no normalisation layer with parameters; choose what is to be "
-                f"trained by another role, of {', '.join(sorted({block.role for block in blocks}))}, or by patterns."
+                f"train={train!r}: the model has no normalisation layer with parameters; choose the parameters "
+                f"to train by another role, of {', '.join(sorted({block.role for block in blocks}))}, or by patterns."
             )
         chosen.update(select_blocks(blocks, select, "train"))
     names = [pieces[0].parameter for pieces in partition.pieces]  # a block is a tensor, or a part of one

@@ -1,4 +1,4 @@
-"""Several tasks, each of which may fail."""
+"""Tasks that may fail without stopping the others."""
 
 from __future__ import annotations
 

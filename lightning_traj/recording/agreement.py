@@ -1,4 +1,4 @@
-"""What ranks agree on before a snapshot that brings new parameters, or parameters in new places."""
+"""Agreement among ranks before a snapshot that brings new parameters, or parameters in new places."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_traj.recording.unreadable import agreed
 
 
 class Agreement(NamedTuple):
-    """What all ranks are going to record.
+    """Blocks that all ranks are going to record, and how this rank reads them.
 
     Attributes:
         partition: Blocks of the snapshot.
@@ -35,7 +35,7 @@ def agree(
     """Find out which blocks the next snapshot has. All ranks have to call it.
 
     Args:
-        state: What has been recorded.
+        state: Recording so far.
         store: Store of the snapshots.
         sketcher: Divides the entries among the processes.
         read: Returns the parameters on this rank, or raises why they cannot be read.

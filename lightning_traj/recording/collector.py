@@ -44,7 +44,7 @@ class Collector(Picklable, transient={"_copy": NoneType, "_key": NoneType, "_col
         """Return the Trajectory so far.
 
         Args:
-            state: What has been recorded, with H computed; at least one snapshot.
+            state: Recording so far, with H computed; at least one snapshot.
             windows: Windows of single steps.
             settings: Settings of the recording, for the Trajectory.
         """

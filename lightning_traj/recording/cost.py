@@ -1,4 +1,4 @@
-"""What recording will cost, said before it begins."""
+"""Cost of a recording, which is stated before it begins."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def cost_of(
 
 
 def _overhead(partition: Partition, n: int) -> int:
-    """Bytes of names, of plain values, and of what a file of tensors says about each."""
+    """Return the bytes of names, of plain values, and of a file's entries about each tensor."""
     once, snapshot, block = OVERHEAD
     names = [text for b in partition.blocks for text in (b.name, b.layer, b.role)]
     names += [piece.parameter for pieces in partition.pieces for piece in pieces]
@@ -70,7 +70,7 @@ def _overhead(partition: Partition, n: int) -> int:
 
 
 def _full_size(partition: Partition, parameters: Mapping[str, Tensor]) -> int:
-    """Bytes of a full snapshot."""
+    """Return the bytes of a full snapshot."""
     cleaned = {clean_name(name): parameter for name, parameter in parameters.items()}
     pieces = ((piece, cleaned.get(piece.parameter)) for pieces in partition.pieces for piece in pieces)
     sizes = ((piece.numel(p), p) for piece, p in pieces if p is not None)
@@ -78,7 +78,7 @@ def _full_size(partition: Partition, parameters: Mapping[str, Tensor]) -> int:
 
 
 def in_bytes(count: float) -> str:
-    """So many bytes, in the largest unit of which there is one."""
+    """Return a number of bytes as text, in the largest unit that gives at least one."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             break

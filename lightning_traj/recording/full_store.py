@@ -115,7 +115,7 @@ class FullStore(Picklable):
             name: Name of the snapshot.
             step: Optimizer steps taken.
             partition: The blocks.
-            held: What is here of each block; nothing if it has left the model.
+            held: Entries of each block that are here; none if it has left the model.
             latest: Blocks of the last snapshot, which those keep that have left the model.
 
         Raises:

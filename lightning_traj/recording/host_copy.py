@@ -1,4 +1,4 @@
-"""Copies of Gram matrices on the host: made once for each log, in one transfer, and only of what is new."""
+"""Copies of Gram matrices on the host: one transfer for each log, and only of new entries."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def host_copy(state: RecordState, windows: StepWindows, previous: HostCopy | Non
     """Copy to the host whatever the previous copy lacks.
 
     Args:
-        state: What has been recorded, with H computed.
+        state: Recording so far, with H computed.
         windows: Windows of single steps.
         previous: Last copy, if there is one.
     """

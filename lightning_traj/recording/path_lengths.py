@@ -19,8 +19,8 @@ class PathLengths:
         kept: Path lengths up to each kept snapshot, float64 [groups].
         latest: Path lengths up to the last snapshot, even if it is not kept; None before the first one.
         groups: Names of the groups.
-        membership: Which blocks are in each group of several blocks, 0 or 1, float64 [such groups, B]. These groups
-            come first.
+        membership: 1 for the blocks in each group of several blocks, else 0; float64 [groups of several blocks, B].
+            These groups come first.
     """
 
     kept: tuple[Tensor, ...] = ()

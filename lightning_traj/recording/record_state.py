@@ -29,7 +29,7 @@ class SnapshotNames:
     base: tuple[str, ...] = ()
 
     def with_snapshot(self, name: str, new_blocks: int) -> SnapshotNames:
-        """Return the names with one more snapshot, which has so many blocks that the one before has not."""
+        """Return the names with one more snapshot, which has ``new_blocks`` more blocks than the one before."""
         return SnapshotNames((*self.kept, name), (*self.recent[-1:], name), (*self.base, *[name] * new_blocks))
 
     def keep(self, indices: Sequence[int]) -> SnapshotNames:
@@ -39,9 +39,9 @@ class SnapshotNames:
 
 @dataclass(frozen=True, eq=False)
 class RecordState:
-    """What has been recorded. A recorder replaces it in one assignment at the end of each snapshot.
+    """Recording so far, which a recorder replaces in one assignment at the end of each snapshot.
 
-    So whoever reads it at any moment, such as a checkpoint that a signal handler saves, has a consistent one.
+    A reader at any moment, such as a signal handler that saves a checkpoint, therefore has a consistent one.
 
     Attributes:
         partition: Blocks of the parameters met so far, and the parameters that are left out.

@@ -46,11 +46,11 @@ class Recorder(Picklable, transient={"_model": NoneType}):
     new Gram rows to the host, once.
 
     Args:
-        settings: What is recorded, and how. Default: ``RecordingSettings()``.
+        settings: Settings of the recording. Default: ``RecordingSettings()``.
         folder: Folder of full snapshots. Default: the working directory.
 
     Attributes:
-        state: What has been recorded.
+        state: Recording so far.
         windows: Records windows of single steps.
         process: This process among those that record together.
         snapshots: Files of full snapshots.
@@ -189,7 +189,7 @@ class Recorder(Picklable, transient={"_model": NoneType}):
         return False
 
     def collect(self, drop: bool = True) -> tuple[Trajectory, dict[int, tuple[str, ...]]]:
-        """Return the Trajectory so far, after copying to the host what is new since the last call.
+        """Return the Trajectory so far, after copying new entries to the host.
 
         Args:
             drop: Whether snapshots with non-finite entries are dropped from what is kept; on all ranks then, or they

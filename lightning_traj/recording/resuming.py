@@ -19,7 +19,7 @@ def check_model(state: RecordState, parameters: Parameters, model: nn.Module | N
     """Check that parameters can be recorded, and that they are those of the recording so far.
 
     Args:
-        state: What has been recorded.
+        state: Recording so far.
         parameters: Tensors by qualified name.
         model: Module that has them.
         ended: Clean names of parameters that left the model while they were recorded.

@@ -1,4 +1,4 @@
-"""What a recorder writes into checkpoints, as little as gives everything back; and the states of earlier releases.
+"""State of a recorder in checkpoints, as small as it can be, and the states of earlier releases.
 
 Format 2 leaves out the Gram matrix of sketches, which follows from their rows, and the lower halves of symmetric
 matrices; it keeps windows in float32, and lists of small tensors as one tensor. The states of release 0.1 have no
@@ -31,7 +31,7 @@ def saved(state: RecordState, windows: StepWindows, settings: Mapping[str, Any],
     """Return a recording as tensors and primitives; of full snapshots their names, not the files.
 
     Args:
-        state: What has been recorded.
+        state: Recording so far.
         windows: Windows of single steps.
         settings: Settings of the recording, as plain values.
         folder: Folder of full snapshots.
@@ -69,7 +69,7 @@ def restored(
     sizes: Callable[[Iterable[Block]], tuple[int, ...]],
     device: torch.device,
 ) -> RecordState:
-    """Return the recording of which ``saved`` was taken.
+    """Return the recording that ``saved`` has put into a state.
 
     Args:
         state: State in the present format.

@@ -1,4 +1,4 @@
-"""What a user asks of a recording, checked before anything else happens."""
+"""Settings of a recording, checked before anything else happens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFAULT_WINDOW = 8  # optimizer steps
 
 @dataclass(frozen=True)
 class RecordingSettings:
-    """What is recorded, and how. ``TrajectoryCallback`` documents each setting for its users.
+    """Settings of a recording. ``TrajectoryCallback`` documents each of them for its users.
 
     Args:
         track: Quantity that is recorded, one of ``QUANTITIES``.
@@ -103,7 +103,7 @@ def check_schedules(schedule: object, window_schedule: object, settings: Recordi
     for argument, value in (("schedule", schedule), ("window_schedule", window_schedule)):
         if not isinstance(value, Schedule):
             raise TypeError(
-                f"{argument}={value!r} is no schedule: pass one such as EveryNEpochs(1) or EveryNSteps(100)."
+                f"{argument}={value!r} is not a schedule: pass one such as EveryNEpochs(1) or EveryNSteps(100)."
             )
     if not settings.window_steps and window_schedule != EveryNEpochs(1):
         raise ValueError(
@@ -113,13 +113,13 @@ def check_schedules(schedule: object, window_schedule: object, settings: Recordi
 
 
 def check_output(name: object, dirpath: object, figures: object, snapshot: str) -> None:
-    """Raise TypeError or ValueError if what a recording is called, or where it goes, is wrong."""
+    """Raise TypeError or ValueError if the name of a recording, its folder or ``figures`` is wrong."""
     if dirpath is not None:
         _check_dirpath(dirpath, snapshot)
     if not isinstance(figures, bool):
         raise TypeError(f"figures={figures!r}: pass True or False.")
     if not isinstance(name, str):
-        raise TypeError(f'name={name!r} is no string: pass one such as "traj".')
+        raise TypeError(f'name={name!r} is not a string: pass one such as "traj".')
     if not name or name.strip("._-") == "" or not all(c.isalnum() or c in "._-" for c in name):
         raise ValueError(
             f"name={name!r}: pass letters, digits, '.', '_' and '-'; it is part of tags and of file names."
@@ -128,7 +128,7 @@ def check_output(name: object, dirpath: object, figures: object, snapshot: str) 
 
 def _check_dirpath(dirpath: object, snapshot: str) -> None:
     if not isinstance(dirpath, (str, os.PathLike)):
-        raise TypeError(f"dirpath={dirpath!r} is no path: pass a str or a Path, or None for the folder of the logs.")
+        raise TypeError(f"dirpath={dirpath!r} is not a path: pass a str or a Path, or None for the folder of the logs.")
     if not isinstance(dirpath, str) and re.match(r"[A-Za-z][\w+.-]+:/", os.fspath(dirpath)):
         raise ValueError(f"dirpath={dirpath!r}: a Path loses a slash of a URL; pass the URL as a str.")
     if not is_remote(dirpath):

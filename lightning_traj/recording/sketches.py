@@ -1,4 +1,4 @@
-"""Sketches of all blocks of a snapshot, made of the entries that are on this process."""
+"""Sketches of all blocks of a snapshot, from the entries that are on this process."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def sketch_blocks(
 
 
 def _given(name: str, numel: int, held: Sequence[LocalEntries | Deferred]) -> SketchInput:
-    """What is here of a block, for its sketch."""
+    """Return the entries of a block that are here, as input to its sketch."""
     device = held[0].tensor.device
     if device.type == "mps":  # which has no float64
         device = torch.device("cpu")

@@ -30,7 +30,7 @@ class SnapshotFiles:
     doesn't overwrite its sibling's files.
 
     Args:
-        folder: Where snapshots are written, and first looked for.
+        folder: Folder in which snapshots are written, and looked for first.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,18 +40,24 @@ class SnapshotFiles:
         self.begin(uuid.uuid4().int)
 
     def begin(self, number: int, rank: int = 0, size: int = 1) -> None:
-        """Begin a run: with a random number that its processes have in common, as this one of so many."""
+        """Begin a run.
+
+        Args:
+            number: Random number that all processes of the run share.
+            rank: Rank of this process.
+            size: Number of processes.
+        """
         self.run_id = f"{number:x}"[:12]
         self.rank, self.size = rank, size
         self._named = 0
 
     def next_name(self, step: int) -> str:
-        """Name of the next snapshot: the same on all ranks."""
+        """Return the name of the next snapshot, which is the same on all ranks."""
         self._named += 1
         return f"{self.run_id}-{self._named:06d}-step{step:09d}.safetensors"
 
     def write(self, name: str, entries: Mapping[str, Tensor], shares: Shares) -> dict[str, Tensor]:
-        """Write what this process has of a snapshot; return its blocks as they lie in the file, 1-D each.
+        """Write this process's part of a snapshot, and return its blocks as they lie in the file, 1-D each.
 
         Raises:
             OSError: the file could not be written; nothing is left behind.
@@ -70,19 +76,19 @@ class SnapshotFiles:
         return _File(path).blocks
 
     def discard(self, name: str) -> None:
-        """Delete what this process wrote of a snapshot that others could not write theirs of."""
+        """Delete this process's part of a snapshot, since another process could not write its own."""
         (self.folder / _of_rank(name, self.rank)).unlink(missing_ok=True)
 
     def read(
         self, names: Iterable[str], formerly: Path, rank: int = 0, wanted: Shares | None = None
     ) -> dict[str, dict[str, Any]]:
-        """The blocks of snapshots, 1-D each, by the names of both: mapped, and read when they are used.
+        """Return the blocks of snapshots, 1-D each, by the names of both. They are mapped, and read when they are used.
 
         Args:
-            names: Of the snapshots.
-            formerly: The folder where they were written: looked in after ``folder``.
-            rank: Of this process, whose own files come first.
-            wanted: Which entries, whichever process wrote them; default: all.
+            names: Names of the snapshots.
+            formerly: Folder in which they were written, where they are looked for after ``folder``.
+            rank: Rank of this process, whose own files are preferred.
+            wanted: Entries that are wanted, whichever process wrote them; default: all.
 
         Raises:
             FileNotFoundError: a snapshot is in neither folder, or a part of it is missing.
@@ -122,7 +128,7 @@ class SnapshotFiles:
 
 
 class ScatteredTensor:
-    """Entries that lie in several files, or in pieces, as if they were one 1-D tensor: gathered as they are asked for.
+    """Entries that lie in several files, or in pieces, as one 1-D tensor. They are gathered when they are used.
 
     Args:
         stretches: int64 [stretches, 4], ascending: where each begins, which source has it and where, its length.
@@ -134,11 +140,11 @@ class ScatteredTensor:
         self.device, self.dtype = sources[0].device, sources[0].dtype
 
     def numel(self) -> int:
-        """Entries."""
+        """Return the number of entries."""
         return int(self.stretches[:, 3].sum())
 
     def __getitem__(self, chunk: slice) -> Tensor:
-        """A slice without steps, as a tensor of its own."""
+        """Return a slice without steps as a tensor of its own."""
         first, last, _ = chunk.indices(self.numel())
         at = np.searchsorted(self.stretches[:, 0], first, side="right") - 1
         stop = np.searchsorted(self.stretches[:, 0], last)
@@ -150,7 +156,7 @@ class ScatteredTensor:
 
 
 class _File:
-    """One process's file of a snapshot, its blocks views of the mapped file: read when used, and only what is used."""
+    """One process's file of a snapshot. Its blocks are views of the mapped file, and only used parts are read."""
 
     def __init__(self, path: Path) -> None:
         from safetensors import safe_open
@@ -173,7 +179,7 @@ def _of_rank(name: str, rank: int) -> str:
 
 
 def _gathered(wanted: Sequence[IndexRegion], block: str, files: Sequence[_File], find: Callable[..., Any]) -> Any:
-    """The wanted entries of a block, wherever ``find``, as ``_stretches`` does, says that they lie."""
+    """Return the wanted entries of a block from the places that ``find`` returns, as ``_stretches`` does."""
     stretches, found = find(tuple(wanted), tuple(tuple(file.shares[block]) for file in files))
     numel = sum(prod(share.sizes) for share in wanted)
     begins = np.cumsum(stretches[:, 3]) - stretches[:, 3]
@@ -187,7 +193,7 @@ def _gathered(wanted: Sequence[IndexRegion], block: str, files: Sequence[_File],
 def _stretches(
     wanted: tuple[IndexRegion, ...], held: tuple[tuple[IndexRegion, ...], ...]
 ) -> tuple[NDArray[np.int64], tuple[int, ...]]:
-    """Where wanted entries lie, as ``ScatteredTensor`` takes it, and which of the holders its sources are."""
+    """Return the places of wanted entries, as ``ScatteredTensor`` takes them, and the indices of its sources."""
     tables = [np.zeros((0, 4), dtype=np.int64)]
     found: list[int] = []
     for i, shares in enumerate(held):

@@ -1,4 +1,4 @@
-"""What a recorder asks of a store of snapshots."""
+"""Interface between a recorder and its store of snapshots."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class SnapshotStore(Protocol):
         """Take a snapshot. All ranks call it; one that raises has failed alone, and nothing is changed.
 
         Args:
-            state: What has been recorded.
+            state: Recording so far.
             partition: Blocks of the snapshot; new ones come last.
             read: Returns their parameters.
             step: Optimizer steps taken.

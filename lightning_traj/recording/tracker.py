@@ -125,7 +125,7 @@ class Tracker(Picklable, ABC, transient={"run": None, "_introduce": None}):
         """
         self.quantity.begin(self.run.module)
         parameters = self.parameters()
-        self.recorder.ended |= self._ended
+        self.recorder.ended |= _ended(self.quantity)
         self.recorder.check(parameters, self.run.module)
         self.recorder.process.ranks.compare(self.triggers.settings_of_ranks)
         cost = self.recorder.prepare(parameters)
@@ -196,7 +196,7 @@ class Tracker(Picklable, ABC, transient={"run": None, "_introduce": None}):
             "optimizer_steps": self.steps,
             "aliases": dict(names.aliases),
             "shapes": {clean_name(first): shape for first, shape in names.shapes.items()},
-            "ended": sorted(self.recorder.ended | self._ended),
+            "ended": sorted(self.recorder.ended | _ended(self.quantity)),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -252,10 +252,10 @@ class Tracker(Picklable, ABC, transient={"run": None, "_introduce": None}):
         if self.recorder.options.window_steps:
             self._attempt("recording", request)
 
-    @property
-    def _ended(self) -> set[str]:
-        """Clean names of the parameters that left the model in this process while they were recorded."""
-        return {clean_name(name) for name in self.quantity.parameters.names.ended}
+
+def _ended(quantity: Quantity) -> set[str]:
+    """Return clean names of the parameters that left the model in this process while they were recorded."""
+    return {clean_name(name) for name in quantity.parameters.names.ended}
 
 
 def _known_parameters(state: Mapping[str, Any]) -> tuple[Mapping[str, str], Mapping[str, Any]]:

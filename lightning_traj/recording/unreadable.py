@@ -37,7 +37,7 @@ class Unreadable:
 
     @contextmanager
     def reading(self, partition: Partition, parameters: Parameters) -> Iterator[None]:
-        """Find the parameters because of which the body fails.
+        """Find the parameters that make the body fail.
 
         Raises:
             UnreadableError: There are some.
@@ -56,7 +56,7 @@ class Unreadable:
             raise UnreadableError(reasons) from error
 
     def tell(self, ranks: Ranks, partition: Partition) -> dict[str, str]:
-        """Return the parameters because of which some rank left out snapshots, with the reasons. All ranks call it."""
+        """Return the parameters for which a rank left out snapshots, with the reasons. All ranks have to call it."""
         names = sorted(piece.parameter for pieces in partition.pieces for piece in pieces)
         found = found_anywhere(ranks, self.failing, names)
         self.reset()
@@ -86,7 +86,7 @@ def agreed(
     Args:
         ranks: The processes.
         before: Partition before the parameters were met.
-        extended: The same with them, as this rank can read them.
+        extended: Partition with them, as this rank can read them.
         parameters: The parameters.
         model: Module that has them.
     """

@@ -74,7 +74,7 @@ class WindowRecorder:
         self.state = self.state.cancelled()
 
     def end(self, step: int) -> None:
-        """End the running window, if there is one, after so many optimizer steps."""
+        """End the running window, if there is one, after ``step`` optimizer steps in all."""
         self.state = self.state.ended(step)
 
     def _with_row(

@@ -1,4 +1,4 @@
-"""Windows of consecutive optimizer steps, each in the memory of three snapshots: on and on, or back and forth?"""
+"""Windows of consecutive optimizer steps, for oscillation measures. Each takes the memory of three snapshots."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class StepWindows:
 
     @staticmethod
     def from_state(state: Mapping[str, Any], length: int, limit: int) -> StepWindows:
-        """Return the windows of which ``state_dict`` was taken."""
+        """Return the windows that ``state_dict`` has put into a state."""
         lengths: Sequence[int] = state["lengths"]
         rows = tuple(Row(flat, tuple(lengths)) for flat in state["rows"])
         parts = tuple(state["parts"])  # one after the other, also where they were saved as a list

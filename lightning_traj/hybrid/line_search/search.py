@@ -86,7 +86,7 @@ class DirectionSearch:
             parameters: Parameters of the module, by clean name.
 
         Returns:
-            The result for each group of which something has moved since θ'.
+            The result for each group that has moved since θ'.
         """
         epoch: int = trainer.current_epoch
         if not self.is_due(epoch):
@@ -101,7 +101,7 @@ class DirectionSearch:
     def search(
         self, probe: Probe, groups: Mapping[str, Sequence[str]], parameters: Mapping[str, nn.Parameter]
     ) -> dict[str, SearchResult]:
-        """Search group by group, in order; return the result for each group of which something has moved.
+        """Search group by group, in order; return the result for each group that has moved.
 
         Args:
             probe: Copy of the module as it is.
