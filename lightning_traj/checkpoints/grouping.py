@@ -158,7 +158,7 @@ def several_series(
     remedy = f'pick one with series="{first}" (--series {first}), or have a report of each with --series all.'
     if all(len(checkpoints) == 1 for checkpoints in series.values()):
         why = "no two of the files are of one series, since their tensors differ in names or shapes"
-        remedy = "pass checkpoints of one model, or partial=True (--partial) to analyse what they share."
+        remedy = "pass checkpoints of one model, or partial=True (--partial) to analyse their common parameters."
     error = SeveralSeries("\n".join([f"{why}:", *lines, remedy]))
     error.names = tuple(series)
     return error

@@ -541,7 +541,7 @@ def test_less_than_half_of_the_parameters_is_matched(tmp_path: Path, states: Any
     folder = write(tmp_path, named("net_{}.pt", large))
     message = (
         r"only 64 of the 384 parameters in net_1\.pt could be matched with those of other files, by name and shape: "
-        r"pass files of one model, or partial=True \(--partial\) to analyse what they share"
+        r"pass files of one model, or partial=True \(--partial\) to analyse their common parameters"
     )
     with pytest.raises(ValueError, match=message):
         from_checkpoints(folder)
