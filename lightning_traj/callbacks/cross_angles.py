@@ -30,7 +30,7 @@ def crossing(first: Recorder, second: Recorder) -> dict[str, float]:
     or with different sketches.
     """
     for one, other in ((first, second), (second, first)):
-        quantities = one.options.track, other.options.track
+        quantities = one.settings.track, other.settings.track
         if quantities in CROSSINGS and _made_as(one) == _made_as(other) is not None:
             tag, vectors = CROSSINGS[quantities]
             return {tag: _angle(one, other, vectors)}
@@ -57,6 +57,6 @@ def _angle(one: Recorder, other: Recorder, vectors: Callable[[Tensor, Tensor, Te
 def _made_as(recorder: Recorder) -> tuple[object, ...] | None:
     """Return how and at which step the newest sketches were made; None without sketches."""
     latest = recorder.state.history.latest
-    if latest is None or recorder.options.is_full:
+    if latest is None or recorder.settings.is_full:
         return None
-    return recorder.sketcher.sketch.dim, recorder.options.seed, recorder.settings["blocks"], latest[0]
+    return recorder.sketcher.sketch.dim, recorder.settings.seed, recorder.plain_settings["blocks"], latest[0]

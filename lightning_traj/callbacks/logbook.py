@@ -116,7 +116,7 @@ class Logbook(Picklable, transient={"folder": NoneType}):
             names = list(dict.fromkeys(name for blocks in dropped.values() for name in blocks))
             shown = "every block" if len(names) == len(self.recorder.state.blocks) else join_names(names, NAMED)
             self.guard.warn(
-                "recording",
+                "not finite",
                 f"{len(dropped)} snapshots with non-finite entries in {shown} were left out, at steps {list(dropped)}; "
                 "exclude= a parameter that is never finite",
             )
@@ -149,7 +149,7 @@ class Logbook(Picklable, transient={"folder": NoneType}):
             self.close()
             file = None if self.folder is None else self.folder.describe(self._file_name)
             folders = self._event_folders or loggers.event_folders(trainer.loggers)  # nothing was left to train
-            track = self.recorder.options.track
+            track = self.recorder.settings.track
             self.guard("the summary", report.print_summary, self.trajectory, self.name, track, file, folders)
 
     def close(self) -> None:

@@ -159,7 +159,7 @@ class TrajectoryCallback(ResumableCallback):
         self._restored = self._book.folder = None
         check_names(self.name, _names(trainer))
         self._output.find(self.dirpath, trainer, partial(self._guard.warn, "folder"))
-        if self._recorder.options.snapshot == "full":
+        if self._recorder.settings.snapshot == "full":
             self._output.check_full_snapshots()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -177,7 +177,7 @@ class TrajectoryCallback(ResumableCallback):
         tracker.quantity.check(training_of(tracker.run))
         if self.track == "average":
             check_order(trainer.callbacks)
-        if recorder.options.snapshot == "full":
+        if recorder.settings.snapshot == "full":
             recorder.snapshots.folder = self._output.snapshots(self.name)
         restored = self._take_restored()
         if restored is not None:

@@ -168,10 +168,10 @@ def _trajectory(
         for name in partition.undeclared
     ]
     inputs = [(stamps(c.path), step) for c, step in zip(series.checkpoints, series.steps.tolist(), strict=True)]
-    task = [recorder.settings, reopen.args[1:], repr(partition.blocks), repr(partition.pieces), inputs]
+    task = [recorder.plain_settings, reopen.args[1:], repr(partition.blocks), repr(partition.pieces), inputs]
     resumption = Resumption(resume, task)
     with _bar(sum(block.numel for block in partition.blocks) * n, progress) as advance:
-        if recorder.options.snapshot == "full":
+        if recorder.settings.snapshot == "full":
             trajectory, kept = exact_trajectory(series, recorder, partition, reopen, processes, resumption, advance)
         else:
             trajectory, kept = sketched_trajectory(series, recorder, parameters, resumption, advance)

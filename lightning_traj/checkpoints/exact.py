@@ -69,7 +69,7 @@ def exact_trajectory(
         local=local,
         paths=np.stack([np.sqrt(squares[:, members].sum(axis=1)).cumsum() for members in groups], axis=1),
         windows=Windows(np.zeros((0, len(partition.blocks), 3, 0))),
-        settings={**recorder.settings, "root": partition.root},
+        settings={**recorder.plain_settings, "root": partition.root},
     )
     return trajectory, everywhere
 

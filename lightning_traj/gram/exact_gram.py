@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_traj.gram.inner_products import NEW, exact_products
-from lightning_traj.gram.layout import at, check_lengths, grown, with_blocks
+from lightning_traj.gram.layout import at, check_lengths, enlarged, with_blocks
 from lightning_traj.measures import DISPLACEMENT, PREVIOUS_UPDATE, THETA, UPDATE
 
 Blocks = Sequence[Tensor]  # one 1-D tensor a block
@@ -108,7 +108,7 @@ class ExactGram:
         new = len(row) - len(self.base)
         anchored = with_blocks(self.anchored, local, new) if new else self.anchored
         if self.snapshots:
-            anchored = grown(anchored, len(row), len(self.snapshots) + 1, local.device)
+            anchored = enlarged(anchored, len(row), len(self.snapshots) + 1, local.device)
             squares = local[:, DISPLACEMENT, DISPLACEMENT, None]
             anchored[:, -1, :] = anchored[:, :, -1] = torch.cat([others, squares], dim=1)
         return replace(

@@ -19,7 +19,7 @@ def check_lengths(lengths: Sequence[int], before: tuple[int, ...]) -> None:
         )
 
 
-def grown(anchored: Tensor, blocks: int, n: int, device: torch.device) -> Tensor:
+def enlarged(anchored: Tensor, blocks: int, n: int, device: torch.device) -> Tensor:
     """Return a copy of H [B, m, m] with room for ``blocks`` blocks and n snapshots."""
     larger = torch.zeros(blocks, n, n, dtype=torch.float64, device=device)
     larger[: anchored.shape[0], : anchored.shape[1], : anchored.shape[2]] = anchored
@@ -35,7 +35,7 @@ def with_blocks(anchored: Tensor, local: Tensor, new: int, storage: torch.device
         new: Number of new blocks, which are last.
         storage: Device of the copy; None: that of ``local``.
     """
-    larger = grown(anchored, len(local), max(1, anchored.shape[-1]), storage or local.device)
+    larger = enlarged(anchored, len(local), max(1, anchored.shape[-1]), storage or local.device)
     larger[-new:, 0, 0] = local[-new:, THETA, THETA]
     return larger
 

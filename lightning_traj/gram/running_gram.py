@@ -22,6 +22,8 @@ STORED = ("rows", "anchored")  # the states that ``storage`` keeps
 class RunningGram(Metric):
     """Gram matrix of a growing sequence of snapshots, block by block, as a metric.
 
+    A shell around ``SketchedGram`` and ``ExactGram``, which recording uses without it.
+
     A snapshot is given as one 1-D tensor a block: the whole block (``exact=True``) or its sketch. ``update`` never
     waits for the device unless ``exact``. A snapshot with a non-finite entry leaves zeros, and False among
     ``finite``: drop it with ``keep``. Blocks that appear late count as constant before their first value, which has to

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lightning_traj.gram.inner_products import Row, local_grams
-from lightning_traj.gram.layout import at, check_lengths, grown, with_blocks
+from lightning_traj.gram.layout import at, check_lengths, enlarged, with_blocks
 
 
 def _nothing() -> Tensor:
@@ -29,9 +29,9 @@ class SketchedGram:
     """Gram matrix of the sketches of n snapshots and B blocks. Immutable: every method returns a new one.
 
     Displacements are kept in float32, and their Gram matrix is accumulated in float64, for all new rows at once when
-    it is asked for. Adding a row never waits for the device. A snapshot with a non-finite entry leaves zeros in H, and
-    False among ``finite``: drop it with ``keep``. Blocks that appear late count as constant before their first value,
-    which has to be finite: all later ones are measured from it.
+    it is asked for. Adding a row never waits for the device. A snapshot with a non-finite entry has zeros in ``rows``
+    and H, NaN in ``local``, and False in ``finite``: drop it with ``keep``. Blocks that appear late count as constant
+    before their first value, which has to be finite: all later ones are measured from it.
 
     Attributes:
         rows: Sketches of d_1, d_2, … of all blocks, flat; shorter where later blocks were not there yet.
@@ -110,7 +110,7 @@ class SketchedGram:
         if done == n:
             return self
         self.wait_for_rows()
-        anchored = grown(self.anchored, len(self.lengths), n, self.storage or self.base.device)
+        anchored = enlarged(self.anchored, len(self.lengths), n, self.storage or self.base.device)
         for b, base in enumerate(Row(self.base, self.lengths).blocks()):
             displacements = self._displacements(b)  # [n - 1, k]
             new = displacements[done - 1 :]  # [new, k]

@@ -77,6 +77,7 @@ def _sum_for_a_failed_rank(state: RecordState, store: SnapshotStore, sketcher: S
     if process.ranks.size == 1:
         return None
     with process.ranks.alone():
-        # Not zeros: the failed rank must not take the sum for a snapshot.
+        # Infinity and not zeros: a rank that knows of nothing new has come for the sum of a snapshot, and must not take
+        # its own part alone for one.
         summed = process.ranks.sum(process.filled(store.sent(state.gram, state.blocks), torch.inf))
         return summed if torch.isnan(summed).any() else None

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_traj.blocks import Block, Partition
 from lightning_traj.files import Picklable
 from lightning_traj.gram import ExactGram, Row
-from lightning_traj.recording.process import Parameters, Process, Read
+from lightning_traj.recording.process import NamedTensors, Process, Read
 from lightning_traj.recording.record_state import RecordState
 from lightning_traj.recording.snapshot_files import SnapshotFiles
 from lightning_traj.recording.store import Taken, left_out
@@ -76,13 +76,13 @@ class FullStore(Picklable):
             return Taken(None, failure or left_out(step, process.ranks))
         return Taken(gram.with_row(row, summed), name=name)
 
-    def mapped(self, state: RecordState, formerly: Path, parameters: Parameters) -> ExactGram:
+    def mapped(self, state: RecordState, formerly: Path, parameters: NamedTensors) -> ExactGram:
         """Return the Gram matrix of a state that was saved, with the snapshots' files mapped into memory.
 
         Args:
             state: The state, whose Gram matrix lacks the snapshots themselves.
             formerly: Folder in which the snapshots were written.
-            parameters: Parameters of the model, which tell what each rank holds; needed with several ranks.
+            parameters: NamedTensors of the model, which tell what each rank holds; needed with several ranks.
 
         Raises:
             FileNotFoundError: A snapshot is missing.

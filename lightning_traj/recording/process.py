@@ -11,8 +11,8 @@ from torch import Tensor
 from lightning_traj.distributed import Ownership, Ranks
 from lightning_traj.files import Picklable
 
-Parameters = Mapping[str, Tensor]  # by qualified name
-Read = Callable[[], Parameters]  # returns the parameters, or raises why they cannot be read on this rank
+NamedTensors = Mapping[str, Tensor]  # by qualified name
+Read = Callable[[], NamedTensors]  # returns the parameters, or raises why they cannot be read on this rank
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Process(Picklable, transient={"ownership": Ownership}):
         return torch.full((numel,), value, dtype=torch.float64, device=self.device)
 
 
-def attempt(read: Read) -> Read:
+def read_now(read: Read) -> Read:
     """Read the parameters now, and return a function that returns them, or raises what reading has raised.
 
     What this rank cannot read must not keep it from meeting the others, which wait for it; it raises when it is asked.
@@ -51,7 +51,7 @@ def attempt(read: Read) -> Read:
 def failing(error: Exception) -> Read:
     """Return a function that raises the error."""
 
-    def read() -> Parameters:
+    def read() -> NamedTensors:
         raise error
 
     return read

@@ -21,7 +21,7 @@ from lightning_traj.recording.agreement import agree
 from lightning_traj.recording.collector import Collector, sketch_rows
 from lightning_traj.recording.cost import cost_of, in_bytes
 from lightning_traj.recording.full_store import FullStore
-from lightning_traj.recording.process import Parameters, Process, Read, attempt
+from lightning_traj.recording.process import NamedTensors, Process, Read, read_now
 from lightning_traj.recording.record_state import RecordState
 from lightning_traj.recording.resuming import check_model, check_settings, compare_ranks
 from lightning_traj.recording.saved_state import current_state, restored, saved
@@ -58,7 +58,7 @@ class Recorder(Picklable, transient={"_model": NoneType}):
     """
 
     def __init__(self, settings: RecordingSettings | None = None, folder: Path | None = None) -> None:
-        self.options = settings or RecordingSettings()
+        self.settings = settings or RecordingSettings()
         self.snapshots = SnapshotFiles(folder or Path.cwd())
         self.process = Process()
         self._model: weakref.ref[nn.Module] | None = None
@@ -66,10 +66,10 @@ class Recorder(Picklable, transient={"_model": NoneType}):
 
     def clear(self) -> None:
         """Forget everything recorded: the next snapshot is a new θ_0."""
-        options = self.options
-        self._begin(DEFAULT_DIM if options.sketch_dim is None else options.sketch_dim)
-        self.state = RecordState(options.partition(), self.store.empty_gram())
-        self.windows = WindowRecorder(self, StepWindows(options.window_steps, options.max_snapshots))
+        settings = self.settings
+        self._begin(DEFAULT_DIM if settings.sketch_dim is None else settings.sketch_dim)
+        self.state = RecordState(settings.partition(), self.store.empty_gram())
+        self.windows = WindowRecorder(self, StepWindows(settings.window_steps, settings.max_snapshots))
         self.ended: set[str] = set()
         self._collector = Collector()
         self._formerly: Path | None = None  # of a copy: the folder where its full snapshots are, until it maps them
@@ -77,10 +77,10 @@ class Recorder(Picklable, transient={"_model": NoneType}):
     def _begin(self, sketch_dim: int) -> None:
         self.process.ownership = Ownership()
         unreadable = Unreadable()
-        sketch = CountSketch(sketch_dim, self.options.seed)
-        self.sketcher = Sketcher(sketch, self.process, unreadable, divided=self.options.is_full)
+        sketch = CountSketch(sketch_dim, self.settings.seed)
+        self.sketcher = Sketcher(sketch, self.process, unreadable, divided=self.settings.is_full)
         self.store: SnapshotStore = (
-            FullStore(self.snapshots, self.process, unreadable) if self.options.is_full else SketchStore(self.sketcher)
+            FullStore(self.snapshots, self.process, unreadable) if self.settings.is_full else SketchStore(self.sketcher)
         )
 
     def __len__(self) -> int:
@@ -92,13 +92,13 @@ class Recorder(Picklable, transient={"_model": NoneType}):
         return None if self._model is None else self._model()
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def plain_settings(self) -> dict[str, Any]:
         """The settings that have to stay the same for a run to go on, as plain values."""
-        return self.options.described(self.sketcher.sketch.dim)
+        return self.settings.described(self.sketcher.sketch.dim)
 
     # Before training
 
-    def check(self, parameters: Parameters, model: nn.Module | None = None) -> None:
+    def check(self, parameters: NamedTensors, model: nn.Module | None = None) -> None:
         """Check that these parameters can be recorded, and leave out those that cannot.
 
         ``state.partition.unreadable`` names the ones that are left out: their values cannot be read, or are not finite
@@ -118,21 +118,21 @@ class Recorder(Picklable, transient={"_model": NoneType}):
         ranks.all_do(lambda: check_model(state, parameters, model, self.ended))
         self.leave_out(unreadable_anywhere(ranks, state.partition, parameters, model, is_start=not len(self)))
 
-    def undeclared(self, parameters: Parameters) -> tuple[str, ...]:
+    def undeclared(self, parameters: NamedTensors) -> tuple[str, ...]:
         """Return names of parameters that look fused and stay whole, since their layout is not known or declared."""
         return self.state.partition.extended(parameters, self.module).undeclared
 
-    def prepare(self, parameters: Parameters) -> str:
+    def prepare(self, parameters: NamedTensors) -> str:
         """Choose where rows are kept, and return one line that says what recording will cost.
 
         Raises:
             ValueError: On all ranks alike, if they have other parameters, blocks or settings than each other.
         """
-        process, is_full = self.process, self.options.is_full
+        process, is_full = self.process, self.settings.is_full
         partition = self.state.partition.extended(parameters, self.module)
-        compare_ranks(process.ranks, partition, parameters, self.settings)
+        compare_ranks(process.ranks, partition, parameters, self.plain_settings)
         recorded = partition.recorded(parameters)
-        cost = cost_of(partition, recorded, self.options, self.sketcher.sketch)
+        cost = cost_of(partition, recorded, self.settings, self.sketcher.sketch)
         # Before a lazy model has values, none of it is recorded.
         device = next((p.device for p in (*recorded.values(), *parameters.values())), torch.device("cpu"))
         if is_full or device.type == "mps":  # files are read on the host; MPS has no float64
@@ -150,11 +150,11 @@ class Recorder(Picklable, transient={"_model": NoneType}):
             self._formerly = None
         number = int(process.ranks.each([uuid.uuid4().int >> 68])[0, 0])  # rank 0's
         self.snapshots.begin(number, process.ranks.rank, process.ranks.size)
-        return cost.describe(self.options.snapshot, where)
+        return cost.describe(self.settings.snapshot, where)
 
     # During training
 
-    def record(self, parameters: Parameters | Read, step: int, epoch: float) -> bool:
+    def record(self, parameters: NamedTensors | Read, step: int, epoch: float) -> bool:
         """Take a snapshot of named parameters. All ranks have to call it.
 
         Args:
@@ -176,7 +176,7 @@ class Recorder(Picklable, transient={"_model": NoneType}):
         latest, unreadable = self.state.history.latest, self.sketcher.unreadable
         if latest is not None and (step, epoch) <= latest:
             return False
-        read = attempt(parameters if callable(parameters) else lambda: parameters)
+        read = read_now(parameters if callable(parameters) else lambda: parameters)
         if unreadable.any_left_out and self.process.ranks.size > 1:
             self.leave_out(unreadable.tell(self.process.ranks, self.state.partition))
         while not self.state.is_lost:
@@ -200,7 +200,7 @@ class Recorder(Picklable, transient={"_model": NoneType}):
             its step.
         """
         self.state = replace(self.state, gram=self.state.gram.filled())
-        trajectory, good, spoilt = self._collector.collect(self.state, self.windows.state, self.settings)
+        trajectory, good, spoilt = self._collector.collect(self.state, self.windows.state, self.plain_settings)
         if not drop or not spoilt:
             return trajectory, {}
         if good:
@@ -230,9 +230,9 @@ class Recorder(Picklable, transient={"_model": NoneType}):
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything recorded as tensors and primitives; of full snapshots their names, not the files."""
-        return saved(self.state, self.windows.state, self.settings, str(self.snapshots.folder.absolute()))
+        return saved(self.state, self.windows.state, self.plain_settings, str(self.snapshots.folder.absolute()))
 
-    def load_state_dict(self, state: Mapping[str, Any], parameters: Parameters | None = None) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], parameters: NamedTensors | None = None) -> None:
         """Go on where ``state_dict`` was taken, on however many ranks that was.
 
         Args:
@@ -244,17 +244,19 @@ class Recorder(Picklable, transient={"_model": NoneType}):
             FileNotFoundError: A full snapshot is missing.
             RuntimeError: Full snapshots could not be read on another rank.
         """
-        state, options = current_state(state), self.options
+        state, settings = current_state(state), self.settings
         # A length that was left at its default is that of the recording.
-        check_settings(self.settings, state["settings"], () if options.sketch_dim is not None else ("sketch_dim",))
+        check_settings(
+            self.plain_settings, state["settings"], () if settings.sketch_dim is not None else ("sketch_dim",)
+        )
         self.clear()
         self._begin(state["settings"]["sketch_dim"])
         self.state = restored(
-            state, options.partition(), self.store.empty_gram(), self.sketcher.sizes, self.process.device
+            state, settings.partition(), self.store.empty_gram(), self.sketcher.sizes, self.process.device
         )
-        self.windows.state = StepWindows.from_state(state["windows"], options.window_steps, options.max_snapshots)
-        if options.is_full:
-            compare_ranks(self.process.ranks, self.state.partition, parameters or {}, self.settings)
+        self.windows.state = StepWindows.from_state(state["windows"], settings.window_steps, settings.max_snapshots)
+        if settings.is_full:
+            compare_ranks(self.process.ranks, self.state.partition, parameters or {}, self.plain_settings)
             self.sketcher.divide(self.state.partition, parameters or {})
             self.process.ranks.all_do(lambda: self._map_files(Path(state["folder"]), parameters or {}))
 
@@ -281,11 +283,11 @@ class Recorder(Picklable, transient={"_model": NoneType}):
             if gram is None:
                 self.sketcher.unreadable.any_left_out = True
             else:
-                self.state = self.state.with_snapshot(partition, gram, key, self.options.max_snapshots, name)
+                self.state = self.state.with_snapshot(partition, gram, key, self.settings.max_snapshots, name)
         if failure is not None:  # left out, or recorded as non-finite, on all ranks alike
             raise failure
         return True
 
-    def _map_files(self, formerly: Path, parameters: Parameters) -> None:
+    def _map_files(self, formerly: Path, parameters: NamedTensors) -> None:
         assert isinstance(self.store, FullStore)
         self.state = replace(self.state, gram=self.store.mapped(self.state, formerly, parameters))

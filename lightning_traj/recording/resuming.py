@@ -10,12 +10,12 @@ from torch import nn
 
 from lightning_traj.blocks import Partition, clean_name
 from lightning_traj.distributed import Ranks
-from lightning_traj.recording.process import Parameters
+from lightning_traj.recording.process import NamedTensors
 from lightning_traj.recording.record_state import RecordState
 from lightning_traj.tensors import has_entries
 
 
-def check_model(state: RecordState, parameters: Parameters, model: nn.Module | None, ended: Collection[str]) -> None:
+def check_model(state: RecordState, parameters: NamedTensors, model: nn.Module | None, ended: Collection[str]) -> None:
     """Check that parameters can be recorded, and that they are those of the recording so far.
 
     Args:
@@ -74,7 +74,7 @@ def check_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any], either: C
             )
 
 
-def compare_ranks(ranks: Ranks, partition: Partition, parameters: Parameters, settings: Mapping[str, Any]) -> None:
+def compare_ranks(ranks: Ranks, partition: Partition, parameters: NamedTensors, settings: Mapping[str, Any]) -> None:
     """Make sure that all ranks record the same blocks with the same settings. All ranks have to call it.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_traj.blocks import Block, Partition
 from lightning_traj.files import Picklable
 from lightning_traj.gram import Row, SketchedGram
-from lightning_traj.recording.process import Parameters, Process, Read
+from lightning_traj.recording.process import NamedTensors, Process, Read
 from lightning_traj.recording.record_state import RecordState
 from lightning_traj.recording.sketches import sketch_blocks
 from lightning_traj.recording.store import Taken, left_out
@@ -37,7 +37,7 @@ class Sketcher(Picklable, transient={"_latest": NoneType}):
         self.sketch, self.process, self.unreadable, self.divided = sketch, process, unreadable, divided
         self._latest: tuple[int, Row, Exception | None] | None = None
 
-    def divide(self, partition: Partition, parameters: Parameters) -> None:
+    def divide(self, partition: Partition, parameters: NamedTensors) -> None:
         """Decide which entries this process answers for: all of plain parameters, unless sharing them out pays.
 
         Args:
@@ -45,7 +45,8 @@ class Sketcher(Picklable, transient={"_latest": NoneType}):
             parameters: Their parameters.
         """
         sent, numel = sum(self.sizes(partition.blocks)), sum(block.numel for block in partition.blocks)
-        pays = numel >= DIVIDED[1] and numel >= DIVIDED[0] * sent
+        per_number, least = DIVIDED
+        pays = numel >= max(least, per_number * sent)
         self.process.ownership.follow(self.process.ranks, parameters, self.divided or pays)
 
     def row(
@@ -59,14 +60,15 @@ class Sketcher(Picklable, transient={"_latest": NoneType}):
         Args:
             partition: The blocks.
             read: Returns their parameters.
-            last: Earlier sketches, which blocks keep whose parameters have left the model.
+            last: Earlier sketches. Blocks whose parameters have left the model keep theirs.
             summed: Sum over ranks, if they have met already.
         """
         own: list[Tensor] = []
 
         def make() -> Tensor:
-            own.append(self._own(partition, read, last))
-            return own[0] if self._is_divided or ranks.size == 1 else (0 * own[0]).sum().view(1)
+            own.append(self._own(partition, read, last))  # for afterwards, unless it fails
+            is_flag = ranks.size > 1 and not self._is_divided
+            return (0 * own[0]).sum().view(1) if is_flag else own[0]  # 0, or NaN if an entry is not finite
 
         ranks, sizes, failure = self.process.ranks, self.sizes(partition.blocks), None
         if summed is None:

@@ -52,7 +52,7 @@ class Run(Protocol):
         """Whether the running batch is the last of its epoch."""
 
 
-class Attempt(Protocol):
+class Guard(Protocol):
     """Calls functions that may fail: a failure is reported, and training goes on."""
 
     def __call__(self, what: str, do: Callable[..., Any], *args: Any) -> None:
@@ -75,7 +75,7 @@ class Tracker(Picklable, ABC, transient={"run": None, "_introduce": None}):
         quantity: Quantity that is recorded.
         triggers: Decisions when a snapshot or a window is due.
         counter: Count of the optimizer steps taken.
-        attempt: Calls whatever may fail during training, and warns.
+        guard: Calls whatever may fail during training, and warns.
 
     Attributes:
         run: The training loop that is recorded, from ``attach`` to ``stop``.
@@ -85,11 +85,11 @@ class Tracker(Picklable, ABC, transient={"run": None, "_introduce": None}):
     _introduce: Callable[[], object]
 
     def __init__(
-        self, recorder: Recorder, quantity: Quantity, triggers: Triggers, counter: StepCounter, attempt: Attempt
+        self, recorder: Recorder, quantity: Quantity, triggers: Triggers, counter: StepCounter, guard: Guard
     ) -> None:
         self.recorder, self.quantity, self.triggers, self.counter = recorder, quantity, triggers, counter
-        self._attempt = attempt
-        self._notices = Notices(attempt.warn)
+        self._guard = guard
+        self._notices = Notices(guard.warn)
 
     @property
     def steps(self) -> int:
@@ -149,23 +149,22 @@ class Tracker(Picklable, ABC, transient={"run": None, "_introduce": None}):
     def before_step(self, optimizer: Any, look: Look) -> None:
         """Look at the parameters before an optimizer step; arguments as of ``StepCounter.start``."""
         if look.is_first:
-            self._attempt("following parameters", self.quantity.parameters.follow, self.run.module, optimizer)
-        self._before_step(optimizer, look)
+            self._guard("following parameters", self.quantity.parameters.follow, self.run.module, optimizer)
+        self._guard("recording", self._before_step, optimizer, look)
 
     def after_step(self, optimizer: Any, number: int) -> None:
         """Record after optimizer steps, if it is due; arguments as of ``StepCounter.start``."""
-        self._attempt("recording", self._after_step, optimizer, number)
+        self._guard("recording", self._after_step, optimizer, number)
         if number > 1:
             self.recorder.windows.cancel()
-            self._attempt.warn(
+            self._guard.warn(
                 "several steps",
                 f"{number} optimizer steps were noticed at once, since the optimizer neither runs step hooks nor "
                 "evaluates the closure that Lightning passes: windows of single steps are left out, and an update is "
                 "that of all steps in a batch",
             )
         elif self.recorder.windows.running:
-            parameters = self.quantity.parameters.of(self.run.module)
-            self._attempt("recording", self.recorder.windows.add, parameters, self.steps)
+            self._guard("recording", self._add_to_window)
         self._request_window(lambda: self.triggers.window_schedule.due_after_steps(self.steps, number))
 
     def batch_ends(self) -> None:
@@ -173,8 +172,8 @@ class Tracker(Picklable, ABC, transient={"run": None, "_introduce": None}):
 
     def epoch_ends(self) -> None:
         """Record at the end of an epoch, if it is due."""
-        self._attempt("recording", self._after_epoch, self.run.epoch + 1)
-        self._attempt("recording", self.recorder.windows.end, self.steps)
+        self._guard("recording", self._after_epoch, self.run.epoch + 1)
+        self._guard("recording", self.recorder.windows.end, self.steps)
         self._request_window(lambda: self.triggers.window_schedule.due_after_epoch(self.run.epoch + 1))
 
     def stop(self) -> None:
@@ -230,27 +229,28 @@ class Tracker(Picklable, ABC, transient={"run": None, "_introduce": None}):
         tensors = self.quantity.read(training_of(self.run))
         if self.quantity.left_out:
             names = ", ".join(f"{name} ({why})" for name, why in self.quantity.left_out.items())
-            self._attempt.warn(
-                "left out", f"the {self.recorder.options.track} of these parameters is left out: {names}"
-            )
+            self._guard.warn("left out", f"the {self.recorder.settings.track} of these parameters is left out: {names}")
         return tensors
 
-    def _take(self, read: Read, epochs: float) -> bool:
+    def _take(self, read: Read, steps: int, epochs: float) -> bool:
         """Hand a snapshot to the recorder; return whether it has been recorded."""
         try:
-            return self.recorder.record(read, self.steps, epochs)
+            return self.recorder.record(read, steps, epochs)
         finally:
             partition = self.recorder.state.partition
             self._notices.of_unreadable(partition.unreadable)
             self._notices.of_new_blocks(self.quantity.parameters.names, partition)
+
+    def _add_to_window(self) -> None:
+        self.recorder.windows.add(self.quantity.parameters.of(self.run.module), self.steps)
 
     def _request_window(self, is_due: Callable[[], bool]) -> None:
         def request() -> None:  # schedules can be the user's own, and may fail
             if is_due():
                 self.recorder.windows.request()
 
-        if self.recorder.options.window_steps:
-            self._attempt("recording", request)
+        if self.recorder.settings.window_steps:
+            self._guard("recording", request)
 
 
 def _ended(quantity: Quantity) -> set[str]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_traj.blocks import Partition, clean_name
 from lightning_traj.distributed import Ranks
-from lightning_traj.recording.process import Parameters
+from lightning_traj.recording.process import NamedTensors
 from lightning_traj.tensors import UnreadableError, has_entries, held_share
 
 
@@ -36,7 +36,7 @@ class Unreadable:
         self.any_left_out = False
 
     @contextmanager
-    def reading(self, partition: Partition, parameters: Parameters) -> Iterator[None]:
+    def reading(self, partition: Partition, parameters: NamedTensors) -> Iterator[None]:
         """Find the parameters that make the body fail.
 
         Raises:
@@ -79,7 +79,7 @@ def found_anywhere(ranks: Ranks, reasons: Mapping[str, str], names: Sequence[str
 
 
 def agreed(
-    ranks: Ranks, before: Partition, extended: Partition, parameters: Parameters, model: nn.Module | None
+    ranks: Ranks, before: Partition, extended: Partition, parameters: NamedTensors, model: nn.Module | None
 ) -> Partition:
     """Return the extended partition without new parameters that cannot be read on some rank. All ranks call it.
 
@@ -101,7 +101,7 @@ def without(partition: Partition, reasons: Mapping[str, str]) -> Partition:
     return replace(partition, unreadable={**partition.unreadable, **reasons}) if reasons else partition
 
 
-def non_finite(partition: Partition, parameters: Parameters) -> dict[str, str]:
+def non_finite(partition: Partition, parameters: NamedTensors) -> dict[str, str]:
     """Return the parameters with entries that are not finite on this rank before training, with the reason.
 
     All displacements would be measured from these entries, so that no snapshot of a model with one such parameter would
@@ -118,7 +118,7 @@ def non_finite(partition: Partition, parameters: Parameters) -> dict[str, str]:
 
 
 def unreadable_anywhere(
-    ranks: Ranks, partition: Partition, parameters: Parameters, model: nn.Module | None, *, is_start: bool
+    ranks: Ranks, partition: Partition, parameters: NamedTensors, model: nn.Module | None, *, is_start: bool
 ) -> dict[str, str]:
     """Return the parameters that cannot be recorded on some rank, with the reasons. All ranks have to call it.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lightning_traj.gram import Row
-from lightning_traj.recording.process import Parameters
+from lightning_traj.recording.process import NamedTensors
 from lightning_traj.recording.windows import StepWindows
 from lightning_traj.tensors import UnreadableError
 
@@ -39,7 +39,7 @@ class WindowRecorder:
         """Have a window begin right before the next step, unless one is running that has steps."""
         self.state = self.state.requested()
 
-    def prepare(self, parameters: Parameters) -> None:
+    def prepare(self, parameters: NamedTensors) -> None:
         """Take in the parameters right before an optimizer step.
 
         A window that is due begins at them. A running one goes on from them: something else than a step may have moved
@@ -50,7 +50,7 @@ class WindowRecorder:
         elif self.running:
             self._with_row(parameters, None, StepWindows.shifted)
 
-    def begin(self, parameters: Parameters, step: int) -> None:
+    def begin(self, parameters: NamedTensors, step: int) -> None:
         """Begin a window at the parameters right after a step, such as those of a snapshot.
 
         Args:
@@ -59,7 +59,7 @@ class WindowRecorder:
         """
         self._with_row(parameters, step, StepWindows.begun)
 
-    def add(self, parameters: Parameters, step: int) -> None:
+    def add(self, parameters: NamedTensors, step: int) -> None:
         """Take the parameters after a step into the running window, if there is one.
 
         Args:
@@ -78,7 +78,7 @@ class WindowRecorder:
         self.state = self.state.ended(step)
 
     def _with_row(
-        self, parameters: Parameters, step: int | None, after: Callable[[StepWindows, Row], StepWindows]
+        self, parameters: NamedTensors, step: int | None, after: Callable[[StepWindows, Row], StepWindows]
     ) -> None:
         """Replace the windows by those after taking in sketches of all blocks.
 
@@ -98,7 +98,9 @@ class WindowRecorder:
                     raise
                 recorder.leave_out(error.reasons)
 
-    def _take(self, parameters: Parameters, step: int | None, after: Callable[[StepWindows, Row], StepWindows]) -> None:
+    def _take(
+        self, parameters: NamedTensors, step: int | None, after: Callable[[StepWindows, Row], StepWindows]
+    ) -> None:
         recorder, sketcher, ranks = self.recorder, self.recorder.sketcher, self.recorder.process.ranks
         partition = recorder.state.partition
         recorded = partition.recorded(parameters)

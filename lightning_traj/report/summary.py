@@ -52,9 +52,9 @@ def group_table(trajectory: Trajectory, by: str = "layer", select: Select = None
     """Return a table of the measures that distinguish groups of blocks, one row a group (see ``Trajectory.table``)."""
     table = Table(title=f"Trajectory by {by}\n{trajectory.counted(select)}", title_justify="left")
     columns, rows = group_rows(trajectory, by, select)
-    table.add_column(columns[0], overflow="fold")
+    table.add_column(columns[0], overflow="fold", min_width=12)  # names stay, however many measures there are
     for column in columns[1:]:
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column.replace("_", " "), justify="right", no_wrap=False)
     for label, *cells in rows:
         table.add_row(escape(label), *cells)
     return table

@@ -105,8 +105,8 @@ def test_containers_of_omegaconf() -> None:
     expected = TrajectoryCallback(
         include=["net.*"], exclude=[], fused={"*.qkv": FusedLayout({"q": 1, "k": 1, "v": 1}, axis=-1)}
     )
-    assert callback._recorder.settings == expected._recorder.settings
-    assert is_plain(callback._recorder.settings)
+    assert callback._recorder.plain_settings == expected._recorder.plain_settings
+    assert is_plain(callback._recorder.plain_settings)
     assert HybridTraining(train=OmegaConf.create(["norm"]), when=1).train == ["norm"]  # type: ignore[arg-type]
     assert AtSteps(OmegaConf.create([2, 1])) == AtSteps([1, 2])
     assert AtEpochs(OmegaConf.create([2, 1])) == AtEpochs([1, 2])

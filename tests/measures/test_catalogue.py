@@ -29,13 +29,13 @@ from pages import Page
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NAME = "median_update_angle"
+NAME = "largest_update_angle"
 SHAPES = {f"net.h.{i}.{name}": (6, 6) for i in range(2) for name in ("attn.q_proj.weight", "mlp.fc.weight")}
 
 
-def median_update_angle(gram):
+def largest_update_angle(gram):
     angles = measures.update_angle(gram)
-    return float(np.median(angles)) if len(angles) else float("nan")
+    return float(np.max(angles)) if len(angles) else float("nan")
 
 
 @pytest.fixture
@@ -44,11 +44,11 @@ def registered(monkeypatch):
     places = ("card", "comparison", "curve", "heatmap", "hyperparameters", "role", "table")
     entry = Measure(
         group="Angle",
-        formula="median ∠(u_t, u_{t+1})",
+        formula="max ∠(u_t, u_{t+1})",
         range="[0, 180]",
         unit="degrees",
-        meaning="half of the turns between updates are smaller",
-        latest=lambda state: median_update_angle(state.relative),
+        meaning="no turn between updates is larger",
+        latest=lambda state: largest_update_angle(state.relative),
         shown_in=places,
     )
     monkeypatch.setitem(MEASURES, NAME, entry)
@@ -113,7 +113,7 @@ def test_its_values_are_those_of_the_definition(trajectory, snapshots, stacked, 
     thetas = stacked(snapshots)
     updates = np.diff(thetas, axis=0)
     angles = [reference.angle(one, other) for one, other in pairwise(updates)]
-    expected = [float("nan")] * 2 + [np.median(angles[:t]) for t in range(1, len(angles) + 1)]
+    expected = [float("nan")] * 2 + [np.max(angles[:t]) for t in range(1, len(angles) + 1)]
     np.testing.assert_allclose(trajectory.series()[NAME], expected, rtol=1e-4)
     assert trajectory.summary()[NAME] == pytest.approx(expected[-1], rel=1e-4)
     assert report.format_value(NAME, 12.0, {}) == "12°"
@@ -124,8 +124,8 @@ def test_its_heatmap_has_a_scale_in_degrees(trajectory, registered):
     image = figure.axes[0].images[0].get_array()
     expected = [trajectory.series(f"net.h.{i}.*", [NAME])[NAME][2:] for i in range(2)]
     np.testing.assert_allclose(image, expected)
-    assert "median update angle by layer" in words(figure)
-    assert any(re.fullmatch(r"median update angle\nrange [\d.]+° to [\d.]+°", text) for text in words(figure))
+    assert "largest update angle by layer" in words(figure)
+    assert any(re.fullmatch(r"largest update angle\nrange [\d.]+° to [\d.]+°", text) for text in words(figure))
     assert_readable(figure)
 
 

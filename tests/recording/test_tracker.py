@@ -27,7 +27,7 @@ class Adam(Module):
         return torch.optim.Adam(self.parameters(), lr=0.01)
 
 
-class Attempt:
+class Guard:
     """Fails where something fails, and keeps warnings."""
 
     def __init__(self) -> None:
@@ -62,9 +62,9 @@ def train(
     if state is not None:
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
-    counter, attempt = StepCounter(), Attempt()
+    counter, guard = StepCounter(), Guard()
     recorder = Recorder(RecordingSettings(track=track, sketch_dim=16, window=8 if track == "weights" else 0))
-    tracker = new_tracker(recorder, Triggers(schedule, EveryNEpochs(1)), counter, attempt)
+    tracker = new_tracker(recorder, Triggers(schedule, EveryNEpochs(1)), counter, guard)
     loop = Loop(module, [optimizer], epoch=epochs.start, epochs=float(epochs.start))
     introduced: list[int] = []
     tracker.quantity.parameters.of(module)
@@ -86,7 +86,7 @@ def train(
             tracker.batch_ends()
         tracker.epoch_ends()
     assert introduced == ([] if tracker.quantity.at_steps else [0 if state is None else 4 * epochs.start])
-    assert attempt.warnings == []
+    assert guard.warnings == []
     saved = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "tracker": tracker.state_dict()}
     counter.stop()
     tracker.stop()
