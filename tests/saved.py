@@ -138,7 +138,7 @@ def _pickled(folder: Path, step: int, state: State) -> None:
 
 
 # Name -> how the state dict of a step is written into a folder.
-FORMATS: Mapping[str, Callable[[Path, int, State], None]] = {
+WRITERS: Mapping[str, Callable[[Path, int, State], None]] = {
     ".pt": _torch("step{step}.pt"),
     ".pth": _torch("net_step_{step:05d}.pth"),
     ".bin": _torch("iter_{step}.bin"),
@@ -171,7 +171,7 @@ SAMPLES: Mapping[str, str] = {
 def write_all(kind: str, folder: Path, states: Mapping[int, State]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for step, state in states.items():
-        FORMATS[kind](folder, step, state)
+        WRITERS[kind](folder, step, state)
     return folder
 
 

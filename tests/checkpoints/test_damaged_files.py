@@ -27,7 +27,7 @@ from lightning_traj.checkpoints.formats.dcp import Chunk, _overlap, read_metadat
 from lightning_traj.checkpoints.formats.errors import CheckpointError
 from lightning_traj.checkpoints.formats.opening import open_checkpoint
 from lightning_traj.checkpoints.parameters import _at_most, network
-from saved import FORMATS, Malicious, write_all
+from saved import WRITERS, Malicious, write_all
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -451,7 +451,7 @@ def test_a_disk_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 # Fuzzing ----------------------------------------------------------------------------------------------------
 
 EXAMPLES = 600
-TARGETS = [*FORMATS]
+TARGETS = [*WRITERS]
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from lightning_traj.checkpoints.formats import registry
 from lightning_traj.checkpoints.formats.errors import CheckpointError
 from lightning_traj.checkpoints.formats.opening import is_checkpoint, open_checkpoint
 from models import Module, batches, fit
-from saved import FORMATS, SAMPLES, Tree, agree, normalised, savers, states_of, write_all
+from saved import SAMPLES, WRITERS, Tree, agree, normalised, savers, states_of, write_all
 
 Run = tuple[Trajectory, Path]
 
@@ -65,7 +65,7 @@ def test_checkpoints_of_lightning(run: Run) -> None:
     ]
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", WRITERS)
 def test_every_format(run: Run, tmp_path: Path, kind: str) -> None:
     online, folder = run
     offline = from_checkpoints(write_all(kind, tmp_path / "x", states_of(folder)))
@@ -473,7 +473,7 @@ def sample(tmp_path: Path) -> Path:
 
 def test_every_format_has_a_sample() -> None:
     assert set(SAMPLES) == {one.name for one in registry.FORMATS}
-    assert set(SAMPLES.values()) <= set(FORMATS)
+    assert set(SAMPLES.values()) <= set(WRITERS)
 
 
 @pytest.mark.parametrize("one", registry.FORMATS, ids=lambda one: one.name)

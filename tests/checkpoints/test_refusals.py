@@ -25,7 +25,7 @@ from lightning_traj.checkpoints.formats.errors import CheckpointError
 from lightning_traj.checkpoints.formats.opening import is_checkpoint, open_checkpoint
 from lightning_traj.checkpoints.paths import find
 from lightning_traj.cli.command import main
-from saved import FORMATS, write_all
+from saved import WRITERS, write_all
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -96,7 +96,7 @@ def test_what_is_said_of_a_file(tmp_path: Path, name: str) -> None:
         assert jargon not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind not in ("distributed",)])
+@pytest.mark.parametrize("kind", [kind for kind in WRITERS if kind not in ("distributed",)])
 def test_a_truncated_file_is_called_so(tmp_path: Path, kind: str) -> None:
     write_all(kind, tmp_path, {1: weights(1)})
     path = next(tmp_path.iterdir())

@@ -481,7 +481,7 @@ def test_a_window_that_cannot_be(window: Any, error: Any, message: str) -> None:
 
 
 def test_a_schedule_of_windows_that_is_none() -> None:
-    with pytest.raises(TypeError, match="window_schedule=5 is no schedule"):
+    with pytest.raises(TypeError, match="window_schedule=5 is not a schedule"):
         TrajectoryCallback(window_schedule=5)  # type: ignore[arg-type]
 
 

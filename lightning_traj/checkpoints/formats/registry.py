@@ -1,7 +1,8 @@
 """The formats of checkpoints that are read, one file each.
 
-To add one, write a file with ``matches`` and ``read``, add a line to ``FORMATS``, and a sample to ``tests/saved.py``
-for the contract test.
+To add one, write a file with ``matches`` and ``read`` (and ``begins``, if the first bytes tell the format), and add a line
+to ``FORMATS``. For the contract test, add a function that writes a checkpoint to ``WRITERS`` in ``tests/saved.py``, and its
+name to ``SAMPLES`` there.
 """
 
 from __future__ import annotations
@@ -22,28 +23,36 @@ class Format:
         name: Name of the format in tests and messages.
         matches: Function that tells whether a path is of this format, by its name and the names within.
         read: Function that reads a checkpoint. It is given the path, the key that leads to the state dict (None where
-            it usually is) and which weights to read, and raises any exception if the file is damaged.
+            it usually is; formats without nesting ignore it) and which weights to read, and raises any exception if
+            the file is damaged.
         suffixes: Suffixes of files of this format; empty for folders.
+        begins: Function that tells whether a file is of this format by its first bytes (at most ``START``) and its
+            size; None if they do not tell.
     """
 
     name: str
     matches: Callable[[Path], bool]
     read: Callable[[Path, str | None, Weights], Contents]
     suffixes: tuple[str, ...] = ()
+    begins: Callable[[bytes, int], bool] | None = None
 
 
 SAFETENSORS = Format(
-    "safetensors file", safetensors_reader.matches, safetensors_reader.read, safetensors_reader.SUFFIXES
+    "safetensors file",
+    safetensors_reader.matches,
+    safetensors_reader.read,
+    safetensors_reader.SUFFIXES,
+    safetensors_reader.begins,
 )
-TORCH = Format("torch file", torch_reader.matches, torch_reader.read, torch_reader.SUFFIXES)
+TORCH = Format("torch file", torch_reader.matches, torch_reader.read, torch_reader.SUFFIXES, torch_reader.begins)
 FOLDER = Format("model folder", folder_reader.matches, folder_reader.read)
-FORMATS = (  # the first that matches is taken
+FORMATS = (  # the first that fits is taken: those that tell more from the first bytes come before those that tell less
     Format("distributed folder", distributed_reader.matches, distributed_reader.read),
     FOLDER,
-    TORCH,
     SAFETENSORS,
+    TORCH,
 )
-_ZIP, _HEADER = b"PK\x03\x04", 8  # beginning of an archive; bytes of the length of safetensors' header
+START = 64  # bytes
 SUFFIXES = tuple(suffix for one in FORMATS for suffix in one.suffixes)
 
 
@@ -54,10 +63,8 @@ def format_of(path: Path) -> Format:
     """
     if path.is_file():
         with path.open("rb") as file:
-            start = file.read(_HEADER + 1)
-        if start.startswith(_ZIP):
-            return TORCH
-        length = int.from_bytes(start[:_HEADER], "little")
-        if start[_HEADER:] == b"{" and _HEADER + length <= path.stat().st_size:
-            return SAFETENSORS
+            start, size = file.read(START), path.stat().st_size
+        for one in FORMATS:
+            if one.begins is not None and one.begins(start, size):
+                return one
     return next((one for one in FORMATS if one.matches(path)), FOLDER if path.is_dir() else TORCH)

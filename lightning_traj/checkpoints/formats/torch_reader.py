@@ -31,6 +31,11 @@ def matches(path: Path) -> bool:
     return path.suffix in SUFFIXES and path.is_file() and (path.suffix != ".zip" or _is_policy(path))
 
 
+def begins(start: bytes, size: int) -> bool:
+    """Return whether a file begins as a zip archive does, which ``torch.save`` writes."""
+    return start.startswith(b"PK\x03\x04")
+
+
 def read(path: Path, key: str | None, weights: Weights) -> Contents:
     """Read a file, and find the state dict in it.
 
