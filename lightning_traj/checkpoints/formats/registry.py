@@ -1,8 +1,8 @@
 """The formats of checkpoints that are read, one file each.
 
-To add one, write a file with ``matches`` and ``read`` (and ``begins``, if the first bytes tell the format), and add a line
-to ``FORMATS``. For the contract test, add a function that writes a checkpoint to ``WRITERS`` in ``tests/saved.py``, and its
-name to ``SAMPLES`` there.
+To add one, write a file with ``matches`` and ``read`` (and ``begins``, if the first bytes tell the format), and add a
+line to ``FORMATS``. For the tests, add a function that writes a checkpoint to ``WRITERS`` in ``tests/saved.py``, and
+its name to ``SAMPLES`` there.
 """
 
 from __future__ import annotations
