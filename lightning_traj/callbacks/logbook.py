@@ -114,7 +114,7 @@ class Logbook(Picklable, transient={"folder": NoneType}):
         trajectory, dropped = self.recorder.collect(drop)
         if dropped:
             names = list(dict.fromkeys(name for blocks in dropped.values() for name in blocks))
-            shown = "every block" if len(names) == len(self.recorder.state.blocks) else join_names(names, NAMED)
+            shown = "every block" if len(names) >= len(trajectory.blocks) else join_names(names, NAMED)
             self.guard.warn(
                 "not finite",
                 f"{len(dropped)} snapshots with non-finite entries in {shown} were left out, at steps {list(dropped)}; "

@@ -132,7 +132,7 @@ class ExactGram:
             return self
         return replace(
             self,
-            snapshots=tuple(self.snapshots[i] for i in indices),
+            snapshots=tuple(self.snapshots[i] for i in indices if self.snapshots),
             local=tuple(self.local[i] for i in indices),
             anchored=at(self.anchored, indices),
         )

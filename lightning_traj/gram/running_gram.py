@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -81,10 +82,18 @@ class RunningGram(Metric):
         Raises:
             ValueError: A block is missing or has another length than before.
             FloatingPointError: ``exact``, and an entry is not finite. Nothing was taken in.
+            RuntimeError: ``exact``, after ``load_state_dict``: the snapshots themselves are in no state.
         """
         if self.exact:
             assert not isinstance(row, Row)
-            self._set(self._exact.with_row(row, products))
+            gram = self._full
+            if len(gram.snapshots) != len(gram):
+                raise RuntimeError(
+                    f"RunningGram(exact=True) has the Gram matrix of {len(gram)} snapshots from a state_dict, which "
+                    "does not hold the snapshots: a new one cannot be compared with them. Call reset(), or pickle the "
+                    "metric instead of saving its state_dict."
+                )
+            self._set(gram.with_row(row, products))
         else:
             self._set(self._sketched.with_row(row))
 
@@ -106,7 +115,7 @@ class RunningGram(Metric):
 
     def keep(self, indices: Sequence[int]) -> None:
         """Keep these snapshots of 0 … n−1, ascending and with 0 among them, and forget the others."""
-        self._set((self._exact if self.exact else self._sketched).keep(indices))
+        self._set((self._full if self.exact else self._sketched).keep(indices))
         self._computed = None
 
     def reset(self) -> None:
@@ -122,6 +131,10 @@ class RunningGram(Metric):
     def set_extra_state(self, state: list[int]) -> None:
         """Set the lengths of the sketches, from ``state_dict``."""
         self.lengths = tuple(state)
+
+    @property
+    def _full(self) -> ExactGram:
+        return replace(self._exact, local=tuple(self.local), anchored=self.anchored)
 
     @property
     def _sketched(self) -> SketchedGram:

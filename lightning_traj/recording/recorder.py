@@ -29,7 +29,7 @@ from lightning_traj.recording.settings import RecordingSettings
 from lightning_traj.recording.sketch_store import Sketcher, SketchStore
 from lightning_traj.recording.snapshot_files import SnapshotFiles
 from lightning_traj.recording.store import SnapshotStore
-from lightning_traj.recording.unreadable import Unreadable, unreadable_anywhere, without
+from lightning_traj.recording.unreadable import Unreadable, unrecordable, without
 from lightning_traj.recording.window_recorder import WindowRecorder
 from lightning_traj.recording.windows import StepWindows
 from lightning_traj.sketch import DEFAULT_DIM, CountSketch
@@ -98,7 +98,7 @@ class Recorder(Picklable, transient={"_model": NoneType}):
 
     # Before training
 
-    def check(self, parameters: NamedTensors, model: nn.Module | None = None) -> None:
+    def check(self, parameters: NamedTensors, model: nn.Module | None = None, *, are_values: bool = True) -> None:
         """Check that these parameters can be recorded, and leave out those that cannot.
 
         ``state.partition.unreadable`` names the ones that are left out: their values cannot be read, or are not finite
@@ -107,6 +107,7 @@ class Recorder(Picklable, transient={"_model": NoneType}):
         Args:
             parameters: Tensors by qualified name.
             model: Module that has them.
+            are_values: Whether the tensors have the values that are recorded, and not only their names and shapes.
 
         Raises:
             ValueError: There is nothing to record, a pattern has no match, or blocks differ from a resumed run's.
@@ -116,7 +117,8 @@ class Recorder(Picklable, transient={"_model": NoneType}):
         self.sketcher.unreadable.reset()
         ranks, state = self.process.ranks, self.state
         ranks.all_do(lambda: check_model(state, parameters, model, self.ended))
-        self.leave_out(unreadable_anywhere(ranks, state.partition, parameters, model, is_start=not len(self)))
+        are_first = are_values and not len(self)
+        self.leave_out(unrecordable(ranks, state.partition, parameters, model, are_first=are_first))
 
     def undeclared(self, parameters: NamedTensors) -> tuple[str, ...]:
         """Return names of parameters that look fused and stay whole, since their layout is not known or declared."""
@@ -206,7 +208,9 @@ class Recorder(Picklable, transient={"_model": NoneType}):
         if good:
             self.state = self.state.keep(good)
         else:
+            unreadable = self.state.partition.unreadable
             self.clear()  # without a finite θ_0 nothing is defined: the next snapshot begins anew
+            self.leave_out(unreadable)
         self.sketcher.unreadable.any_left_out = True
         return trajectory, dict(spoilt)
 

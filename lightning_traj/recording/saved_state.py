@@ -37,14 +37,13 @@ def saved(state: RecordState, windows: StepWindows, settings: Mapping[str, Any],
         folder: Folder of full snapshots.
     """
     partition, history, lengths = state.partition, state.history, state.path_lengths
-    recorded = {piece.parameter for pieces in partition.pieces for piece in pieces}
     return {
         "format": FORMAT,
         "settings": dict(settings),
         "blocks": [list(astuple(block)) for block in partition.blocks],
         "pieces": [[asdict(piece) for piece in pieces] for pieces in partition.pieces],
         "root": partition.root,
-        "unreadable": {name: reason for name, reason in partition.unreadable.items() if name in recorded},
+        "unreadable": dict(partition.unreadable),
         "steps": list(history.steps),
         "epochs": list(history.epochs),
         "order": list(history.order),

@@ -156,9 +156,10 @@ class SketchStore:
         if len(partition.blocks) > known and (known or ranks.size > 1):
             # With several ranks, only whether something is not finite is the same on all of them.
             first = known if ranks.size == 1 else 0
-            pairs = zip(partition.blocks[first:], row.blocks()[first:], strict=True)
-            spoilt = [block.name for block, sketch in pairs if not torch.isfinite(sketch).all()]
-            if spoilt:
+            sketches = row.blocks()[first:]
+            if not torch.isfinite(torch.cat(sketches)).all():
+                pairs = zip(partition.blocks[first:], sketches, strict=True)
+                spoilt = [block.name for block, sketch in pairs if not torch.isfinite(sketch).all()]
                 names = spoilt if len(spoilt) < len(partition.blocks) else []
                 return Taken(None, failure or left_out(step, ranks, names))
         self.sketcher.remember(step, row, failure)

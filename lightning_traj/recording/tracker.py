@@ -126,7 +126,7 @@ class Tracker(Picklable, ABC, transient={"run": None, "_introduce": None}):
         self.quantity.begin(self.run.module)
         parameters = self.parameters()
         self.recorder.ended |= _ended(self.quantity)
-        self.recorder.check(parameters, self.run.module)
+        self.recorder.check(parameters, self.run.module, are_values=not self.quantity.at_steps)
         self.recorder.process.ranks.compare(self.triggers.settings_of_ranks)
         cost = self.recorder.prepare(parameters)
         self._notices.restart(self.recorder.state.partition.unreadable)

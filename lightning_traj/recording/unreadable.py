@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_traj.blocks import Partition, clean_name
 from lightning_traj.distributed import Ranks
@@ -71,11 +71,19 @@ def found_anywhere(ranks: Ranks, reasons: Mapping[str, str], names: Sequence[str
         reasons: Why parameters cannot be read on this rank, by clean name.
         names: Clean names, the same on all ranks.
     """
-    if ranks.size == 1 or not ranks.agree(names):  # ``Recorder.prepare`` raises for other names
-        return dict(reasons)
-    table = ranks.each([name in reasons for name in names])
-    found = itertools.compress(names, table.any(dim=0).tolist())
+    (found,) = _anywhere(ranks, names, [reasons])
     return {name: reasons.get(name, "it cannot be read on another process") for name in found}
+
+
+def _anywhere(ranks: Ranks, names: Sequence[str], some: Sequence[Collection[str]]) -> list[list[str]]:
+    """Return, for each collection, the names that it has on some rank. All ranks have to call it, with as many.
+
+    If the ranks have other names than each other, their own names are returned; ``Recorder.prepare`` raises for that.
+    """
+    if ranks.size == 1 or not ranks.agree(names):
+        return [list(each) for each in some]
+    table = ranks.each([name in each for each in some for name in names]).any(dim=0)
+    return [list(itertools.compress(names, column.tolist())) for column in table.view(len(some), len(names))]
 
 
 def agreed(
@@ -101,24 +109,8 @@ def without(partition: Partition, reasons: Mapping[str, str]) -> Partition:
     return replace(partition, unreadable={**partition.unreadable, **reasons}) if reasons else partition
 
 
-def non_finite(partition: Partition, parameters: NamedTensors) -> dict[str, str]:
-    """Return the parameters with entries that are not finite on this rank before training, with the reason.
-
-    All displacements would be measured from these entries, so that no snapshot of a model with one such parameter would
-    count.
-    """
-    found = {}
-    recorded = {name: tensor for name, tensor in partition.recorded(parameters).items() if has_entries(tensor)}
-    regions = {name: held_share(name, tensor) for name, tensor in recorded.items()}
-    for held, pieces in zip(partition.held(recorded, regions), partition.pieces, strict=True):
-        for each, piece in zip(held, pieces, strict=False):
-            if not each.tensor.is_meta and not all(bool(torch.isfinite(view).all()) for view, _ in each.now().boxes()):
-                found[piece.parameter] = "it has entries that are not finite before training"
-    return found
-
-
-def unreadable_anywhere(
-    ranks: Ranks, partition: Partition, parameters: NamedTensors, model: nn.Module | None, *, is_start: bool
+def unrecordable(
+    ranks: Ranks, partition: Partition, parameters: NamedTensors, model: nn.Module | None, *, are_first: bool
 ) -> dict[str, str]:
     """Return the parameters that cannot be recorded on some rank, with the reasons. All ranks have to call it.
 
@@ -127,16 +119,44 @@ def unreadable_anywhere(
         partition: Partition that is going to meet the parameters.
         parameters: Tensors by qualified name.
         model: Module that has them.
-        is_start: Whether nothing has been recorded yet: parameters that are not finite are found too, unless there are
-            no others.
+        are_first: Whether these are the first values of a recording: those that are not finite are found too, unless
+            there are no others. All displacements would be measured from them, so that no snapshot would count.
     """
     names = [clean_name(name) for name in parameters]
     found = partition.find_unreadable(parameters, model)
-    if not is_start:
+    if not are_first:
         return found_anywhere(ranks, found, names)
-    extended, spoilt = without(partition, found).extended(parameters, model), dict[str, str]()
-    ranks.all_do(lambda: spoilt.update(non_finite(extended, parameters)))
-    everywhere = found_anywhere(ranks, found | spoilt, names)
-    if all(piece.parameter in everywhere for pieces in extended.pieces for piece in pieces):
-        return found_anywhere(ranks, found, names)
-    return everywhere
+    extended, spoilt = without(partition, found).extended(parameters, model), list[str]()
+    ranks.all_do(lambda: spoilt.extend(_non_finite(extended, parameters)))
+    recorded = {piece.parameter for pieces in extended.pieces for piece in pieces}
+    unread, not_finite, all_recorded = _anywhere(ranks, names, [found, spoilt, recorded])
+    reasons = {name: found.get(name, "it cannot be read on another process") for name in unread}
+    if set(all_recorded) <= {*unread, *not_finite}:
+        return reasons
+    return dict.fromkeys(not_finite, "it has entries that are not finite before training") | reasons
+
+
+def _non_finite(partition: Partition, parameters: NamedTensors) -> list[str]:
+    """Return the clean names of the parameters with entries on this rank that are not finite."""
+    recorded = {name: tensor for name, tensor in partition.recorded(parameters).items() if has_entries(tensor)}
+    regions = {name: held_share(name, tensor) for name, tensor in recorded.items()}
+    names, finite = list[str](), list[Tensor]()
+    for held, pieces in zip(partition.held(recorded, regions), partition.pieces, strict=True):
+        for each, piece in zip(held, pieces, strict=False):
+            if each.tensor.is_meta:
+                continue
+            with suppress(MemoryError, torch.OutOfMemoryError):  # it may well be recorded all the same
+                extremes = [torch.stack(torch.aminmax(view)) for view, _ in each.now().boxes() if view.numel()]
+                if extremes:  # the largest and the smallest entry tell, and take no memory
+                    names.append(piece.parameter)
+                    finite.append(torch.isfinite(torch.stack(extremes)).all())
+    return [name for name, is_finite in zip(names, _on_host(finite), strict=True) if not is_finite]
+
+
+def _on_host(flags: Sequence[Tensor]) -> list[bool]:
+    """Return bool scalars as Python's, with one transfer for each device."""
+    found: dict[int, bool] = {}
+    for device in dict.fromkeys(flag.device for flag in flags):
+        indices = [i for i, flag in enumerate(flags) if flag.device == device]
+        found.update(zip(indices, torch.stack([flags[i] for i in indices]).tolist(), strict=True))
+    return [found[i] for i in range(len(flags))]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from lightning_traj.gram import Row
 from lightning_traj.recording.process import NamedTensors
@@ -24,6 +26,10 @@ class WindowRecorder:
 
     def __init__(self, recorder: Recorder, state: StepWindows) -> None:
         self.recorder, self.state = recorder, state
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickles and deep copies hold: on the host, so that any machine can read it."""
+        return {"recorder": self.recorder, "state": self.state.to(torch.device("cpu"))}
 
     @property
     def due(self) -> bool:

@@ -603,6 +603,27 @@ def test_an_entry_on_one_rank_that_is_not_finite(tmp_path: Path) -> None:
     assert results[0] == [[step for step in range(5) if step != at] for _, _, (at, _) in NOT_FINITE]
 
 
+def not_finite_at_the_start() -> list[Any]:
+    """The second rank has such entries in one parameter, and then in all of them; what is left out."""
+    answers = []
+    for spoilt in (["h.0.attn.qkv.weight"], list(placed(0, layouts()["rows"]))):
+        recorder, parameters = Recorder(), placed(0, layouts()["rows"])
+        recorder.process.ranks = Ranks.of_world()
+        for name in spoilt:
+            if dist.get_rank() == 1 and local_tensor(parameters[name]).is_floating_point():
+                local_tensor(parameters[name]).fill_(torch.nan)
+        recorder.check(parameters)
+        recorder.prepare(parameters)
+        answers.append(dict(recorder.state.partition.unreadable))
+    return answers
+
+
+def test_entries_on_one_rank_that_are_not_finite_at_the_start() -> None:
+    one, other = launch(not_finite_at_the_start, 2)
+    assert one == other
+    assert one[0] == {"h.0.attn.qkv.weight": "it has entries that are not finite before training"}
+
+
 def partial_sums() -> str:
     mesh = init_device_mesh("cpu", (2,))
     tensor = DTensor.from_local(torch.ones(3), mesh, (Partial(),))

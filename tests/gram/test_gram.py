@@ -315,6 +315,21 @@ def test_state_dict_round_trip(rows):
     assert torch.equal(torch.stack(twin.local), torch.stack(gram.local))
 
 
+def test_a_state_dict_has_the_gram_matrix_of_full_snapshots_and_not_these(rows):
+    snapshots = rows(6)
+    gram, twin = running(snapshots[:5], exact=True), RunningGram(exact=True)
+    twin.load_state_dict(gram.state_dict())
+    assert torch.equal(twin.compute_anchored(), gram.compute_anchored())
+    with pytest.raises(RuntimeError, match="5 snapshots from a state_dict, which does not hold the snapshots"):
+        twin.update(snapshots[5])
+    twin.keep([0, 2, 4])
+    gram.keep([0, 2, 4])
+    assert torch.equal(twin.compute_anchored(), gram.compute_anchored())
+    twin.reset()
+    twin.update(snapshots[0])
+    assert len(twin) == 1
+
+
 def test_one_block_and_one_snapshot():
     gram = running([[torch.tensor([3.0, 4.0])]])
     assert gram.compute_anchored().tolist() == [[[25.0]]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 
@@ -18,6 +19,7 @@ from lightning_traj.recording import recorder as recorder_module
 from lightning_traj.recording.path_lengths import PathLengths
 from lightning_traj.recording.recorder import Recorder
 from lightning_traj.recording.settings import RecordingSettings
+from lightning_traj.recording.windows import StepWindows
 from lightning_traj.sketch.countsketch import CountSketch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -863,3 +865,55 @@ def test_a_failure_after_the_gram_matrix_has_grown_loses_that_snapshot_alone(new
     assert trajectory.steps.tolist() == [0, 1, 2, 4, 5]
     thetas = stacked([snapshots[i] for i in trajectory.steps])
     np.testing.assert_allclose(trajectory.gram("*"), thetas @ thetas.T, rtol=1e-6)
+
+
+# Parameters that are not finite before training
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_parameter_that_is_not_finite_at_the_start_is_left_out_for_good(new, walk, tmp_path, mode):
+    snapshots = [spoilt(snapshot) for snapshot in walk(SHAPES, 6)]
+    others = [{name: t for name, t in snapshot.items() if name != "h.0.q.bias"} for snapshot in snapshots]
+    recorder, expected = new(snapshot=mode), new(snapshot=mode)
+    recorder.check(snapshots[0])
+    assert recorder.state.partition.unreadable == {"h.0.q.bias": "it has entries that are not finite before training"}
+    for step in range(3):
+        assert recorder.record(snapshots[step], step, float(step))
+    resumed = new(snapshot=mode)
+    resumed.load_state_dict(through_a_file(recorder.state_dict(), tmp_path / "checkpoint"))
+    resumed.check(snapshots[3])
+    for step in range(3, 6):
+        assert resumed.record(snapshots[step], step, float(step))
+    for step, snapshot in enumerate(others):
+        expected.record(snapshot, step, float(step))
+    assert_same(collected(resumed), collected(expected))
+
+
+def test_that_all_are_not_finite_leaves_none_out(new, walk):
+    recorder = new()
+    recorder.check({name: torch.full_like(t, math.inf) for name, t in walk(SHAPES, 1)[0].items()})
+    assert not recorder.state.partition.unreadable
+
+
+def test_names_and_shapes_alone_are_not_asked_whether_they_are_finite(new, walk):
+    recorder = new()
+    recorder.check(spoilt(walk(SHAPES, 1)[0]), are_values=False)
+    assert not recorder.state.partition.unreadable
+
+
+def test_a_new_beginning_leaves_out_the_same_parameters(new, walk, recorded):
+    snapshots = walk(SHAPES, 4)
+    recorder = new()
+    recorder.check(spoilt(snapshots[0]))
+    recorder.record({**spoilt(snapshots[0]), "scale": torch.tensor(math.nan)}, 0, 0.0)
+    assert list(recorder.collect()[1]) == [0]
+    recorded([spoilt(snapshot) for snapshot in snapshots[1:]], recorder, first=1)
+    assert collected(recorder).steps.tolist() == [1, 2, 3]
+
+
+def test_copies_have_their_windows_on_the_host(new, walk, recorded, monkeypatch):
+    recorder, devices = recorded(walk(SHAPES, 2), new()), []
+    monkeypatch.setattr(StepWindows, "to", lambda windows, device: devices.append(device) or windows)
+    twin = copy.deepcopy(recorder)
+    assert devices == [torch.device("cpu")]
+    assert twin.windows.recorder is twin
