@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lightning_traj.checkpoints.clock import Clock
 from lightning_traj.checkpoints.findings import label
 from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, Weights
-from lightning_traj.checkpoints.formats.errors import CheckpointError, NoWeights
+from lightning_traj.checkpoints.formats.errors import CheckpointError, NoWeights, with_skip_bad
 from lightning_traj.checkpoints.formats.opening import folder_and_name, open_checkpoint
 from lightning_traj.checkpoints.grouping import by_tensors, series_by_name, several_series, unify_names
 from lightning_traj.checkpoints.names import is_end
@@ -119,6 +119,7 @@ def _open(
     paths: Sequence[Path], key: str | None, weights: Weights, skip_bad: bool, skipped: Sequence[Finding]
 ) -> tuple[list[Checkpoint], list[Finding]]:
     notes, opened = list(skipped), []
+    failed: CheckpointError | None = None
     for path in paths:
         try:
             opened.append(open_checkpoint(path, key, weights))
@@ -128,7 +129,9 @@ def _open(
             elif skip_bad:
                 notes.append(unread(error))
             else:
-                raise
+                failed = failed or error
+    if failed is not None:
+        raise with_skip_bad(failed) if opened else failed
     weighty = [c for c in opened if any(map(has_entries, c.shapes.values()))]
     if 0 < len(weighty) < len(opened):
         notes += [

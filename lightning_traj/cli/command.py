@@ -99,8 +99,14 @@ def _analyze(options: argparse.Namespace) -> int:
             _fail(str(error))
             return SEVERAL
         except ValueError as error:
-            return _fail(f"series {name}: {error}" if len(chosen) > 1 else str(error))
-    codes = [_write(trajectories[name], folders[name], options) for name in chosen]
+            if len(chosen) == 1:
+                return _fail(str(error))
+            _fail(f"series {name}: {error}")
+    if not trajectories:
+        return FAILED
+    codes = [_write(trajectory, folders[name], options) for name, trajectory in trajectories.items()]
+    if len(trajectories) < len(chosen):
+        codes.append(SKIPPED)
     for file in files.values():
         file.unlink(missing_ok=True)
     return max(codes)

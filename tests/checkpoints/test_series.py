@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lightning_traj import Trajectory, from_checkpoints
+from lightning_traj.checkpoints.formats.errors import CheckpointError
 from lightning_traj.checkpoints.formats.opening import open_checkpoint
 from lightning_traj.checkpoints.paths import find
 from lightning_traj.checkpoints.series import open_series
@@ -253,5 +254,13 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"1 checkpoint\(s\) to analyse: a trajectory takes two"):
         from_checkpoints(tmp_path)
     (tmp_path / "step2.pt").write_bytes(b"x")
+    for bad in ("step2.pt", "step0.pt"):
+        (tmp_path / bad).write_bytes(b"x")
+        with pytest.raises(CheckpointError, match=rf"{bad} cannot be read .* pass skip_bad=True \(--skip-bad\)\.$"):
+            from_checkpoints(tmp_path)
+    (tmp_path / "step0.pt").unlink()
+    with pytest.raises(CheckpointError) as alone:  # no other file could be read
+        from_checkpoints([tmp_path / "step2.pt"])
+    assert "--skip-bad" not in str(alone.value)
     with pytest.raises(ValueError, match=r"1 checkpoint\(s\).*1 could not be read; skipped: .*step2\.pt.*takes two"):
         from_checkpoints(tmp_path, skip_bad=True)

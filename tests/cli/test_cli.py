@@ -129,12 +129,19 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path, capsys):
     assert "no?]0;title?where: there is no such file" in capsys.readouterr().err
 
 
+def test_the_package_runs_as_the_command():
+    command = [sys.executable, "-m", "lightning_traj", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1] == __version__
+
+
 def test_bad_checkpoints_fail_or_are_skipped(run, tmp_path, capsys, pictureless):
     bad = run / "step=300.safetensors"
     bad.write_bytes(bad.read_bytes()[:-1])
     out = tmp_path / "out"
     assert main(["analyze", str(run), "--out", str(out)]) == 1
-    assert str(bad) in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert str(bad) in error
+    assert "To leave it out, pass skip_bad=True (--skip-bad)." in error
     assert not out.exists()
     assert main(["analyze", str(run), "--out", str(out), "--skip-bad"]) == 3
     assert f"Note: skipped: {bad}" in capsys.readouterr().out
