@@ -243,6 +243,32 @@ def test_where_checkpoints_are_looked_for(tmp_path: Path) -> None:
     assert opened(*(folder / "pytorch_model.bin" for folder in folders)).steps.tolist() == [9, 10]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("consolidated.00.pth", "consolidated.01.pth"),
+        ("model_states_rank_0.pt", "model_states_rank_1.pt"),
+        ("iter_10/mp_rank_00/model_optim_rng.pt", "iter_10/mp_rank_01/model_optim_rng.pt"),
+        ("mp_rank_00_000/weights.pt", "mp_rank_00_001/weights.pt"),
+    ],
+)
+def test_shards_of_one_checkpoint_are_no_trajectory(tmp_path: Path, names: tuple[str, str]) -> None:
+    paths = [save(tmp_path / name) for name in names]
+    with pytest.raises(ValueError, match=r"are shards of one checkpoint, .*: merge them") as raised:
+        from_checkpoints(paths)
+    assert all(str(path) in str(raised.value) for path in paths)
+    if paths[0].parent == tmp_path:
+        with pytest.raises(ValueError, match="are shards of one checkpoint"):
+            find(tmp_path)
+
+
+def test_one_shard_of_several_steps_is_read(tmp_path: Path) -> None:
+    paths = [save(tmp_path / f"step_{i}" / "consolidated.00.pth", {"w": torch.full((2,), i + 1.0)}) for i in range(3)]
+    assert find(paths) == paths
+    ranks = [save(tmp_path / f"lora_rank_{rank}.pt") for rank in (4, 8)]
+    assert find(ranks) == ranks
+
+
 def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere: there is no such file"):
         from_checkpoints(tmp_path / "nowhere")
