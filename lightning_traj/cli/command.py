@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_traj.cli.arguments import contradiction, make_parser
+from lightning_traj.text import printable
 
 if TYPE_CHECKING:
     from lightning_traj.trajectory import Trajectory
@@ -124,8 +125,8 @@ def _write(trajectory: Trajectory, out: Path, options: argparse.Namespace) -> in
     findings = source.findings if source else ()
     for finding in findings:
         if finding.severity == "warning":
-            print(f"lightning-traj: warning: {_printable(finding.text)}", file=sys.stderr)
-        print(f"Note: {_printable(finding.text)}")
+            print(f"lightning-traj: warning: {printable(finding.text)}", file=sys.stderr)
+        print(f"Note: {printable(finding.text)}")
     print(f"Report: {report}")
     return SKIPPED if any(finding.severity == "error" for finding in findings) else DONE
 
@@ -145,13 +146,8 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"lightning-traj: error: {_printable(message)}", file=sys.stderr)
+    print(f"lightning-traj: error: {printable(message)}", file=sys.stderr)
     return FAILED
-
-
-def _printable(text: str) -> str:
-    """Return a text without control characters: names in files could change the terminal's state."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
 
 
 if __name__ == "__main__":
