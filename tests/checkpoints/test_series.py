@@ -269,6 +269,27 @@ def test_one_shard_of_several_steps_is_read(tmp_path: Path) -> None:
     assert find(ranks) == ranks
 
 
+def test_negative_numbers_are_said_to_be_the_reason(tmp_path: Path) -> None:
+    for epoch in (-1, 0, 1, 2):
+        save(tmp_path / f"epoch_{epoch}.pt", {"w": torch.full((2,), epoch + 2.0)})
+    opened = open_series(find(tmp_path))
+    assert [c.path.stem for c in opened.checkpoints] == ["epoch_0", "epoch_1", "epoch_2"]
+    told = [finding.text for finding in opened.findings if finding.kind == "left out"]
+    assert told == ["epoch_-1.pt is left out: the number in its name is negative."]
+
+
+@pytest.mark.parametrize(("value", "more"), [(1.0, ""), (9.0, ", though their weights differ")])
+def test_two_first_checkpoints_with_other_weights_are_said(tmp_path: Path, value: float, more: str) -> None:
+    for step in (0, 10):
+        save(tmp_path / f"step_{step}.pt", {"w": torch.full((2,), step + 1.0)})
+    save(tmp_path / "init.pt", {"w": torch.full((2,), value)})
+    opened = open_series(find(tmp_path))
+    assert [c.path.stem for c in opened.checkpoints] == ["step_0", "step_10"]
+    (told,) = [finding.text for finding in opened.findings if finding.kind == "left out"]
+    assert told.startswith("step 0 occurs twice: step_0.pt is taken, ")
+    assert told.endswith(f"init.pt left out{more}.")
+
+
 def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere: there is no such file"):
         from_checkpoints(tmp_path / "nowhere")
