@@ -15,6 +15,11 @@ def join_names(names: Sequence[str], most: int | None = None) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
+def printable(text: str) -> str:
+    """Return a text with ``?`` for control characters, which could change a terminal's state and have no glyphs."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
+
+
 def cut(name: str, most: int) -> str:
     """Return a name of at most `most` letters: the text between its numbers loses its middle.
 

@@ -71,7 +71,7 @@ _RULES: tuple[tuple[str, str], ...] = (
     ("mlp_in", r"c_fc|up_proj|dense_h_to_4h|intermediate\.dense|wi|wi_1"),
     ("mlp_in", rf"(?:{_MLP}|{_BLOCK})(?:fc1|fc_in|lin1|linear1|linear_1|ffn)"),
     ("mlp_in", rf"{_MLP}(?:w3|v1|w_1|fc_2|fc1_x|fc|dense1|dense_1|layer_1|w_in)"),
-    ("mlp_in", rf"{_BLOCK}(?:[^.]+\.)?{_MLP}0"),  # nn.Sequential(Linear, GELU, (Dropout,) Linear) in a block
+    ("mlp_in", rf"{_BLOCK}(?:[^.]+\.)?{_MLP}0(?:\.proj)?"),  # nn.Sequential(Linear, GELU, (Dropout,) Linear) in a block
     ("mlp_out", rf"{_BLOCK}(?:[^.]+\.)?{_MLP}[23]"),
     ("mlp_out", r"down_proj|dense_4h_to_h|ff_out"),
     ("mlp_out", rf"(?:{_MLP}|{_BLOCK})(?:fc2|fc_out|lin2|linear2|linear_2|ffn_output|output\.dense)"),
@@ -173,9 +173,12 @@ def fuses_gate(path: str, shapes: Shapes) -> bool:
         shapes: Shapes of all parameters of the model, as for ``role_of``.
     """
     owner = owner_of(path)
-    if owner not in _HALVES:
+    if diffusers := re.fullmatch(r"(.*\bff(?:_context)?\.net\.)0\.proj\.(?:weight|bias)", path):
+        both, output = (tuple(shapes.get(f"{diffusers[1]}{layer}.weight", ())) for layer in ("0.proj", "2"))
+    elif owner in _HALVES:
+        both, output = (_beside(path, other, shapes) for other in (owner, _HALVES[owner]))
+    else:
         return False
-    both, output = (_beside(path, other, shapes) for other in (owner, _HALVES[owner]))
     return len(both) == len(output) > 1 and (both[-2], both[-1]) == (2 * output[-1], output[-2])
 
 
@@ -206,7 +209,10 @@ def _role_by_shapes(path: str, shapes: Shapes) -> str:
     if owner == "w3" and _beside(path, "w12", shapes):
         return "mlp_out"
     if first and second and not third and not gate:  # a layer without a gate
-        return "mlp_in" if owner == "w1" else "mlp_out"
+        are_inputs = first == second and len(set(first[-2:])) > 1
+        # Where c_proj is the output (Qwen), w2 passes through the activation.
+        gate_role = "mlp_gate" if _beside(path, "c_proj", shapes) else "mlp_in"
+        return "mlp_in" if owner == "w1" else gate_role if are_inputs else "mlp_out"
     is_output = first == second != third == (*first[:-2], *first[:-3:-1])
     return _OUTPUT_LAST[owner] if is_output else ""
 

@@ -188,6 +188,11 @@ def is_end(name: str) -> bool:
     return not _END.isdisjoint(_words(name))
 
 
+def is_negative(name: str) -> bool:
+    """Return whether a name counts below zero, such as ``epoch_-1``."""
+    return re.search(r"(?:epoch|step|iter(?:ation)?)s?[=_ ]-\d", name, re.IGNORECASE) is not None
+
+
 def _words(name: str) -> list[str]:
     return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 

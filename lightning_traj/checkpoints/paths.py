@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from lightning_traj.trajectory import is_trajectory
 
 FOLDERS = ("", "checkpoints")  # where in a folder checkpoints are looked for; Lightning's logs have the second
 LEAST = 2  # checkpoints of a trajectory
+# Names of the parts of one state, of LLaMA, Megatron and others.
+_SHARD = re.compile(r"^consolidated\.\d+(?=\.|$)|(?:mp_rank|model_states_rank)_\d+(?:_\d+)*")
 
 
 def find(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -27,7 +30,7 @@ def find(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> li
     Raises:
         FileNotFoundError: A path does not exist.
         PermissionError: A folder may not be looked into.
-        ValueError: A folder holds no checkpoint.
+        ValueError: A folder holds no checkpoint, or files are shards of one.
     """
     found: list[Path] = []
     given = [Path(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
@@ -40,7 +43,26 @@ def find(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> li
                 f"{error.filename or path} may not be looked into (permission denied): allow yourself to read it "
                 "(chmod u+rx), or name other paths."
             ) from error
-    return list(dict.fromkeys(found))
+    found = list(dict.fromkeys(found))
+    _check_shards(found)
+    return found
+
+
+def _check_shards(paths: Iterable[Path]) -> None:
+    """Check that no two of these are shards of one checkpoint, which have the same names and often the same shapes.
+
+    Raises:
+        ValueError: Two are.
+    """
+    first: dict[tuple[str, ...], Path] = {}
+    for path in paths:
+        parts = tuple(_SHARD.sub("*", part) for part in path.parts)
+        other = first.setdefault(parts, path)
+        if parts != path.parts and other != path:
+            raise ValueError(
+                f"{other} and {path} are shards of one checkpoint, each with a part of its parameters: merge them with "
+                "the tools of the library that wrote them, or name the same shard of several steps to analyse it alone."
+            )
 
 
 def _found(path: Path) -> list[Path]:

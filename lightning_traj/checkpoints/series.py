@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_traj.checkpoints.clock import Clock
+from lightning_traj.checkpoints.duplicates import are_equal
 from lightning_traj.checkpoints.findings import label
 from lightning_traj.checkpoints.formats.checkpoint import Checkpoint, Weights
-from lightning_traj.checkpoints.formats.errors import CheckpointError, NoWeights
+from lightning_traj.checkpoints.formats.errors import CheckpointError, NoWeights, with_skip_bad
 from lightning_traj.checkpoints.formats.opening import folder_and_name, open_checkpoint
 from lightning_traj.checkpoints.grouping import by_tensors, series_by_name, several_series, unify_names
-from lightning_traj.checkpoints.names import is_end
+from lightning_traj.checkpoints.names import is_end, is_negative, is_start
 from lightning_traj.checkpoints.ordering import Dates, checkpoint_names, dates, shared_name, split_runs
 from lightning_traj.checkpoints.parameters import parameter_count
 from lightning_traj.checkpoints.paths import LEAST
@@ -119,6 +120,7 @@ def _open(
     paths: Sequence[Path], key: str | None, weights: Weights, skip_bad: bool, skipped: Sequence[Finding]
 ) -> tuple[list[Checkpoint], list[Finding]]:
     notes, opened = list(skipped), []
+    failed: CheckpointError | None = None
     for path in paths:
         try:
             opened.append(open_checkpoint(path, key, weights))
@@ -128,7 +130,9 @@ def _open(
             elif skip_bad:
                 notes.append(unread(error))
             else:
-                raise
+                failed = failed or error
+    if failed is not None:
+        raise with_skip_bad(failed) if opened else failed
     weighty = [c for c in opened if any(map(has_entries, c.shapes.values()))]
     if 0 < len(weighty) < len(opened):
         notes += [
@@ -187,9 +191,8 @@ def _runs(checkpoints: Sequence[Checkpoint], order: Order, explicit: Collection[
 def _left_out_strays(strays: Sequence[Checkpoint], members: Sequence[Checkpoint]) -> list[Finding]:
     if not strays:
         return []
-    holds = "holds" if len(strays) == 1 else "hold"
     listed = join_names([label(stray) for stray in strays], MOST)
-    is_are = "is" if len(strays) == 1 else "are"
+    holds, is_are = ("holds", "is") if len(strays) == 1 else ("hold", "are")
     text = f"{listed} {holds} other tensors than {label(members[0])} and the like, and {is_are} left out."
     return [Finding("left out", text)]
 
@@ -211,6 +214,9 @@ def _given(
 
 
 def _by_step(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[int], Clock, list[Finding]]:
+    negative = [c for c in opened if is_negative(folder_and_name(c.path)[1]) and c.step is None]
+    opened = [c for c in opened if c not in negative]
+    _check_count(opened)
     found = dates(opened)
     unknown = [c for i, c in enumerate(opened) if i not in found.known]
     if unknown and len(found.known) < LEAST:
@@ -221,6 +227,7 @@ def _by_step(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[int], Clo
         )
     clock, dated = found.clock(found.known), [opened[i] for i in found.known]
     notes = [*found.notes, *_undated(unknown)]
+    notes += [Finding("left out", f"{label(c)} is left out: the number in its name is negative.") for c in negative]
     numbered = [any(map(str.isdigit, folder_and_name(c.path)[1])) for c in dated]
     # Of the same step, the first that has a number in its name comes first, or else the first that was given.
     by_time = sorted(range(len(dated)), key=lambda i: (clock.values[i], not numbered[i], i))
@@ -228,7 +235,9 @@ def _by_step(opened: list[Checkpoint]) -> tuple[list[Checkpoint], list[int], Clo
     for i in by_time:
         if kept and clock.values[kept[-1]] == clock.values[i]:
             both = f"{label(dated[kept[-1]])} is taken, {label(dated[i])} left out"
-            notes.append(Finding("left out", f"{clock.unit} {clock.values[i]:,} occurs twice: {both}."))
+            unlike = is_start(folder_and_name(dated[i].path)[1]) and not are_equal(dated[kept[-1]], dated[i])
+            more = ", though their weights differ" if unlike else ""
+            notes.append(Finding("left out", f"{clock.unit} {clock.values[i]:,} occurs twice: {both}{more}."))
         else:
             kept.append(i)
     if len(kept) < LEAST:
@@ -247,11 +256,9 @@ def _undated(left_out: Sequence[Checkpoint]) -> list[Finding]:
         return []
     listed, is_are = join_names([label(c) for c in left_out], MOST), "is" if len(left_out) == 1 else "are"
     unlike = all(any(map(str.isdigit, folder_and_name(c.path)[1])) for c in left_out)
-    why = (
-        "no date is known that goes with those of the others"
-        if unlike
-        else ("neither a file nor its name says when it was written, as others do")
-    )
+    why = "neither a file nor its name says when it was written, as others do"
+    if unlike:
+        why = "no date is known that goes with those of the others"
     text = (
         f"{listed} {is_are} left out: {why}. To have all "
         'files counted, name them one by one in their order, with order="given" (--order given).'

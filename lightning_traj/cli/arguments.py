@@ -16,7 +16,7 @@ EXIT_CODES = """exit codes:
   0    done
   1    failed: the message says why; there are no new results
   2    wrong usage
-  3    done, but some checkpoints could not be read (--skip-bad)
+  3    done, but some checkpoints (--skip-bad) or series (--series all) could not be read
   4    the files are of several series: they are listed, and --series picks one
   130  interrupted: the same command goes on where it was
 """

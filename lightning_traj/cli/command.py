@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_traj.cli.arguments import contradiction, make_parser
+from lightning_traj.text import printable
 
 if TYPE_CHECKING:
     from lightning_traj.trajectory import Trajectory
@@ -99,8 +100,14 @@ def _analyze(options: argparse.Namespace) -> int:
             _fail(str(error))
             return SEVERAL
         except ValueError as error:
-            return _fail(f"series {name}: {error}" if len(chosen) > 1 else str(error))
-    codes = [_write(trajectories[name], folders[name], options) for name in chosen]
+            if len(chosen) == 1:
+                return _fail(str(error))
+            _fail(f"series {name}: {error}")
+    if not trajectories:
+        return FAILED
+    codes = [_write(trajectory, folders[name], options) for name, trajectory in trajectories.items()]
+    if len(trajectories) < len(chosen):
+        codes.append(SKIPPED)
     for file in files.values():
         file.unlink(missing_ok=True)
     return max(codes)
@@ -118,8 +125,8 @@ def _write(trajectory: Trajectory, out: Path, options: argparse.Namespace) -> in
     findings = source.findings if source else ()
     for finding in findings:
         if finding.severity == "warning":
-            print(f"lightning-traj: warning: {_printable(finding.text)}", file=sys.stderr)
-        print(f"Note: {_printable(finding.text)}")
+            print(f"lightning-traj: warning: {printable(finding.text)}", file=sys.stderr)
+        print(f"Note: {printable(finding.text)}")
     print(f"Report: {report}")
     return SKIPPED if any(finding.severity == "error" for finding in findings) else DONE
 
@@ -139,13 +146,8 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"lightning-traj: error: {_printable(message)}", file=sys.stderr)
+    print(f"lightning-traj: error: {printable(message)}", file=sys.stderr)
     return FAILED
-
-
-def _printable(text: str) -> str:
-    """Return a text without control characters: names in files could change the terminal's state."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
 
 
 if __name__ == "__main__":

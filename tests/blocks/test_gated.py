@@ -227,6 +227,32 @@ def test_a_gate_whose_side_is_not_known_is_said() -> None:
     assert [block.role for block in Partition().extended(usual).blocks] == ["mlp_in", "mlp_out"]
 
 
+def test_two_inputs_beside_c_proj_are_an_input_and_its_gate() -> None:
+    """Qwen multiplies w1 with the activation of w2."""
+    path = "transformer.h.0.mlp"
+    shapes = {f"{path}.w1.weight": (HIDDEN, WIDTH), f"{path}.w2.weight": (HIDDEN, WIDTH)}
+    output = {f"{path}.c_proj.weight": (WIDTH, HIDDEN)}
+    qwen = {name: torch.randn(shape) for name, shape in {**shapes, **output}.items()}
+    assert list(roles(qwen).values()) == ["mlp_in", "mlp_gate", "mlp_out"]
+    alone = {name: torch.randn(shape) for name, shape in shapes.items()}
+    assert list(roles(alone).values()) == ["mlp_in", "mlp_in"]
+    plain = {f"{path}.w1.weight": torch.randn(HIDDEN, WIDTH), f"{path}.w2.weight": torch.randn(WIDTH, HIDDEN)}
+    assert list(roles(plain).values()) == ["mlp_in", "mlp_out"]
+
+
+def test_diffusers_feed_forward_is_told_by_shapes() -> None:
+    """GEGLU has the gate in one tensor with the input, and looks fused; GELU has the input alone."""
+    path = "down_blocks.0.attentions.0.transformer_blocks.0.ff.net"
+    for factor, role in ((2, "linear"), (1, "mlp_in")):
+        parameters = {
+            f"{path}.0.proj.weight": torch.randn(factor * HIDDEN, WIDTH),
+            f"{path}.2.weight": torch.randn(WIDTH, HIDDEN),
+        }
+        partition = Partition().extended(parameters)
+        assert [block.role for block in partition.blocks] == [role, "mlp_out"]
+        assert partition.undeclared == ((f"{path}.0.proj.weight",) if factor == 2 else ())
+
+
 def test_wrapped_layers_have_their_roles() -> None:
     """LoRA's base layers, and others of what lies between the names."""
     names = [f"layers.0.mlp.{name}.base_layer.weight" for name in ("w1", "w2", "w3")]

@@ -304,11 +304,20 @@ def test_the_command_line_lists_series_and_picks_one(
         assert (both / name / "report.html").is_file()
 
 
-def test_a_series_that_fails_is_named(gan: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_series_that_fails_is_named_and_the_others_are_written(
+    gan: Any, tmp_path: Path, pictureless: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
     nan = {name: torch.full(shape, torch.nan) for name, shape in OTHER.items()}
     write(gan[0], named("gen_epoch_{}.pt", dict.fromkeys(NUMBERS, nan)))
-    assert main(["analyze", str(gan[0]), "--out", str(tmp_path / "out"), "--series", "all"]) == 1
+    command = ["analyze", str(gan[0]), "--out", str(out), "--series", "all"]
+    assert main(command) == 3
     assert "error: series gen_epoch: 0 of 4 checkpoints are finite" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["disc_epoch"]
+    assert (out / "disc_epoch" / "report.html").is_file()
+    nan = {name: torch.full(shape, torch.nan) for name, shape in SHAPES.items()}
+    write(gan[0], named("disc_epoch_{}.pt", dict.fromkeys(NUMBERS, nan)))
+    assert main([*command, "--overwrite"]) == 1
 
 
 def test_reports_of_each_that_are_interrupted_go_on(

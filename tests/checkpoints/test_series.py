@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lightning_traj import Trajectory, from_checkpoints
+from lightning_traj.checkpoints.formats.errors import CheckpointError
 from lightning_traj.checkpoints.formats.opening import open_checkpoint
 from lightning_traj.checkpoints.paths import find
 from lightning_traj.checkpoints.series import open_series
@@ -242,6 +243,53 @@ def test_where_checkpoints_are_looked_for(tmp_path: Path) -> None:
     assert opened(*(folder / "pytorch_model.bin" for folder in folders)).steps.tolist() == [9, 10]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("consolidated.00.pth", "consolidated.01.pth"),
+        ("model_states_rank_0.pt", "model_states_rank_1.pt"),
+        ("iter_10/mp_rank_00/model_optim_rng.pt", "iter_10/mp_rank_01/model_optim_rng.pt"),
+        ("mp_rank_00_000/weights.pt", "mp_rank_00_001/weights.pt"),
+    ],
+)
+def test_shards_of_one_checkpoint_are_no_trajectory(tmp_path: Path, names: tuple[str, str]) -> None:
+    paths = [save(tmp_path / name) for name in names]
+    with pytest.raises(ValueError, match=r"are shards of one checkpoint, .*: merge them") as raised:
+        from_checkpoints(paths)
+    assert all(str(path) in str(raised.value) for path in paths)
+    if paths[0].parent == tmp_path:
+        with pytest.raises(ValueError, match="are shards of one checkpoint"):
+            find(tmp_path)
+
+
+def test_one_shard_of_several_steps_is_read(tmp_path: Path) -> None:
+    paths = [save(tmp_path / f"step_{i}" / "consolidated.00.pth", {"w": torch.full((2,), i + 1.0)}) for i in range(3)]
+    assert find(paths) == paths
+    ranks = [save(tmp_path / f"lora_rank_{rank}.pt") for rank in (4, 8)]
+    assert find(ranks) == ranks
+
+
+def test_negative_numbers_are_said_to_be_the_reason(tmp_path: Path) -> None:
+    for epoch in (-1, 0, 1, 2):
+        save(tmp_path / f"epoch_{epoch}.pt", {"w": torch.full((2,), epoch + 2.0)})
+    opened = open_series(find(tmp_path))
+    assert [c.path.stem for c in opened.checkpoints] == ["epoch_0", "epoch_1", "epoch_2"]
+    told = [finding.text for finding in opened.findings if finding.kind == "left out"]
+    assert told == ["epoch_-1.pt is left out: the number in its name is negative."]
+
+
+@pytest.mark.parametrize(("value", "more"), [(1.0, ""), (9.0, ", though their weights differ")])
+def test_two_first_checkpoints_with_other_weights_are_said(tmp_path: Path, value: float, more: str) -> None:
+    for step in (0, 10):
+        save(tmp_path / f"step_{step}.pt", {"w": torch.full((2,), step + 1.0)})
+    save(tmp_path / "init.pt", {"w": torch.full((2,), value)})
+    opened = open_series(find(tmp_path))
+    assert [c.path.stem for c in opened.checkpoints] == ["step_0", "step_10"]
+    (told,) = [finding.text for finding in opened.findings if finding.kind == "left out"]
+    assert told.startswith("step 0 occurs twice: step_0.pt is taken, ")
+    assert told.endswith(f"init.pt left out{more}.")
+
+
 def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere: there is no such file"):
         from_checkpoints(tmp_path / "nowhere")
@@ -253,5 +301,13 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"1 checkpoint\(s\) to analyse: a trajectory takes two"):
         from_checkpoints(tmp_path)
     (tmp_path / "step2.pt").write_bytes(b"x")
+    for bad in ("step2.pt", "step0.pt"):
+        (tmp_path / bad).write_bytes(b"x")
+        with pytest.raises(CheckpointError, match=rf"{bad} cannot be read .* pass skip_bad=True \(--skip-bad\)\.$"):
+            from_checkpoints(tmp_path)
+    (tmp_path / "step0.pt").unlink()
+    with pytest.raises(CheckpointError) as alone:  # no other file could be read
+        from_checkpoints([tmp_path / "step2.pt"])
+    assert "--skip-bad" not in str(alone.value)
     with pytest.raises(ValueError, match=r"1 checkpoint\(s\).*1 could not be read; skipped: .*step2\.pt.*takes two"):
         from_checkpoints(tmp_path, skip_bad=True)

@@ -8,12 +8,15 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_traj import FusedLayout, Trajectory, __version__, from_checkpoints
 from lightning_traj.cli.arguments import _fused
 from lightning_traj.cli.command import RESUMPTION, main
+from lightning_traj.plots import to_rgb
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -129,12 +132,31 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path, capsys):
     assert "no?]0;title?where: there is no such file" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("error")
+def test_control_characters_do_not_reach_figures(walk, tmp_path, pictureless):
+    name = "\x1b]0;title\x07net.weight"
+    for step, snapshot in enumerate(walk({name: (6, 4), "head.weight": (4, 3)}, 3)):
+        save_file(snapshot, tmp_path / f"step={step}.safetensors")
+    assert main(["analyze", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    figure = Figure()
+    figure.text(0.5, 0.5, name)
+    assert to_rgb(figure).shape[2] == 3
+    assert [text.get_text() for text in figure.findobj(Text)] == ["?]0;title?net.weight"]
+
+
+def test_the_package_runs_as_the_command():
+    command = [sys.executable, "-m", "lightning_traj", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1] == __version__
+
+
 def test_bad_checkpoints_fail_or_are_skipped(run, tmp_path, capsys, pictureless):
     bad = run / "step=300.safetensors"
     bad.write_bytes(bad.read_bytes()[:-1])
     out = tmp_path / "out"
     assert main(["analyze", str(run), "--out", str(out)]) == 1
-    assert str(bad) in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert str(bad) in error
+    assert "To leave it out, pass skip_bad=True (--skip-bad)." in error
     assert not out.exists()
     assert main(["analyze", str(run), "--out", str(out), "--skip-bad"]) == 3
     assert f"Note: skipped: {bad}" in capsys.readouterr().out

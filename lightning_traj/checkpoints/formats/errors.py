@@ -28,6 +28,13 @@ def unreadable(path: Path, error: BaseException) -> CheckpointError:
     return named
 
 
+def with_skip_bad(error: CheckpointError) -> CheckpointError:
+    """Return an error for a checkpoint that adds how to go on without it."""
+    told = CheckpointError(f"{error} To leave it out, pass skip_bad=True (--skip-bad).")
+    told.path, told.__cause__ = error.path, error.__cause__
+    return told
+
+
 def reason(error: BaseException) -> str:
     """Return why something cannot be read, without a full stop."""
     text = str(error).strip()
