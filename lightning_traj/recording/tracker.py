@@ -164,7 +164,8 @@ class Tracker(Picklable, ABC, transient={"run": None, "_introduce": None}):
                 "that of all steps in a batch",
             )
         elif self.recorder.windows.running:
-            self._guard("recording", self._add_to_window)
+            windows, parameters = self.recorder.windows, self.quantity.parameters
+            self._guard("recording", lambda: windows.add(parameters.of(self.run.module), self.steps))
         self._request_window(lambda: self.triggers.window_schedule.due_after_steps(self.steps, number))
 
     def batch_ends(self) -> None:
@@ -240,9 +241,6 @@ class Tracker(Picklable, ABC, transient={"run": None, "_introduce": None}):
             partition = self.recorder.state.partition
             self._notices.of_unreadable(partition.unreadable)
             self._notices.of_new_blocks(self.quantity.parameters.names, partition)
-
-    def _add_to_window(self) -> None:
-        self.recorder.windows.add(self.quantity.parameters.of(self.run.module), self.steps)
 
     def _request_window(self, is_due: Callable[[], bool]) -> None:
         def request() -> None:  # schedules can be the user's own, and may fail
