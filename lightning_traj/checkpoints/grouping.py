@@ -133,8 +133,8 @@ def check_matched(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> No
         if matched < MATCHED * whole:
             raise ValueError(
                 f"only {matched:,} of the {whole:,} parameters in {label(checkpoint)} could be matched with those of "
-                "other files, by name and shape: pass files of one model, or partial=True (--partial) to analyse what "
-                "they share."
+                "other files, by name and shape: pass files of one model, or partial=True (--partial) to analyse their "
+                "common parameters."
             )
 
 

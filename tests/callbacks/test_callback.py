@@ -539,9 +539,9 @@ def test_a_hint_where_conditions_may_never_be_asked(fit: Any, caplog: Any, when:
 # Bad input ------------------------------------------------------------------------------------------------------
 
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"schedule": 5}, TypeError, "schedule=5 is no schedule: pass one such as EveryNEpochs(1) or EveryNSteps(100)."),
-    ({"schedule": EveryNEpochs}, TypeError, "is no schedule: pass one such as EveryNEpochs(1) or EveryNSteps(100)."),
-    ({"schedule": "epoch"}, TypeError, "schedule='epoch' is no schedule: pass one such as EveryNEpochs(1)"),
+    ({"schedule": 5}, TypeError, "schedule=5 is not a schedule: pass one such as EveryNEpochs(1) or EveryNSteps(100)."),
+    ({"schedule": EveryNEpochs}, TypeError, "is not a schedule: pass one such as EveryNEpochs(1) or EveryNSteps(100)."),
+    ({"schedule": "epoch"}, TypeError, "schedule='epoch' is not a schedule: pass one such as EveryNEpochs(1)"),
     ({"snapshot": "half"}, ValueError, "snapshot='half': pass one of 'sketch', 'full'."),
     ({"snapshot": None}, ValueError, "snapshot=None: pass one of 'sketch', 'full'."),
     ({"snapshot": ["full"]}, ValueError, "snapshot=['full']: pass one of 'sketch', 'full'."),
@@ -563,8 +563,8 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"max_snapshots": None}, TypeError, "max_snapshots=None: pass an int of at least 4."),
     ({"seed": "0"}, TypeError, "seed='0': pass an int."),
     ({"figures": 1}, TypeError, "figures=1: pass True or False."),
-    ({"dirpath": 5}, TypeError, "dirpath=5 is no path: pass a str or a Path, or None for the folder of the logs."),
-    ({"name": 5}, TypeError, 'name=5 is no string: pass one such as "traj".'),
+    ({"dirpath": 5}, TypeError, "dirpath=5 is not a path: pass a str or a Path, or None for the folder of the logs."),
+    ({"name": 5}, TypeError, 'name=5 is not a string: pass one such as "traj".'),
     ({"name": ""}, ValueError, "name='': pass letters, digits, '.', '_' and '-'"),
     ({"name": "a/b"}, ValueError, "name='a/b': pass letters, digits, '.', '_' and '-'"),
     ({"name": ".."}, ValueError, "name='..': pass letters, digits, '.', '_' and '-'"),

@@ -46,11 +46,11 @@ SAFETENSORS = Format(
 )
 TORCH = Format("torch file", torch_reader.matches, torch_reader.read, torch_reader.SUFFIXES, torch_reader.begins)
 FOLDER = Format("model folder", folder_reader.matches, folder_reader.read)
-FORMATS = (  # the first that fits is taken: those that tell more from the first bytes come before those that tell less
+FORMATS = (  # the first that fits is taken: another kind of zip archive has to come before files of torch
     Format("distributed folder", distributed_reader.matches, distributed_reader.read),
     FOLDER,
-    SAFETENSORS,
     TORCH,
+    SAFETENSORS,
 )
 START = 64  # bytes
 SUFFIXES = tuple(suffix for one in FORMATS for suffix in one.suffixes)
