@@ -3,6 +3,10 @@
 To add one, write a file with ``matches`` and ``read`` (and ``begins``, if the first bytes tell the format), and add a
 line to ``FORMATS``. For the tests, add a function that writes a checkpoint to ``WRITERS`` in ``tests/saved.py``, and
 its name to ``SAMPLES`` there.
+
+An analysis holds one tensor of all checkpoints at once, and reads it again for each part of it. ``read`` therefore
+returns shapes without data, keeps no file open, and gives each tensor as a view of the mapped file, or as a copy in a
+temporary file (``torch_files.Copied``).
 """
 
 from __future__ import annotations
@@ -52,7 +56,7 @@ FORMATS = (  # the first that fits is taken: another kind of zip archive has to 
     TORCH,
     SAFETENSORS,
 )
-START = 64  # bytes
+START = 512  # bytes: the name of the first member of an archive is among them
 SUFFIXES = tuple(suffix for one in FORMATS for suffix in one.suffixes)
 
 
