@@ -36,9 +36,10 @@ def test_a_trajectory_file_loads_with_its_values() -> None:
     trajectory = Trajectory.load(HERE / "trajectory.safetensors")
     with np.load(HERE / "trajectory.npz") as expected:
         assert trajectory.steps.tolist() == expected["steps"].tolist() == [0, 4, 8, 12]
-        for name, value in trajectory.summary().items():
+        summary = trajectory.summary()
+        for name in set(expected.files) - {"steps"}:  # measures that came later have no value there
             # Angles of nearly parallel vectors lose digits to the rounding of their cosines.
-            np.testing.assert_allclose(value, expected[name], rtol=1e-9, atol=1e-9, err_msg=name)
+            np.testing.assert_allclose(summary[name], expected[name], rtol=1e-9, atol=1e-9, err_msg=name)
     assert trajectory.settings["sketch_dim"] == 2048
     assert trajectory.sketches is not None
     assert trajectory.sketches.shape == (4, 2048 + 400 + 400 + 1)
