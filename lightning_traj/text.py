@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -59,17 +59,20 @@ def stable_repr(value: object) -> str:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
-def check_unchanged(ours: Mapping[str, str], theirs: Mapping[str, str], recorded: str) -> None:
+def check_unchanged(
+    ours: Mapping[str, object], theirs: Mapping[str, object], recorded: str, show: Callable[[object], str] = str
+) -> None:
     """Raise ValueError where a setting differs from the one that a state was saved with.
 
     Args:
-        ours: Settings of this run, by argument, in words.
+        ours: Settings of this run, by argument, as descriptions or plain values.
         theirs: Settings of the run that saved the state.
         recorded: The end of the phrase "with which …" about the saved state.
+        show: Function that returns a setting as the message shows it.
     """
     for argument, value in ours.items():
-        if theirs[argument] != value:
+        if (saved := theirs.get(argument)) != value:
             raise ValueError(
-                f"{argument}={value} differs from {argument}={theirs[argument]}, with which {recorded}: pass "
-                f"{argument}={theirs[argument]} to go on with it, or another name= to begin a new one."
+                f"{argument}={show(value)} differs from {argument}={show(saved)}, with which {recorded}: pass "
+                f"{argument}={show(saved)} to go on with it, or another name= to begin a new one."
             )

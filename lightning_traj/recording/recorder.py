@@ -23,7 +23,7 @@ from lightning_traj.recording.cost import cost_of, in_bytes
 from lightning_traj.recording.full_store import FullStore
 from lightning_traj.recording.process import NamedTensors, Process, Read, read_now
 from lightning_traj.recording.record_state import RecordState
-from lightning_traj.recording.resuming import check_model, check_settings, compare_ranks
+from lightning_traj.recording.resuming import check_model, compare_ranks
 from lightning_traj.recording.saved_state import current_state, restored, saved
 from lightning_traj.recording.settings import RecordingSettings
 from lightning_traj.recording.sketch_store import Sketcher, SketchStore
@@ -34,6 +34,7 @@ from lightning_traj.recording.window_recorder import WindowRecorder
 from lightning_traj.recording.windows import StepWindows
 from lightning_traj.sketch import DEFAULT_DIM, CountSketch
 from lightning_traj.tensors import UnreadableError
+from lightning_traj.text import check_unchanged
 from lightning_traj.trajectory import Trajectory
 
 ROW_BUDGET = 2**30  # bytes: more than that is kept on the host instead of an accelerator
@@ -249,10 +250,10 @@ class Recorder(Picklable, transient={"_model": NoneType}):
             RuntimeError: Full snapshots could not be read on another rank.
         """
         state, settings = current_state(state), self.settings
-        # A length that was left at its default is that of the recording.
-        check_settings(
-            self.plain_settings, state["settings"], () if settings.sketch_dim is not None else ("sketch_dim",)
-        )
+        ours = self.plain_settings
+        if settings.sketch_dim is None:  # a length that was left at its default is that of the recording
+            del ours["sketch_dim"]
+        check_unchanged(ours, state["settings"], "the trajectory in the checkpoint was recorded", show=repr)
         self.clear()
         self._begin(state["settings"]["sketch_dim"])
         self.state = restored(

@@ -1,4 +1,4 @@
-"""Whether a recording can begin, or go on, with a model and with settings."""
+"""Whether a recording can begin, or go on, with a model and on all ranks."""
 
 from __future__ import annotations
 
@@ -51,26 +51,6 @@ def check_model(state: RecordState, parameters: NamedTensors, model: nn.Module |
             raise ValueError(
                 f"the checkpoint has a trajectory with {block.numel} entries in {block.name!r}, and the model has "
                 f"{numel}: resume with the same model, or without the checkpoint's trajectory."
-            )
-
-
-def check_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any], either: Collection[str] = ()) -> None:
-    """Check that settings are those with which a checkpoint's trajectory was recorded.
-
-    Args:
-        ours: Settings of this recording, as plain values.
-        theirs: Settings in the checkpoint.
-        either: Names of settings that the checkpoint decides.
-
-    Raises:
-        ValueError: A setting differs. The message has both values.
-    """
-    for setting, value in ours.items():
-        if setting not in either and (recorded := theirs.get(setting)) != value:
-            raise ValueError(
-                f"{setting}={value!r} differs from {setting}={recorded!r}, with which the trajectory in the "
-                f"checkpoint was recorded: pass {setting}={recorded!r} to go on with it, or another name= to begin "
-                "a new one."
             )
 
 

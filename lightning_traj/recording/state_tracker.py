@@ -17,12 +17,9 @@ from lightning_traj.recording.triggers import Triggers
 class StateTracker(Tracker):
     """Records a quantity of the state between steps: the weights, or their average.
 
+    The other arguments are those of ``Tracker``.
+
     Args:
-        recorder: Recorder of the snapshots.
-        quantity: Quantity that is recorded.
-        triggers: Decisions when a snapshot or a window is due.
-        counter: Count of the optimizer steps taken.
-        guard: Calls whatever may fail during training, and warns.
         updated_late: Whether the quantity is updated after the step, as averages are. A snapshot that is due after a
             step is then taken at the end of the batch.
     """

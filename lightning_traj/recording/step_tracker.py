@@ -19,12 +19,7 @@ from lightning_traj.recording.triggers import Triggers
 class StepTracker(Tracker, transient={"_last": NoneType}):
     """Records a quantity of a step: a gradient, an update, or a moment right after the step.
 
-    Args:
-        recorder: Recorder of the snapshots.
-        quantity: Quantity that is recorded.
-        triggers: Decisions when a snapshot is due.
-        counter: Count of the optimizer steps taken.
-        guard: Calls whatever may fail during training, and warns.
+    The arguments are those of ``Tracker``.
     """
 
     def __init__(
